@@ -1,0 +1,31 @@
+"""Registries of mmquant.
+
+A type written ``mmquant.Name`` in a config is found without ``import mmquant``: mmengine imports this module by the
+scope's name, and each registry imports its ``locations`` on first use. Keep this file free of heavy imports, because
+mmengine swallows an ImportError raised here and then reports "not in the registry".
+"""
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+# Tensors in, representable values out.
+QUANTIZERS = Registry('quantizer', scope='mmquant', locations=['mmquant.quantizers'])
+# How a weight picks its level.
+ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'])
+# Statistics of tensors to a range.
+OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
+# Distance between a unit's quantized and float output.
+LOSSES = Registry('loss', scope='mmquant', locations=['mmquant.reconstruction'])
+# One stage of an algorithm.
+STEPS = Registry('step', scope='mmquant', locations=['mmquant.algorithms'])
+
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmquant', locations=['mmquant.engine'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmquant', locations=['mmquant.models'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmquant', locations=['mmquant.datasets'])
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmquant', locations=['mmquant.datasets'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmquant', locations=['mmquant.evaluation'])
