@@ -1,0 +1,111 @@
+"""Checks on data set configs and data sets: do the files exist, do two sets share samples."""
+import hashlib
+import os
+import os.path as osp
+from typing import Iterator, Tuple
+
+import numpy as np
+
+EMBEDDED_CONFIG = 'configs/brecq/resnet18_w2a4_digits.py'
+REAL_DATA_VARIABLE = 'MMQUANT_REAL_DATA'
+# Data sets of mmpretrain whose ``split`` is a folder below ``data_root``.
+SPLIT_FOLDER_TYPES = ('ImageNet', 'ImageNet21k')
+# Data sets of mmpretrain that fetch missing files themselves, unless told not to.
+DOWNLOADING_TYPES = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+
+
+def check_dataset_cfg(dataset_cfg: dict) -> None:
+    """Raise if a file or folder that a data set config names does not exist. The data set is not built.
+
+    Looked at are ``data_root``, ``ann_file``, ``data_prefix``, ``tar_file`` and, for mmpretrain's ImageNet, the folder
+    of ``split``; wrappers are followed through ``dataset`` and ``datasets``. Remote addresses (``s3://...``) and data
+    sets that download themselves are passed over.
+
+    Args:
+        dataset_cfg: Config of a data set, the ``dataset`` entry of a data loader config.
+
+    Raises:
+        FileNotFoundError: Something is missing; the text says what, and what to do.
+    """
+    inner = dataset_cfg.get('datasets') or [dataset_cfg.get('dataset')]
+    inner = [cfg for cfg in inner if isinstance(cfg, dict)]
+    for cfg in inner:
+        check_dataset_cfg(cfg)
+    if inner or _downloads_itself(dataset_cfg):
+        return
+    for key, path in _named_paths(dataset_cfg):
+        if '://' not in path and not osp.exists(path):
+            raise FileNotFoundError(_missing_text(str(dataset_cfg.get('type')), key, path))
+
+
+def overlap(dataset_a, dataset_b) -> int:
+    """Count the samples that two data sets share.
+
+    Samples with an image in memory (``img``) are equal if shape, type and content are; others if they lie in the same
+    file after resolving links, or are the same member of the same archive.
+
+    Args:
+        dataset_a: A data set with ``get_data_info`` (mmengine's, or a wrapper), fully initialised or lazy.
+        dataset_b: The other data set.
+
+    Returns:
+        int: Number of different samples that occur in both.
+
+    Raises:
+        ValueError: A sample has neither ``img`` nor ``img_path``.
+    """
+    return len(set(_identities(dataset_a)) & set(_identities(dataset_b)))
+
+
+def _identities(dataset) -> Iterator[tuple]:
+    while not hasattr(dataset, 'get_data_info') and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    for index in range(len(dataset)):
+        yield _identity(dataset.get_data_info(index), dataset)
+
+
+def _identity(info: dict, dataset) -> tuple:
+    img, path = info.get('img'), info.get('img_path')
+    if isinstance(img, np.ndarray):
+        return 'content', img.shape, str(img.dtype), hashlib.sha256(np.ascontiguousarray(img).data).hexdigest()
+    if 'tar_path' in info:
+        return 'member', osp.realpath(info['tar_path']), path
+    if path is not None:
+        return 'file', path if '://' in path else osp.realpath(path)
+    raise ValueError(f'A sample of {type(dataset).__name__} has the keys {sorted(info)}, but neither "img" nor '
+                     '"img_path", so it cannot be compared with others.')
+
+
+def _downloads_itself(cfg: dict) -> bool:
+    return _type_name(cfg) in DOWNLOADING_TYPES and cfg.get('download', True)
+
+
+def _type_name(cfg: dict) -> str:
+    name = cfg.get('type', '')
+    return name.rsplit('.', 1)[-1] if isinstance(name, str) else name.__name__
+
+
+def _named_paths(cfg: dict) -> Iterator[Tuple[str, str]]:
+    root = osp.expanduser(cfg.get('data_root') or '')
+    if root:
+        yield 'data_root', root
+    for key in ('tar_file', 'ann_file'):
+        if cfg.get(key):
+            yield key, osp.join(root, osp.expanduser(cfg[key]))
+    prefixes = cfg.get('data_prefix') or {}
+    if not isinstance(prefixes, dict):
+        prefixes = dict(img_path=prefixes)
+    if not prefixes and cfg.get('split') and _type_name(cfg) in SPLIT_FOLDER_TYPES:
+        yield 'split', osp.join(root, cfg['split'])
+    for prefix in prefixes.values():
+        if prefix:
+            yield 'data_prefix', osp.join(root, osp.expanduser(prefix))
+
+
+def _missing_text(type_name: str, key: str, path: str) -> str:
+    text = (f'The data set {type_name} needs {path} ({key}), which does not exist (seen from {os.getcwd()}). '
+            f'Put the data there, or set {key} in the config or with --cfg-options.')
+    if not os.environ.get(REAL_DATA_VARIABLE):
+        text += (f' Configs for the small real sets read their folder from the environment variable '
+                 f'{REAL_DATA_VARIABLE}, which is not set.')
+    return text + f' To try mmquant without any data of your own, use {EMBEDDED_CONFIG}: its images are embedded.'

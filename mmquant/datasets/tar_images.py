@@ -1,0 +1,77 @@
+"""Images read straight from an uncompressed tar archive."""
+import os.path as osp
+import tarfile
+from typing import List, Optional, Sequence, Union
+
+from mmpretrain.datasets import BaseDataset
+
+from mmquant.registry import DATASETS
+
+
+@DATASETS.register_module()
+class TarImageDataset(BaseDataset):
+    """Classified images in the class folders of an uncompressed tar archive, nothing extracted to disk.
+
+    The archive's index is read once; a sample keeps its place in the archive (``tar_path``, ``tar_offset`` and
+    ``tar_size`` in bytes), its member name (``img_path``) and its ``gt_label``. The folder that holds an image is its
+    class; the classes are the sorted folder names unless ``metainfo`` names them. The samples are sorted by member
+    name, so a part of them should be drawn with ``mmquant.RandomSubset``. Pipelines start with
+    ``mmquant.LoadImageFromTar``.
+
+    Args:
+        tar_file: Path of the archive, relative to ``data_root`` unless absolute.
+        data_root: Folder of the archive. Default: the working directory.
+        extensions: Endings of members that are images, lower case. Default: JPEG and PNG.
+        pipeline: Transforms. Default: none.
+        indices: Take only the first n samples, or these samples. Default: all.
+        metainfo: May hold ``classes``, the folder names in the order of their labels. Default: none.
+        test_mode: True lets a failing sample raise instead of being replaced by another one. Default: False.
+        lazy_init: True leaves reading the index to the first use. Default: False.
+
+    Raises:
+        FileNotFoundError: The archive does not exist.
+        ValueError: The file is no uncompressed tar archive, holds no image, or has a folder that is no known class.
+    """
+
+    def __init__(self,
+                 tar_file: str,
+                 data_root: str = '',
+                 extensions: Sequence[str] = ('.jpg', '.jpeg', '.png'),
+                 pipeline: Sequence = (),
+                 indices: Optional[Union[int, Sequence[int]]] = None,
+                 metainfo: Optional[dict] = None,
+                 test_mode: bool = False,
+                 lazy_init: bool = False):
+        self.tar_path = osp.join(osp.expanduser(data_root), tar_file)
+        self.extensions = tuple(extensions)
+        super().__init__(ann_file='', metainfo=metainfo, indices=indices, pipeline=pipeline, test_mode=test_mode,
+                         lazy_init=lazy_init)
+
+    def load_data_list(self) -> List[dict]:
+        """Read the archive's index."""
+        members = self._image_members()
+        folders = sorted({osp.basename(osp.dirname(member.name)) for member in members})
+        classes = self._metainfo.setdefault('classes', tuple(folders))
+        unknown = sorted(set(folders) - set(classes))
+        if unknown:
+            raise ValueError(f'{self.tar_path} has the folders {unknown}, which are not among the classes '
+                             f'{list(classes)}. Name the folders in metainfo["classes"].')
+        labels = {name: label for label, name in enumerate(classes)}
+        return [dict(img_path=member.name, tar_path=self.tar_path, tar_offset=member.offset_data, tar_size=member.size,
+                     gt_label=labels[osp.basename(osp.dirname(member.name))]) for member in members]
+
+    def _image_members(self) -> List[tarfile.TarInfo]:
+        try:
+            with tarfile.open(self.tar_path, 'r:') as archive:
+                members = [member for member in archive
+                           if member.isfile() and member.name.lower().endswith(self.extensions)]
+        except tarfile.ReadError as error:
+            raise ValueError(f'{self.tar_path} is not an uncompressed tar archive ({error}). '
+                             'Decompress it first: the images are read in place.') from error
+        if not members:
+            raise ValueError(f'{self.tar_path} holds no file that ends with one of {list(self.extensions)}.')
+        return sorted(members, key=lambda member: member.name)
+
+    def extra_repr(self) -> List[str]:
+        """Name the archive."""
+        return [f'Archive: \t{self.tar_path}']
