@@ -1,0 +1,21 @@
+"""The whole range."""
+from typing import Tuple
+
+from torch import Tensor
+
+from mmquant.registry import OBSERVERS
+from mmquant.structures import IntegerGrid
+
+from .observer import Observer
+
+
+@OBSERVERS.register_module()
+class MinMaxObserver(Observer):
+    """Exact minimum and maximum: nothing is clipped, outliers cost resolution.
+
+    Args:
+        granularity: See ``Observer``.
+    """
+
+    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+        return low, high
