@@ -1,0 +1,4 @@
+from .quantizer import Quantizer
+from .uniform_affine import UniformAffineQuantizer
+
+__all__ = ['Quantizer', 'UniformAffineQuantizer']
