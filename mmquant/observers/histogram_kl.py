@@ -1,5 +1,4 @@
 """Clip where the quantized histogram tells least from the float one (entropy calibration, S. Migacz, GTC 2017)."""
-from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from .sampled import SampledObserver
 class HistogramKLObserver(SampledObserver):
     """Searches one threshold on ``|x|`` per scale that minimises ``KL(float || quantized)`` of the histograms.
 
-    The reference histogram moves all mass beyond the threshold into its last bin; the quantized one merges the bins into the
-    grid's levels and spreads each level evenly over its occupied bins. Both ends are clipped at the threshold.
+    The reference histogram moves all mass beyond the threshold into its last bin; the quantized one merges the bins
+    into the grid's levels and spreads each level evenly over its occupied bins. Both ends are clipped at the threshold.
 
     Args:
         num_bins: Bins of the histogram of ``|x|``, >= 16. Default: 2048.
@@ -27,15 +26,15 @@ class HistogramKLObserver(SampledObserver):
         ValueError: An argument is outside its range.
     """
 
-    def __init__(self, num_bins: int = 2048, num_candidates: int = 128, max_samples: Optional[int] = 2**19,
-                 granularity: Union[str, dict, Granularity] = 'tensor') -> None:
+    def __init__(self, num_bins: int = 2048, num_candidates: int = 128, max_samples: int | None = 2**19,
+                 granularity: str | dict | Granularity = 'tensor') -> None:
         if num_bins < 16 or num_candidates < 1:
-            raise ValueError(f'HistogramKLObserver got num_bins={num_bins}, num_candidates={num_candidates}: expected num_bins >= 16 '
-                             'and num_candidates >= 1.')
+            raise ValueError(f'HistogramKLObserver got num_bins={num_bins}, num_candidates={num_candidates}: expected '
+                             'num_bins >= 16 and num_candidates >= 1.')
         self.num_bins, self.num_candidates = num_bins, num_candidates
         super().__init__(max_samples, granularity)
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         limit = torch.maximum(-low, high)  # (num_scales,)
         histogram = self._histogram(limit)
         two_sided = bool((low < 0).any()) or grid.symmetric
@@ -60,7 +59,7 @@ class HistogramKLObserver(SampledObserver):
 
 
 def _divergence(histogram: Tensor, num_kept: int, num_levels: int) -> Tensor:
-    """KL divergence (nats, per row) of the first ``num_kept`` bins, tail folded in, from their ``num_levels``-level version."""
+    """KL divergence (nats, per row) of the first ``num_kept`` bins, tail folded in, from ``num_levels`` levels."""
     kept = histogram[:, :num_kept]
     reference = kept.clone()
     reference[:, -1] += histogram[:, num_kept:].sum(dim=1)

@@ -1,5 +1,4 @@
-"""Search the range that minimises ``mean |x - Q(x)|^p`` (LAPQ, arXiv 1911.07190; BRECQ, arXiv 2102.05426, with p = 2.4)."""
-from typing import Optional, Tuple, Union
+"""Search the range that minimises ``mean |x - Q(x)|^p`` (LAPQ, arXiv 1911.07190; BRECQ, arXiv 2102.05426)."""
 
 import torch
 from torch import Tensor
@@ -18,8 +17,8 @@ CHUNK_ELEMENTS = dict(cpu=2**16, cuda=2**24)
 class LpNormObserver(SampledObserver):
     """Shrinks both ends of the exact range by the same factor and keeps the best of ``num_candidates`` factors.
 
-    The factors fall evenly from 1 towards ``min_shrink``: with the defaults 1.00, 0.99, ..., 0.21. The first is the exact
-    range, so the result is never worse than that of ``MinMaxObserver``; among equals the widest range wins.
+    The factors fall evenly from 1 towards ``min_shrink``: with the defaults 1.00, 0.99, ..., 0.21. The first is the
+    exact range, so the result is never worse than that of ``MinMaxObserver``; among equals the widest range wins.
 
     Args:
         p: Exponent of the error, > 0: 2.4 (BRECQ), 2 (mean squared error), 1 (outliers count least). Default: 2.4.
@@ -32,19 +31,19 @@ class LpNormObserver(SampledObserver):
         ValueError: An argument is outside its range.
     """
 
-    def __init__(self, p: float = 2.4, num_candidates: int = 80, max_samples: Optional[int] = 2**19, min_shrink: float = 0.2,
-                 granularity: Union[str, dict, Granularity] = 'tensor') -> None:
+    def __init__(self, p: float = 2.4, num_candidates: int = 80, max_samples: int | None = 2**19,
+                 min_shrink: float = 0.2, granularity: str | dict | Granularity = 'tensor') -> None:
         if p <= 0 or num_candidates < 1 or not 0 <= min_shrink < 1:
-            raise ValueError(f'LpNormObserver got p={p}, num_candidates={num_candidates}, min_shrink={min_shrink}: expected p > 0, '
-                             'num_candidates >= 1 and 0 <= min_shrink < 1.')
+            raise ValueError(f'LpNormObserver got p={p}, num_candidates={num_candidates}, min_shrink={min_shrink}: '
+                             'expected p > 0, num_candidates >= 1 and 0 <= min_shrink < 1.')
         self.p, self.num_candidates, self.min_shrink = p, num_candidates, min_shrink
         super().__init__(max_samples, granularity)
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         samples = self.samples  # (num_scales, n)
         rows = max(1, CHUNK_ELEMENTS.get(samples.device.type, 2**20) // samples.shape[1])
-        factors = [self._best_factors(*parts, grid) for parts in zip(samples.split(rows), low.split(rows), high.split(rows))]
-        factor = torch.cat(factors)
+        chunks = zip(samples.split(rows), low.split(rows), high.split(rows), strict=True)
+        factor = torch.cat([self._best_factors(*chunk, grid) for chunk in chunks])
         return low * factor, high * factor
 
     def _best_factors(self, x: Tensor, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tensor:

@@ -1,5 +1,4 @@
 """The whole range."""
-from typing import Tuple
 
 from torch import Tensor
 
@@ -17,5 +16,5 @@ class MinMaxObserver(Observer):
         granularity: See ``Observer``.
     """
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         return low, high

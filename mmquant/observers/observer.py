@@ -1,6 +1,5 @@
 """Statistics of tensors to a range: the contract, and the exact minimum and maximum that all observers keep."""
 from abc import ABC, abstractmethod
-from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -18,16 +17,16 @@ class Observer(ABC):
         granularity: Which elements share a range, see ``build_granularity``. Default: ``'tensor'``.
     """
 
-    def __init__(self, granularity: Union[str, dict, Granularity] = 'tensor') -> None:
+    def __init__(self, granularity: str | dict | Granularity = 'tensor') -> None:
         self.granularity = build_granularity(granularity)
         self.reset()
 
-    def reset(self, granularity: Union[None, str, dict, Granularity] = None) -> None:
+    def reset(self, granularity: str | dict | Granularity | None = None) -> None:
         """Forget everything; optionally change the granularity."""
         if granularity is not None:
             self.granularity = build_granularity(granularity)
-        self.low: Optional[Tensor] = None  # (num_scales,) exact minimum
-        self.high: Optional[Tensor] = None  # (num_scales,) exact maximum
+        self.low: Tensor | None = None  # (num_scales,) exact minimum
+        self.high: Tensor | None = None  # (num_scales,) exact maximum
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -40,23 +39,26 @@ class Observer(ABC):
             ValueError: Not floating point, empty, NaN or Inf inside, or another number of scales than before.
         """
         if not x.is_floating_point() or x.numel() == 0:
-            raise ValueError(f'An observer needs a non-empty floating point tensor, but got {x.dtype} of shape {tuple(x.shape)}.')
+            raise ValueError(f'An observer needs a non-empty floating point tensor, but got {x.dtype} of '
+                             f'shape {tuple(x.shape)}.')
         if isinstance(self.granularity, PerTensor):
             low, high = (end.reshape(1).float() for end in x.detach().aminmax())
         else:
             low, high = (end.float() for end in self.granularity.to_groups(x.detach())[0].aminmax(dim=1))
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
             bad = int((~torch.isfinite(x)).sum())
-            raise ValueError(f'Observed a tensor of shape {tuple(x.shape)} with {bad} NaN or Inf values, for which no range exists: '
-                             'check the checkpoint, the input normalization, and run calibration in float32 (no fp16 autocast).')
+            raise ValueError(f'Observed a tensor of shape {tuple(x.shape)} with {bad} NaN or Inf values, for which no '
+                             'range exists: check checkpoint and input normalization, and calibrate in float32 '
+                             '(no fp16 autocast).')
         if self.low is not None and self.low.shape != low.shape:
-            raise ValueError(f'Observed a tensor of shape {tuple(x.shape)} with {low.numel()} scales after tensors with '
-                             f'{self.low.numel()} ({self.granularity}): reset() between tensors, or use granularity="tensor".')
+            raise ValueError(f'Observed a tensor of shape {tuple(x.shape)} with {low.numel()} scales after tensors '
+                             f'with {self.low.numel()} ({self.granularity}): reset() between tensors, or '
+                             'use granularity="tensor".')
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         self._collect(x.detach())
 
-    def range(self, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+    def range(self, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         """The range to quantize with.
 
         Args:
@@ -69,13 +71,13 @@ class Observer(ABC):
             RuntimeError: Nothing was observed.
         """
         if self.low is None:
-            raise RuntimeError(f'{type(self).__name__} has seen no tensor: call observe() before range(). If this belongs to a '
-                               'layer of a model, the calibration batches never reached that layer.')
+            raise RuntimeError(f'{type(self).__name__} has seen no tensor: call observe() before range(). If this '
+                               'belongs to a layer of a model, the calibration batches never reached that layer.')
         with torch.no_grad():
             return self._range(self.low.clamp(max=0), self.high.clamp(min=0), grid)
 
     def range_of(self, x: Tensor, grid: IntegerGrid,
-                 granularity: Union[None, str, dict, Granularity] = None) -> Tuple[Tensor, Tensor]:
+                 granularity: str | dict | Granularity | None = None) -> tuple[Tensor, Tensor]:
         """The range of one complete tensor, from all its elements; what was observed before is forgotten."""
         self.reset(granularity)
         self.observe(x)
@@ -83,9 +85,9 @@ class Observer(ABC):
         self.reset()
         return low_high
 
-    def _collect(self, x: Tensor) -> None:
+    def _collect(self, x: Tensor) -> None:  # noqa: B027 (optional)
         """Keep more of ``x`` (finite, detached) than its minimum and maximum."""
 
     @abstractmethod
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         """The range, given the exact one (widened to 0), shapes (num_scales,)."""

@@ -1,6 +1,5 @@
 """Clip a fixed fraction of the values."""
 import math
-from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -24,14 +23,14 @@ class PercentileObserver(SampledObserver):
         ValueError: ``percentile`` outside (50, 100].
     """
 
-    def __init__(self, percentile: float = 99.99, max_samples: Optional[int] = 2**19,
-                 granularity: Union[str, dict, Granularity] = 'tensor') -> None:
+    def __init__(self, percentile: float = 99.99, max_samples: int | None = 2**19,
+                 granularity: str | dict | Granularity = 'tensor') -> None:
         if not 50 < percentile <= 100:
             raise ValueError(f'percentile={percentile} is not supported: expected a value in (50, 100], such as 99.99.')
         self.percentile = percentile
         super().__init__(max_samples, granularity)
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         if self.percentile == 100:
             return low, high
         samples = self.samples

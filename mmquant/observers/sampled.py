@@ -1,6 +1,5 @@
 """Observers that need the values themselves: an even, deterministic sample of bounded size."""
 import math
-from typing import List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -15,9 +14,10 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 class SampledObserver(Observer):
     """Keeps up to ``max_samples`` values per scale.
 
-    Every tensor is sampled with the same stride. The stride shares no factor with the tensor's size, so that no channel or
-    column is preferred; when the sample overflows, 1 / 1.618 of it is kept (an irrational step, for the same reason) and the
-    stride grows accordingly. Up to ``max_samples`` values per scale, and always in ``range_of``, the sample is complete.
+    Every tensor is sampled with the same stride. The stride shares no factor with the tensor's size, so that no channel
+    or column is preferred; when the sample overflows, 1 / 1.618 of it is kept (an irrational step, for the same reason)
+    and the stride grows accordingly. Up to ``max_samples`` values per scale, and always in ``range_of``, the sample is
+    complete.
 
     Args:
         max_samples: Values kept per scale, > 0; None keeps all. Default: 2**19 (2 MiB).
@@ -27,19 +27,20 @@ class SampledObserver(Observer):
         ValueError: ``max_samples`` < 1.
     """
 
-    def __init__(self, max_samples: Optional[int] = 2**19, granularity: Union[str, dict, Granularity] = 'tensor') -> None:
+    def __init__(self, max_samples: int | None = 2**19,
+                 granularity: str | dict | Granularity = 'tensor') -> None:
         if max_samples is not None and max_samples < 1:
-            raise ValueError(f'max_samples={max_samples} is not supported: expected an int > 0, or None to keep all values.')
+            raise ValueError(f'max_samples={max_samples} is not supported: expected an int > 0, or None for all.')
         self.max_samples = max_samples
         super().__init__(granularity)
 
-    def reset(self, granularity: Union[None, str, dict, Granularity] = None) -> None:
+    def reset(self, granularity: str | dict | Granularity | None = None) -> None:
         super().reset(granularity)
-        self._chunks: List[Tensor] = []  # each (num_scales, n)
+        self._chunks: list[Tensor] = []  # each (num_scales, n)
         self._stride = 1.0
 
     def range_of(self, x: Tensor, grid: IntegerGrid,
-                 granularity: Union[None, str, dict, Granularity] = None) -> Tuple[Tensor, Tensor]:
+                 granularity: str | dict | Granularity | None = None) -> tuple[Tensor, Tensor]:
         max_samples, self.max_samples = self.max_samples, None
         try:
             return super().range_of(x, grid, granularity)

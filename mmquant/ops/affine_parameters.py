@@ -1,5 +1,4 @@
 """From a range of values to scale and zero point: the one place where this is decided."""
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ SCALE_FLOOR = 1e-8
 """Smallest scale; what an all-zero tensor or channel gets."""
 
 
-def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> Tuple[Tensor, Tensor]:
+def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover ``[low, high]`` and represent 0 exactly.
 
     Affine: ``scale = (high - low) / (q_max - q_min)``, ``zero_point = clamp(round(q_min - low / scale))``. Symmetric:

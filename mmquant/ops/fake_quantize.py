@@ -1,10 +1,10 @@
-"""Uniform affine quantization of a tensor: ``scale * (clip(round(x / scale) + zero_point, q_min, q_max) - zero_point)``.
+"""Uniform affine quantization: ``scale * (clip(round(x / scale) + zero_point, q_min, q_max) - zero_point)``.
 
-The clip is applied as ``clip(round(x / scale), q_min - zero_point, q_max - zero_point)``: the same number (all terms are
-small integers, exact in float32) with two passes over memory less. ``round`` is half-to-even, as in ``torch.round``.
-Masks for the backward pass are kept as floats, because mixed float and bool arithmetic is five times slower on a CPU.
+The clip is applied as ``clip(round(x / scale), q_min - zero_point, q_max - zero_point)``: the same number (all terms
+are small integers, exact in float32) with two passes over memory less. ``round`` is half-to-even, as in
+``torch.round``. Masks for the backward pass are kept as floats, because mixed float and bool arithmetic is five times
+slower on a CPU.
 """
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -27,16 +27,16 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: in
 
 
 def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Values of integer codes, ``scale * (x_int - zero_point)``, in the dtype of ``scale``; differentiable in ``scale``."""
+    """Values of integer codes, ``scale * (x_int - zero_point)``, in ``scale``'s dtype; differentiable in ``scale``."""
     return torch.sub(x_int.to(scale.dtype), zero_point.detach()) * scale
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
     """Round ``x`` to its nearest representable value.
 
-    Gradients: for ``x`` straight through, 1 inside the range and 0 where clipped; for ``scale``, if it requires one, that of
-    LSQ (arXiv 1902.08153) without gradient scaling: ``round(x / scale) - x / scale`` inside, ``q_min - zero_point`` and
-    ``q_max - zero_point`` where clipped; none for ``zero_point``.
+    Gradients: for ``x`` straight through, 1 inside the range and 0 where clipped; for ``scale``, if it requires one,
+    that of LSQ (arXiv 1902.08153) without gradient scaling: ``round(x / scale) - x / scale`` inside,
+    ``q_min - zero_point`` and ``q_max - zero_point`` where clipped; none for ``zero_point``.
 
     Args:
         x: Float tensor of any shape, dtype and memory format; arithmetic is in float32 (float64 for float64 ``x``).
@@ -72,7 +72,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, residual = ctx.saved_tensors
         grad_x = torch.mul(grad, inside).to(ctx.x_dtype) if inside is not None else None
         grad_scale = None
@@ -83,7 +83,7 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_scale, None, None, None
 
 
-def _common_dtype(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def _common_dtype(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.to(dtype), scale.to(dtype), zero_point.to(dtype)
 

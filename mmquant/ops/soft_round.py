@@ -3,7 +3,6 @@
 ``h(v) = clip((zeta - gamma) * sigmoid(v) + gamma, 0, 1)`` with gamma = -0.1, zeta = 1.1. These functions run once per
 training step over all weights of a unit, so forward and backward are fused and mostly in place.
 """
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from .fake_quantize import _clamp_
 
 GAMMA, ZETA = -0.1, 1.1
-_hardtanh_backward = torch.ops.aten.hardtanh_backward  # (grad, x, low, high): grad where low < x < high, exactly 0 elsewhere
+_hardtanh_backward = torch.ops.aten.hardtanh_backward  # (grad, x, low, high): grad if low < x < high, else exactly 0
 _sigmoid_backward = torch.ops.aten.sigmoid_backward  # (grad, s): grad * s * (1 - s)
 
 
@@ -21,8 +20,8 @@ def rectified_sigmoid(v: Tensor, gamma: float = GAMMA, zeta: float = ZETA) -> Te
     return torch.sigmoid(v).mul(zeta - gamma).add(gamma).clamp(0, 1)
 
 
-def soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, gamma: float = GAMMA,
-                zeta: float = ZETA) -> Tensor:
+def soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int,
+                gamma: float = GAMMA, zeta: float = ZETA) -> Tensor:
     """``scale * (clip(base + h(v) + zero_point, q_min, q_max) - zero_point)``, with a gradient for ``v`` only.
 
     Args:
@@ -53,7 +52,7 @@ def rounding_regularizer(v: Tensor, beta: float, gamma: float = GAMMA, zeta: flo
         ValueError: ``beta`` < 1.
     """
     if beta < 1:
-        raise ValueError(f'beta={beta} is not supported: the regularizer needs an exponent >= 1 (usually 20 down to 2).')
+        raise ValueError(f'beta={beta} is not supported: the regularizer needs an exponent >= 1 (usual: 20 to 2).')
     return _RoundingRegularizer.apply(v, beta, gamma, zeta)
 
 
@@ -75,7 +74,7 @@ class _SoftWeight(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple:
+    def backward(ctx, grad: Tensor) -> tuple:
         free, factor = ctx.saved_tensors
         return (_sigmoid_backward(grad, free).mul_(factor), ) + (None, ) * 7
 
@@ -98,6 +97,6 @@ class _RoundingRegularizer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple:
+    def backward(ctx, grad: Tensor) -> tuple:
         slope, = ctx.saved_tensors
         return slope * grad, None, None, None

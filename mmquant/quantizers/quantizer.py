@@ -45,8 +45,8 @@ class Quantizer(nn.Module):
         if not self.enabled:
             return x
         if not self._ready:
-            raise RuntimeError(f'{type(self).__name__} was given a tensor of shape {tuple(x.shape)} but has no range yet: call '
-                               'set_range, load a checkpoint, or set `enabled = False`.')
+            raise RuntimeError(f'{type(self).__name__} was given a tensor of shape {tuple(x.shape)} but has no range '
+                               'yet: call set_range, load a checkpoint, or set `enabled = False`.')
         return self._forward(x)
 
     @abstractmethod
@@ -61,8 +61,8 @@ class Quantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Values of integer codes."""
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list,
-                              unexpected_keys: list, error_msgs: list) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool,
+                              missing_keys: list, unexpected_keys: list, error_msgs: list) -> None:
         """Take over the shapes and the bit width of the checkpoint: a fresh quantizer does not know them."""
         for name in ('scale', 'zero_point'):
             saved, own = state_dict.get(prefix + name), getattr(self, name)
@@ -71,7 +71,8 @@ class Quantizer(nn.Module):
         saved_bits = state_dict.get(prefix + 'bits')
         if saved_bits is not None:
             self._adopt_bits(int(saved_bits))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                                      error_msgs)
         if prefix + '_initialized' in state_dict:
             self._ready = bool(state_dict[prefix + '_initialized'])
 

@@ -1,5 +1,4 @@
 """Uniform affine quantizer: ``scale * (clip(round(x / scale) + zero_point, q_min, q_max) - zero_point)``."""
-from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -18,21 +17,21 @@ class UniformAffineQuantizer(Quantizer):
     Args:
         bits: Bit width, 2..16. Default: 8.
         symmetric: Signed grid with zero point 0 instead of an unsigned grid with a zero point. Default: False.
-        granularity: ``'tensor'``, ``'channel'``, ``'group'``, or what ``build_granularity`` takes. Default: ``'tensor'``.
+        granularity: ``'tensor'``, ``'channel'``, ``'group'``, or what ``build_granularity`` takes. Default: tensor.
         channel_axis: Axis of ``'channel'`` and ``'group'``. Default: 0.
         group_size: Elements per group of ``'group'``.
 
     Attributes:
-        codes: Integer buffer of the weight's shape once the rounding is decided (``set_codes``), else None. While present,
-            ``forward`` returns ``decode(codes)``, whatever the float weight.
+        codes: Integer buffer of the weight's shape once the rounding is decided (``set_codes``), else None. While
+            present, ``forward`` returns ``decode(codes)``, whatever the float weight.
         rounding: A ``Rounding`` while one is being learned, else None. While set, ``forward`` returns ``rounding()``.
 
     Raises:
         ValueError: Bits outside 2..16, or an unknown granularity.
     """
 
-    def __init__(self, bits: int = 8, symmetric: bool = False, granularity: Union[str, dict, Granularity] = 'tensor',
-                 channel_axis: int = 0, group_size: Optional[int] = None) -> None:
+    def __init__(self, bits: int = 8, symmetric: bool = False, granularity: str | dict | Granularity = 'tensor',
+                 channel_axis: int = 0, group_size: int | None = None) -> None:
         grid = IntegerGrid(bits, symmetric)
         super().__init__(bits)
         self._grid = grid
@@ -53,8 +52,8 @@ class UniformAffineQuantizer(Quantizer):
         self.clear_codes()
         self.initialized = False
 
-    def allocate(self, shape: Tuple[int, ...]) -> None:
-        """Make room for the scales of a tensor of ``shape``; a quantizer with one scale needs no call. Forgets the range."""
+    def allocate(self, shape: tuple[int, ...]) -> None:
+        """Make room for the scales of a tensor of ``shape``; forgets the range. One scale needs no call."""
         scale_shape = self.granularity.scale_shape(tuple(shape))
         self.scale = self.scale.detach().new_ones(scale_shape)
         self.zero_point = self.zero_point.detach().new_zeros(scale_shape)
@@ -74,19 +73,20 @@ class UniformAffineQuantizer(Quantizer):
         """
         low, high = torch.as_tensor(low), torch.as_tensor(high)
         if low.numel() != self.scale.numel() or high.numel() != self.scale.numel():
-            raise ValueError(f'set_range got low of shape {tuple(low.shape)} and high of shape {tuple(high.shape)} for scales of '
-                             f'shape {tuple(self.scale.shape)} ({self.granularity}): expected {self.scale.numel()} values each. '
-                             "Call allocate(tensor's shape) before set_range.")
+            raise ValueError(f'set_range got low of shape {tuple(low.shape)} and high of shape {tuple(high.shape)} for '
+                             f'scales of shape {tuple(self.scale.shape)} ({self.granularity}): expected '
+                             f"{self.scale.numel()} values each. Call allocate(tensor's shape) before set_range.")
         low, high = low.reshape(self.scale.shape), high.reshape(self.scale.shape)
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
-            raise ValueError(f'set_range needs finite ranges with low <= high, but got low in {low.min():.4g}..{low.max():.4g} and '
-                             f'high in {high.min():.4g}..{high.max():.4g}: look for NaN or Inf in the observed tensor.')
+            raise ValueError(f'set_range needs finite ranges with low <= high, but got low in {low.min():.4g}..'
+                             f'{low.max():.4g} and high in {high.min():.4g}..{high.max():.4g}: look for NaN or Inf in '
+                             'the observed tensor.')
         scale, zero_point = affine_parameters(low, high, self._grid)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
         self.initialized = True
 
-    def expanded(self, shape: Tuple[int, ...]) -> Tuple[Tensor, Tensor]:
+    def expanded(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """``scale`` and ``zero_point``, broadcastable against a tensor of ``shape``; differentiable in ``scale``."""
         return self.granularity.expand(self.scale, shape), self.granularity.expand(self.zero_point, shape)
 
@@ -110,7 +110,7 @@ class UniformAffineQuantizer(Quantizer):
         low, high = (int(end) for end in codes.aminmax())
         if codes.is_floating_point() or low < self._grid.q_min or high > self._grid.q_max:
             raise ValueError(f'set_codes got {codes.dtype} codes in {low}..{high}: expected integers in '
-                             f'{self._grid.q_min}..{self._grid.q_max} ({self._grid.bits} bits), as encode() returns them.')
+                             f'{self._grid.q_min}..{self._grid.q_max} ({self._grid.bits} bits), as from encode().')
         self.codes = codes.detach().to(self._grid.code_dtype)
 
     def clear_codes(self) -> None:
@@ -122,22 +122,23 @@ class UniformAffineQuantizer(Quantizer):
             return self.rounding()
         if self.codes is not None:
             if self.codes.shape != x.shape:
-                raise ValueError(f'The quantizer holds codes of shape {tuple(self.codes.shape)} but was given a tensor of shape '
-                                 f'{tuple(x.shape)}: call clear_codes() if the weight was replaced.')
+                raise ValueError(f'The quantizer holds codes of shape {tuple(self.codes.shape)} but was given a tensor '
+                                 f'of shape {tuple(x.shape)}: call clear_codes() if the weight was replaced.')
             return self.decode(self.codes).to(x.dtype)
         return fake_quantize(x, *self.expanded(x.shape), self._grid.q_min, self._grid.q_max)
 
     def _adopt_bits(self, bits: int) -> None:
         self._grid = IntegerGrid(bits, self._grid.symmetric)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list,
-                              unexpected_keys: list, error_msgs: list) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool,
+                              missing_keys: list, unexpected_keys: list, error_msgs: list) -> None:
         codes = state_dict.get(prefix + 'codes')
         if codes is not None:
             self.codes = torch.empty_like(codes, device=self.scale.device)
         elif prefix + 'scale' in state_dict:
             self.codes = None
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                                      error_msgs)
 
     def extra_repr(self) -> str:
         state = 'codes' if self.codes is not None else ('range' if self.initialized else 'no range')

@@ -1,6 +1,7 @@
 """AdaRound: Up or Down? Adaptive Rounding for Post-Training Quantization (arXiv 2004.10568).
 
-    min_v  |f(x; w~(v)) - f(x; w)|^2 + lambda * sum(1 - |2 h(v) - 1|^beta),   w~ = scale * (clip(floor(w / scale) + h(v)))
+    min_v  |f(x; w~(v)) - f(x; w)|^2 + lambda * sum(1 - |2 h(v) - 1|^beta),
+    w~ = scale * (clip(floor(w / scale) + h(v) + zero_point, q_min, q_max) - zero_point)
 
 The loss and its schedule belong to the reconstruction; this file holds the variables of one weight.
 """
@@ -31,7 +32,8 @@ class AdaRound(Rounding):
     def __init__(self, gamma: float = -0.1, zeta: float = 1.1) -> None:
         super().__init__()
         if not (gamma < 0 and zeta > 1):
-            raise ValueError(f'AdaRound got gamma={gamma}, zeta={zeta}: expected gamma < 0 and zeta > 1 (-0.1 and 1.1).')
+            raise ValueError(f'AdaRound got gamma={gamma}, zeta={zeta}: expected gamma < 0 and zeta > 1, such as -0.1 '
+                             'and 1.1.')
         self.gamma, self.zeta = gamma, zeta
         self.register_parameter('v', None)
         self.register_buffer('base', None, persistent=False)
@@ -40,7 +42,8 @@ class AdaRound(Rounding):
         steps = torch.div(weight, self.scale)
         self.base = steps.floor()
         fraction = steps.sub_(self.base)  # [0, 1]
-        self.v = nn.Parameter(fraction.sub_(self.gamma).reciprocal_().mul_(self.zeta - self.gamma).sub_(1).log_().neg_())
+        odds = fraction.sub_(self.gamma).reciprocal_().mul_(self.zeta - self.gamma).sub_(1)
+        self.v = nn.Parameter(odds.log_().neg_())
 
     def forward(self) -> Tensor:
         return soft_weight(self.v, self.base, self.scale, self.zero_point, self.grid.q_min, self.grid.q_max, self.gamma,

@@ -1,6 +1,5 @@
 """How a weight picks its level: the contract."""
 from abc import abstractmethod
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ class Rounding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grid: Optional[IntegerGrid] = None
+        self.grid: IntegerGrid | None = None
         self.weight_dtype = torch.float32
         # Rebuilt by start(), hence not in checkpoints.
         self.register_buffer('scale', None, persistent=False)
@@ -36,8 +35,9 @@ class Rounding(nn.Module):
             RuntimeError: The quantizer has no range yet.
         """
         if not quantizer.initialized:
-            raise RuntimeError(f'{type(self).__name__} cannot start on a weight of shape {tuple(weight.shape)}: its quantizer '
-                               'has no range yet. Call set_range first (a recipe does this with the step InitWeightRange).')
+            raise RuntimeError(f'{type(self).__name__} cannot start on a weight of shape {tuple(weight.shape)}: its '
+                               'quantizer has no range yet. Call set_range first (in a recipe: the step '
+                               'InitWeightRange).')
         scale, zero_point = quantizer.expanded(weight.shape)
         self.grid, self.weight_dtype = quantizer.grid, weight.dtype
         self.scale, self.zero_point = scale.detach().float().clone(), zero_point.detach().float().clone()
@@ -49,7 +49,7 @@ class Rounding(nn.Module):
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The weight to train with: soft, differentiable in this module's parameters, in the weight's shape and dtype."""
+        """The weight to train with: soft, differentiable in the parameters, of the weight's shape and dtype."""
 
     @abstractmethod
     def codes(self) -> Tensor:

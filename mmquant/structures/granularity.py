@@ -1,10 +1,10 @@
 """Which elements of a tensor share one scale."""
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional, Tuple, Union
 
 from torch import Tensor
 
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 Restore = Callable[[Tensor], Tensor]
 
 
@@ -16,7 +16,7 @@ class PerTensor:
         """Shape in which the scale of a tensor of ``x_shape`` is stored."""
         return ()
 
-    def to_groups(self, x: Tensor) -> Tuple[Tensor, Restore]:
+    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
         """View ``x`` with one row per scale.
 
         Returns:
@@ -45,7 +45,7 @@ class PerChannel:
         axis = _checked_axis(self.axis, x_shape)
         return tuple(size if dim == axis else 1 for dim, size in enumerate(x_shape))
 
-    def to_groups(self, x: Tensor) -> Tuple[Tensor, Restore]:
+    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
         """View ``x`` with one row per scale.
 
         Returns:
@@ -90,15 +90,16 @@ class PerGroup:
         for dim, size in enumerate(x_shape):
             row *= 1 if dim == axis else size
         if row == 0 or row % self.group_size:
-            raise ValueError(f'group_size={self.group_size} does not divide the {row} elements of a channel of a tensor of '
-                             f'shape {tuple(x_shape)} (axis {self.axis}): choose a divisor of {row}, or per-channel scales.')
+            raise ValueError(f'group_size={self.group_size} does not divide the {row} elements of a channel of a '
+                             f'tensor of shape {tuple(x_shape)} (axis {self.axis}): choose a divisor of '
+                             f'{row}, or per-channel scales.')
         return (x_shape[axis], row // self.group_size)
 
-    def to_groups(self, x: Tensor) -> Tuple[Tensor, Restore]:
+    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
         """View ``x`` with one row per scale.
 
         Returns:
-            x2d of shape (num_scales, group_size), and a function that brings a tensor of x2d's shape back to ``x``'s shape.
+            x2d of shape (num_scales, group_size), and a function that brings a tensor of x2d's shape back to ``x``'s.
         """
         self.scale_shape(tuple(x.shape))
         axis = _checked_axis(self.axis, x.shape)
@@ -107,22 +108,22 @@ class PerGroup:
         return moved.reshape(-1, self.group_size), lambda rows: rows.reshape(shape).movedim(0, axis)
 
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
-        """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable; a copy of ``x``'s size)."""
+        """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable; as large as ``x``)."""
         axis = _checked_axis(self.axis, x_shape)
         moved = (x_shape[axis], *(size for dim, size in enumerate(x_shape) if dim != axis))
         return scale.unsqueeze(-1).expand(*scale.shape, self.group_size).reshape(moved).movedim(0, axis)
 
 
-Granularity = Union[PerTensor, PerChannel, PerGroup]
+Granularity = PerTensor | PerChannel | PerGroup
 
 
-def build_granularity(spec: Union[str, dict, Granularity] = 'tensor', channel_axis: int = 0,
-                      group_size: Optional[int] = None) -> Granularity:
+def build_granularity(spec: str | dict | Granularity = 'tensor', channel_axis: int = 0,
+                      group_size: int | None = None) -> Granularity:
     """Turn what a config says into a granularity.
 
     Args:
-        spec: ``'tensor'``, ``'channel'``, ``'group'``, a dict such as ``dict(type='PerGroup', group_size=64)``, or an object
-            of one of the three classes, which is returned unchanged.
+        spec: ``'tensor'``, ``'channel'``, ``'group'``, a dict such as ``dict(type='PerGroup', group_size=64)``, or an
+            object of one of the three classes, which is returned unchanged.
         channel_axis: The axis for ``'channel'`` and ``'group'``.
         group_size: Elements per group for ``'group'``.
 
@@ -143,8 +144,8 @@ def build_granularity(spec: Union[str, dict, Granularity] = 'tensor', channel_ax
     if isinstance(spec, dict) and str(spec.get('type', '')).rsplit('.', 1)[-1] in classes:
         arguments = {key: value for key, value in spec.items() if key != 'type'}
         return classes[spec['type'].rsplit('.', 1)[-1]](**arguments)
-    raise ValueError(f"Unknown granularity {spec!r}: expected 'tensor', 'channel', 'group', a dict with type PerTensor, "
-                     'PerChannel or PerGroup, or an object of these classes.')
+    raise ValueError(f"Unknown granularity {spec!r}: expected 'tensor', 'channel', 'group', a dict with type "
+                     'PerTensor, PerChannel or PerGroup, or an object of these classes.')
 
 
 def _checked_axis(axis: int, shape: Shape) -> int:

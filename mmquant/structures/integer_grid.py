@@ -23,8 +23,8 @@ class IntegerGrid:
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f'bits={self.bits!r} is not supported: expected an int in {MIN_BITS}..{MAX_BITS}. To keep a '
-                             'tensor in floating point, disable its quantizer instead.')
+            raise ValueError(f'bits={self.bits!r} is not supported: expected an int in {MIN_BITS}..{MAX_BITS}. To keep '
+                             'a tensor in floating point, disable its quantizer instead.')
 
     @property
     def q_min(self) -> int:
