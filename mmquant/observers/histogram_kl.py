@@ -15,6 +15,8 @@ class HistogramKLObserver(SampledObserver):
 
     The reference histogram moves all mass beyond the threshold into its last bin; the quantized one merges the bins
     into the grid's levels and spreads each level evenly over its occupied bins. Both ends are clipped at the threshold.
+    Where a scale has fewer than four values per bin (small weight channels) there are fewer bins: a few levels can tell
+    any sparse histogram.
 
     Args:
         num_bins: Bins of the histogram of ``|x|``, >= 16. Default: 2048.
@@ -36,25 +38,26 @@ class HistogramKLObserver(SampledObserver):
 
     def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         limit = torch.maximum(-low, high)  # (num_scales,)
-        histogram = self._histogram(limit)
         two_sided = bool((low < 0).any()) or grid.symmetric
-        num_levels = min(max(2, grid.num_levels // 2 if two_sided else grid.num_levels), self.num_bins)
-        candidates = torch.linspace(self.num_bins, num_levels, self.num_candidates).round().int().unique().flip(0)
-        best_bins = torch.full_like(limit, self.num_bins)
+        num_levels = grid.num_levels // 2 if two_sided else grid.num_levels
+        num_bins = max(num_levels, min(self.num_bins, self.samples.shape[1] // 4))
+        histogram = self._histogram(limit, num_bins)
+        candidates = torch.linspace(num_bins, num_levels, self.num_candidates).round().int().unique().flip(0)
+        best_bins = torch.full_like(limit, num_bins)
         best = torch.full_like(limit, float('inf'))
         for num_kept in candidates.tolist():
             divergence = _divergence(histogram, num_kept, num_levels)
             better = divergence < best
             best = torch.where(better, divergence, best)
             best_bins = torch.where(better, num_kept, best_bins)
-        threshold = limit * best_bins / self.num_bins
+        threshold = limit * best_bins / num_bins
         return torch.maximum(low, -threshold), torch.minimum(high, threshold)
 
-    def _histogram(self, limit: Tensor) -> Tensor:
+    def _histogram(self, limit: Tensor, num_bins: int) -> Tensor:
         samples = self.samples.abs()  # (num_scales, n)
-        width = limit.clamp(min=torch.finfo(torch.float32).tiny * self.num_bins) / self.num_bins
-        index = torch.div(samples, width[:, None]).long().clamp_(max=self.num_bins - 1)
-        histogram = torch.zeros(samples.shape[0], self.num_bins, device=samples.device)
+        width = limit.clamp(min=torch.finfo(torch.float32).tiny * num_bins) / num_bins
+        index = torch.div(samples, width[:, None]).long().clamp_(max=num_bins - 1)
+        histogram = torch.zeros(samples.shape[0], num_bins, device=samples.device)
         return histogram.scatter_add_(1, index, torch.ones_like(samples))
 
 

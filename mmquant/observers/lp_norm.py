@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmquant.ops import affine_parameters
+from mmquant.ops import affine_parameters, clamp
 from mmquant.registry import OBSERVERS
 from mmquant.structures import Granularity, IntegerGrid
 
@@ -41,37 +41,27 @@ class LpNormObserver(SampledObserver):
 
     def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         samples = self.samples  # (num_scales, n)
+        count = torch.arange(self.num_candidates, dtype=low.dtype, device=low.device)
+        factors = 1 - (1 - self.min_shrink) / self.num_candidates * count  # (K,)
+        scale, zero_point = affine_parameters(factors[:, None] * low, factors[:, None] * high, grid)  # (K, num_scales)
         rows = max(1, CHUNK_ELEMENTS.get(samples.device.type, 2**20) // samples.shape[1])
-        chunks = zip(samples.split(rows), low.split(rows), high.split(rows), strict=True)
-        factor = torch.cat([self._best_factors(*chunk, grid) for chunk in chunks])
+        chunks = zip(*(t.split(rows, dim=-2) for t in (samples, scale[..., None], zero_point[..., None])), strict=True)
+        error = torch.cat([self._errors(*chunk, grid) for chunk in chunks], dim=1)  # (K, num_scales), in steps^p
+        factor = factors[torch.argmin(error * scale**self.p, dim=0)]
         return low * factor, high * factor
 
-    def _best_factors(self, x: Tensor, low: Tensor, high: Tensor, grid: IntegerGrid) -> Tensor:
-        best_error = torch.full_like(low, float('inf'))
-        best_factor = torch.ones_like(low)
-        steps, error = torch.empty_like(x), torch.empty_like(x)
+    def _errors(self, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
+        """Mean of ``|(x - Q(x)) / scale|^p``, shape (K, rows), for x (rows, n) and scale, zero_point (K, rows, 1)."""
+        errors = torch.empty(scale.shape[:2], device=x.device)
+        steps, codes = torch.empty_like(x), torch.empty_like(x)
+        low, high = grid.q_min - zero_point, grid.q_max - zero_point
         for i in range(self.num_candidates):
-            factor = 1 - (1 - self.min_shrink) * i / self.num_candidates
-            scale, zero_point = affine_parameters(low * factor, high * factor, grid)
-            torch.div(x, scale[:, None], out=steps)
-            torch.round(steps, out=error)
-            _clamp_rows_(error, grid.q_min - zero_point, grid.q_max - zero_point)
-            mean = self._power_mean(error.sub_(steps)) * scale**self.p
-            better = mean < best_error
-            best_error = torch.where(better, mean, best_error)
-            best_factor = torch.where(better, factor, best_factor)
-        return best_factor
+            torch.div(x, scale[i], out=steps)
+            clamp(torch.round(steps, out=codes), low[i], high[i], out=codes)
+            torch.mean(self._power_(codes.sub_(steps)), dim=1, out=errors[i])
+        return errors
 
-    def _power_mean(self, error: Tensor) -> Tensor:
-        """Mean of ``|error|^p`` over each row; overwrites ``error``."""
+    def _power_(self, error: Tensor) -> Tensor:
         if self.p == 2:
-            return error.square_().mean(dim=1)
-        error.abs_()
-        return (error if self.p == 1 else error.pow_(self.p)).mean(dim=1)
-
-
-def _clamp_rows_(x: Tensor, low: Tensor, high: Tensor) -> None:
-    if low.numel() == 1 and low.device.type == 'cpu':  # the kernel with scalar bounds is vectorised
-        x.clamp_(low.item(), high.item())
-    else:
-        x.clamp_(low[:, None], high[:, None])
+            return error.square_()
+        return error.abs_() if self.p == 1 else error.abs_().pow_(self.p)

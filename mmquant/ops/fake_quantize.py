@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .clamp import clamp
+
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
     """Integer codes of ``x`` as a float tensor (float32, or float64 for float64 ``x``); no gradient.
@@ -23,7 +25,8 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: in
     """
     with torch.no_grad():
         x, scale, zero_point = _common_dtype(x, scale, zero_point)
-        return _clamp_(torch.div(x, scale).round_(), q_min - zero_point, q_max - zero_point).add_(zero_point)
+        steps = torch.div(x, scale).round_()
+        return clamp(steps, q_min - zero_point, q_max - zero_point, out=steps).add_(zero_point)
 
 
 def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -51,7 +54,8 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _FakeQuantize.apply(x, scale, zero_point, q_min, q_max)
     wide, scale, zero_point = _common_dtype(x, scale, zero_point)
-    return _clamp_(torch.div(wide, scale).round_(), q_min - zero_point, q_max - zero_point).mul_(scale).to(x.dtype)
+    steps = torch.div(wide, scale).round_()
+    return clamp(steps, q_min - zero_point, q_max - zero_point, out=steps).mul_(scale).to(x.dtype)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -61,9 +65,9 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
         wide, scale, zero_point = _common_dtype(x, scale, zero_point)
         steps = torch.div(wide, scale)
-        x_hat = steps.round()
-        clipped = _clamp_(x_hat.clone(), q_min - zero_point, q_max - zero_point)
-        inside = x_hat.eq_(clipped)
+        rounded = steps.round()
+        clipped = clamp(rounded, q_min - zero_point, q_max - zero_point)
+        inside = rounded.eq_(clipped)
         residual = None
         if ctx.needs_input_grad[1]:  # LSQ: code - x / scale inside, code where clipped
             residual = torch.sub(clipped, steps.mul_(inside), out=steps)
@@ -86,9 +90,3 @@ class _FakeQuantize(torch.autograd.Function):
 def _common_dtype(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.to(dtype), scale.to(dtype), zero_point.to(dtype)
-
-
-def _clamp_(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    if low.dim() == 0 and low.device.type == 'cpu':  # the kernel with scalar bounds is vectorised, and no device waits
-        return x.clamp_(low.item(), high.item())
-    return x.clamp_(low, high)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fake_quantize import _clamp_
+from .clamp import clamp
 
 GAMMA, ZETA = -0.1, 1.1
 _hardtanh_backward = torch.ops.aten.hardtanh_backward  # (grad, x, low, high): grad if low < x < high, else exactly 0
@@ -65,8 +65,7 @@ class _SoftWeight(torch.autograd.Function):
         h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
         free = _hardtanh_backward(s, h, 0, 1) if ctx.needs_input_grad[0] else None  # s, or 0 where h is saturated
         steps = h.add_(base)
-        weight = steps.clone() if free is not None else steps
-        weight = _clamp_(weight, q_min - zero_point, q_max - zero_point)
+        weight = clamp(steps, q_min - zero_point, q_max - zero_point)
         if free is not None:
             free.mul_(steps.eq_(weight))  # ... and 0 where clipped
             ctx.save_for_backward(free, torch.mul(scale, zeta - gamma))
