@@ -1,0 +1,7 @@
+from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
+from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
+from mmquant.algorithms.reconstruction import Reconstruction
+from mmquant.algorithms.step import CalibrationContext, Step
+
+__all__ = ['CalibrationContext', 'FoldBatchNorm', 'InitActivationRange', 'InitWeightRange', 'InsertQuantizers',
+           'Reconstruction', 'Reparameterize', 'Step']

@@ -1,0 +1,73 @@
+"""Steps that shape the model: re-parameterization, BatchNorm folding, insertion of quantizers."""
+from __future__ import annotations
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.registry import STEPS
+
+
+@STEPS.register_module()
+class Reparameterize(Step):
+    """Merge training-time branches by the modules' own ``switch_to_deploy`` (RepVGG, MobileOne, RepLKNet).
+
+    Args:
+        tolerance (float): Largest allowed change of the outputs, relative to their largest magnitude.
+
+    Raises:
+        RuntimeError: If merging changed the output by more.
+    """
+    structural = True
+
+    def __init__(self, tolerance: float = 1e-3, name: str | None = None) -> None:
+        super().__init__(name)
+        self.tolerance = tolerance
+
+    @torch.no_grad()
+    def run(self, context: CalibrationContext) -> None:
+        """Merge, and compare the outputs on one small batch."""
+        before = tree_leaves(context.model.run(context.sample))
+        merged = [m for m in context.model.architecture.modules() if hasattr(m, 'switch_to_deploy')]
+        for module in merged:
+            if not getattr(module, 'deploy', False):
+                module.switch_to_deploy()
+        after = tree_leaves(context.model.run(context.sample))
+        for a, b in zip(before, after):
+            change = ((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
+            if change > self.tolerance:
+                raise RuntimeError(f're-parameterization changed the output by {change:.2e} of its largest value, more '
+                                   f'than the tolerance {self.tolerance:.0e}; the model\'s switch_to_deploy is not exact')
+        context.records.append(dict(kind='reparameterized', modules=len(merged)))
+
+
+@STEPS.register_module()
+class FoldBatchNorm(Step):
+    """Fold every BatchNorm that alone reads the output of a convolution or linear layer, found by data flow."""
+    structural = True
+
+    def run(self, context: CalibrationContext) -> None:
+        """Fold."""
+        pairs = context.model.fold_batch_norm(context.sample)
+        context.records.append(dict(kind='folded', pairs=len(pairs)))
+
+
+@STEPS.register_module()
+class InsertQuantizers(Step):
+    """Turn layers into quantized ones at the places and bits that data flow and policy give.
+
+    Raises:
+        ValueError: If nothing would be quantized.
+    """
+    structural = True
+
+    def run(self, context: CalibrationContext) -> None:
+        """Plan, insert, and record the data flow of the quantized model."""
+        model = context.model
+        plan = model.make_plan(context.sample)
+        if not any(x.w_bits or x.a_bits for x in plan.layers) and not plan.outputs and not plan.matmuls:
+            raise ValueError('the quantizer config leaves every layer float: give bits to quantizer.weight or '
+                             'quantizer.activation')
+        model.insert_quantizers(plan)
+        model.requires_grad_(False)
+        model.observe(context.sample)

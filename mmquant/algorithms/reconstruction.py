@@ -1,0 +1,252 @@
+"""Unit-wise reconstruction: BRECQ (arXiv 2102.05426), and by its settings AdaRound and others of the family.
+
+    weight stage:      min over roundings    E |unit(x_q; w_hat) - unit(x; w)|^p + lambda * sum(1 - |2 h - 1|^beta)
+    activation stage:  min over step sizes   E |unit_q(x) - unit(x)|^p
+
+x_q is the output of the prefix with its final quantized weights, x the float one. Differences from the paper's code: a
+few calibration samples are held out and a unit keeps nearest rounding (or its initial step sizes) if that is better
+there; zero is always representable; remainders of batches are used; model and caches never leave eval mode.
+"""
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models.layers import enabled
+from mmquant.models.units import activation_of, unit_module
+from mmquant.quantizers import Quantizer
+from mmquant.reconstruction.fisher import fisher_diagonal
+from mmquant.reconstruction.replay import Stream
+from mmquant.reconstruction.training import Problem, RoundingSchedule, fit, split_rows
+from mmquant.reconstruction.unit_data import UnitInput, run_in_chunks, single_tensor
+from mmquant.registry import LOSSES, ROUNDINGS, STEPS
+from mmquant.structures.unit import GRANULARITIES, Unit
+from mmquant.utils.building import ConfigError, build, check_keys
+
+SCALE_FLOOR = 1e-8
+
+
+class _UnitRun:
+    """One unit as a function of its data tensor, with the activation behind it."""
+
+    def __init__(self, model: nn.Module, unit: Unit, data: UnitInput) -> None:
+        self.module, self.data, self.behind = unit_module(model, unit), data, activation_of(model, unit)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        args, kwargs = self.data.arguments(x)
+        return self.behind(single_tensor(self.module(*args, **kwargs)))
+
+
+@STEPS.register_module()
+class Reconstruction(Step):
+    """Reconstruct unit after unit.
+
+    Args:
+        target (str): ``'weight'`` (learn roundings) or ``'activation'`` (learn step sizes).
+        unit (str): ``'layer'``, ``'block'`` (default), ``'stage'`` or ``'net'``.
+        num_iters (int): Steps a unit. Default 20000 (weights in the paper); at least 1.
+        batch_size (int): Rows a step. Default 32.
+        lr (float): Adam's rate. Default 1e-3; the paper's code uses 4e-4 for activations, with cosine decay.
+        loss (dict): Default ``LpLoss(p=2)``; ``FisherDiagLoss`` weighs by squared gradients.
+        rounding (dict | None): For weights. Default ``AdaRound``.
+        regularizer (dict | None): ``weight``, ``beta_start``, ``beta_end``, ``warmup``; see :class:`RoundingSchedule`.
+        inputs (str | None): ``'quant'`` or ``'float'`` prefix. Default ``'quant'`` for weights, ``'float'`` for
+            activations, as in the paper's code.
+        held_out (int): Calibration rows kept out of fitting to choose by; at most one in eight. Default 64.
+        keep_best (bool): Fall back to nearest rounding (initial step sizes) where it is better on held-out rows.
+        skip_first (bool): Leave a unit that only holds first layers at 8 or more bits at nearest rounding. Default True.
+        chunk (int): Rows a forward pass outside fitting. Default 64.
+
+    Raises:
+        ConfigError: For unknown choices and values out of range.
+    """
+
+    def __init__(self, target: str = 'weight', unit: str = 'block', num_iters: int = 20000, batch_size: int = 32,
+                 lr: float = 1e-3, loss: dict | None = None, rounding: dict | None = None,
+                 regularizer: dict | None = None, inputs: str | None = None, held_out: int = 64, keep_best: bool = True,
+                 skip_first: bool = True, chunk: int = 64, name: str | None = None) -> None:
+        super().__init__(name or {'weight': 'weights', 'activation': 'activations'}.get(target))
+        for key, value, valid in (('target', target, ('weight', 'activation')), ('unit', unit, GRANULARITIES),
+                                  ('inputs', inputs, (None, 'quant', 'float'))):
+            if value not in valid:
+                raise ConfigError(f'{key} must be one of {valid}, got {value!r}')
+        for key, value in (('num_iters', num_iters), ('batch_size', batch_size), ('chunk', chunk), ('lr', lr)):
+            if not value > 0:
+                raise ConfigError(f'{key} must be positive, got {value!r}')
+        self.target, self.unit, self.num_iters, self.batch_size, self.lr = target, unit, num_iters, batch_size, lr
+        self.loss = build(LOSSES, loss or {'type': 'mmquant.LpLoss'}, 'Reconstruction.loss')
+        self.rounding = rounding or {'type': 'mmquant.AdaRound'}
+        build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
+        check_keys(regularizer or {}, RoundingSchedule.__dataclass_fields__, 'Reconstruction.regularizer')
+        self.schedule = RoundingSchedule(**(regularizer or {}))
+        self.inputs = inputs or ('quant' if target == 'weight' else 'float')
+        self.held_out, self.keep_best, self.skip_first, self.chunk = held_out, keep_best, skip_first, chunk
+        self.evaluates = (True, target == 'activation')
+
+    # ---- the walk over units --------------------------------------------------------------------------------------
+    def run(self, context: CalibrationContext) -> None:
+        """Reconstruct every unit in execution order; reports one record a unit."""
+        model = context.model
+        todo = [(i, u) for i, u in enumerate(model.units(self.unit)) if self._has_work(context, u)]
+        todo = [(i, u) for i, u in todo if i >= context.first_unit]
+        if not todo:
+            return
+        float_stream = Stream(model, context.chunks)
+        quant_stream = Stream(model, context.chunks) if self.inputs == 'quant' else None
+        references = self._references(context) if self.loss.needs_fisher else None
+        with context.progress(f'{self.name} ({len(todo)} units)', len(todo) * self.num_iters) as bar:
+            for done, (index, unit) in enumerate(todo):
+                data, target = self._data(context, unit, float_stream, quant_stream)
+                importance = self._importance(context, unit, quant_stream or float_stream, references)
+                run = _UnitRun(model.architecture, unit, data)
+                train, held = split_rows(len(data), self.held_out, context.seed)
+                problem = Problem(run, data.data, target, importance, self.loss, unit.channel_dim, train, held,
+                                  context.device, context.amp)
+                report = self._reporter(bar, unit, done)
+                tune = self._tune_weights if self.target == 'weight' else self._tune_activations
+                record = tune(context, unit, problem, context.seed_for(index), report)
+                context.records.append(dict(kind='unit', step=self.name, unit=unit.name, **record))
+                context.unit_done(index)
+
+    def _reporter(self, bar, unit: Unit, done: int):
+        return lambda step, loss: bar.update(done * self.num_iters + step, f'{unit.name or "net"} loss {loss:.4g}')
+
+    def _has_work(self, context: CalibrationContext, unit: Unit) -> bool:
+        if self.target == 'activation':
+            return bool(self._unit_activations(context, unit))
+        layers = context.model.quantized_layers()
+        own = [layers[n] for n in unit.layers if n in layers]
+        first = {c.name for c in context.model.flow.calls
+                 if c.inputs and context.model.flow.root(c.inputs[0]) in context.model.flow.network_inputs}
+        stem = self.skip_first and set(unit.layers) <= first and all(x.weight_quantizer.grid.bits >= 8 for x in own)
+        return bool(own) and not stem
+
+    def _unit_activations(self, context: CalibrationContext, unit: Unit) -> dict[str, Quantizer]:
+        model = context.model.architecture
+        inside = set(unit_module(model, unit).modules())
+        if unit.activation:
+            inside |= set(model.get_submodule(unit.activation).modules())
+        return {n: q for n, q in context.model.activation_quantizers().items() if q in inside}
+
+    def _mode(self) -> tuple[bool, bool]:
+        return True, self.target == 'activation'
+
+    @torch.no_grad()
+    def _data(self, context: CalibrationContext, unit: Unit, float_stream: Stream, quant_stream: Stream | None):
+        model = context.model
+        with model.quantization(weights=False, activations=False):
+            data = UnitInput.gather(float_stream.advance(unit))
+            target = run_in_chunks(_UnitRun(model.architecture, unit, data), data.data, self.chunk)
+        if quant_stream is not None:
+            with model.quantization(*self._mode()):
+                data = UnitInput.gather(quant_stream.advance(unit))
+        for what, x in (('input', data.data), ('float output', target)):
+            if not torch.isfinite(x).all():
+                raise FloatingPointError(f'{what} of unit {unit.name or "net"} holds NaN or infinite values; check the '
+                                         'calibration images, the float checkpoint and the input normalisation')
+        return data, target
+
+    @torch.no_grad()
+    def _references(self, context: CalibrationContext) -> list:
+        with context.model.quantization(weights=False, activations=False):
+            return [context.model.run(chunk) for chunk in context.chunks]
+
+    def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, references) -> torch.Tensor | None:
+        if references is None:
+            return None
+        layers = context.model.quantized_layers()
+        quantizers = [layers[n].weight_quantizer for n in unit.layers if n in layers]
+        if self.target == 'activation':
+            quantizers += list(self._unit_activations(context, unit).values())
+        with context.model.quantization(weights=False, activations=False):
+            return fisher_diagonal(stream, unit, quantizers, references)
+
+    # ---- the two stages -------------------------------------------------------------------------------------------
+    def _tune_weights(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:
+        layers = context.model.quantized_layers()
+        layers = {n: layers[n] for n in unit.layers if n in layers}
+        roundings = {}
+        for name, layer in layers.items():
+            layer.weight_quantizer.clear_codes()
+            roundings[name] = build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
+            roundings[name].start(layer._parameters['weight'], layer.weight_quantizer)
+            layer.weight_quantizer.rounding = roundings[name]
+        params = [p for r in roundings.values() for p in r.parameters()]
+
+        def regularizer(step):
+            if not self.schedule.active(step, self.num_iters):
+                return None
+            beta = self.schedule.beta(step, self.num_iters)
+            return self.schedule.weight * sum(r.regularizer(beta) for r in roundings.values())
+
+        with context.model.quantization(weights=True, activations=False):
+            try:
+                loss = fit(problem, params, self.num_iters, self.batch_size, self.lr, seed, regularizer=regularizer,
+                           report=report) if params else float('nan')
+            finally:
+                for layer in layers.values():
+                    layer.weight_quantizer.rounding = None
+            nearest = {n: x.weight_quantizer.encode(x._parameters['weight']) for n, x in layers.items()}
+            tuned = {n: r.codes() for n, r in roundings.items()}
+            held = {}
+            for which, codes in (('nearest', nearest), ('tuned', tuned)):
+                for name, layer in layers.items():
+                    layer.weight_quantizer.set_codes(codes[name])
+                held[which] = problem.held_loss(self.chunk)
+        kept = 'nearest' if self.keep_best and held['nearest'] < held['tuned'] else 'tuned'
+        for name, layer in layers.items():
+            layer.weight_quantizer.set_codes((nearest if kept == 'nearest' else tuned)[name])
+        count = sum(c.numel() for c in tuned.values())
+        flipped = sum((tuned[n] != nearest[n]).sum().item() for n in tuned) / count
+        undecided = sum(r.undecided() * tuned[n].numel() for n, r in roundings.items()) / count
+        return dict(loss=loss, held_nearest=held['nearest'], held_tuned=held['tuned'], kept=kept, flipped=flipped,
+                    undecided=undecided)
+
+    def _tune_activations(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:
+        scales = [q.scale for q in self._unit_activations(context, unit).values()]
+        initial = [s.clone() for s in scales]
+        every = max(1, self.num_iters // 4)
+        with context.model.quantization(weights=True, activations=True), fixed_weights(context, unit):
+            best, best_loss = initial, problem.held_loss(self.chunk)
+            first_loss = best_loss
+
+            def after_step(step):
+                nonlocal best, best_loss
+                with torch.no_grad():
+                    for scale in scales:
+                        scale.clamp_(min=SCALE_FLOOR)
+                if (step + 1) % every == 0 or step + 1 == self.num_iters:
+                    held = problem.held_loss(self.chunk)
+                    if held < best_loss or not self.keep_best:
+                        best, best_loss = [s.detach().clone() for s in scales], held
+
+            for scale in scales:
+                scale.requires_grad_(True)
+            try:
+                loss = fit(problem, scales, self.num_iters, self.batch_size, self.lr, seed, cosine=True,
+                           after_step=after_step, report=report)
+            finally:
+                for scale, value in zip(scales, best):
+                    scale.requires_grad_(False)
+                    scale.copy_(value)
+        return dict(loss=loss, held_nearest=first_loss, held_tuned=best_loss, kept='tuned' if best is not initial
+                    else 'nearest')
+
+
+@contextlib.contextmanager
+def fixed_weights(context: CalibrationContext, unit: Unit):
+    """Quantize the unit's weights once instead of in every forward pass."""
+    layers = context.model.quantized_layers()
+    layers = [layers[n] for n in unit.layers if n in layers]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.__dict__['_active_weight'] = layer.weight_quantizer(layer._parameters['weight'])
+        with enabled([layer.weight_quantizer for layer in layers], False):
+            yield
+    finally:
+        for layer in layers:
+            layer.__dict__['_active_weight'] = None

@@ -1,0 +1,83 @@
+"""One stage of an algorithm, and what the stages share."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from mmquant.models import QuantizedModel
+from mmquant.reconstruction.training import autocast
+
+
+@dataclass
+class CalibrationContext:
+    """What every step works on.
+
+    Attributes:
+        model (QuantizedModel): Changed by the steps.
+        chunks (list[Tensor]): Preprocessed calibration inputs, one forward pass each.
+        seed (int): Base of all random numbers.
+        amp (bool): bfloat16 autocast inside reconstruction.
+        step_index (int): Number of the running step.
+        first_unit (int): Unit to begin with, when the run is resumed.
+        unit_done (Callable[[int], None]): Called after each finished unit.
+        progress (Callable): ``progress(description, total)`` -> context manager with ``update(done, text)``.
+        records (list[dict]): Plain facts the steps report, for results and logs.
+    """
+    model: QuantizedModel
+    chunks: list
+    seed: int = 0
+    amp: bool = False
+    step_index: int = 0
+    first_unit: int = 0
+    unit_done: Callable[[int], None] = lambda index: None
+    progress: Callable | None = None
+    records: list[dict] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.architecture.parameters()).device
+
+    @property
+    def sample(self):
+        """One or two images, enough to see the data flow."""
+        return self.chunks[0][:2]
+
+    def seed_for(self, unit: int) -> int:
+        """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""
+        return (self.seed * 1_000_003 + self.step_index * 10_007 + unit * 101) % 2**31
+
+    def images(self, count: int) -> list:
+        """The first ``count`` images, in chunks."""
+        found, left = [], count
+        for chunk in self.chunks:
+            if left <= 0:
+                break
+            found.append(chunk[:left])
+            left -= len(found[-1])
+        return found
+
+    def autocast(self):
+        """Autocast as asked for."""
+        return autocast(self.device, self.amp)
+
+
+class Step:
+    """Base of all steps.
+
+    Attributes:
+        structural (bool): Rebuilds structure from the float weights; runs again when a run is resumed.
+        evaluates (tuple[bool, bool] | None): Quantization of (weights, activations) to evaluate behind this step.
+        name (str): Name of the stage in results.
+    """
+    structural = False
+    evaluates: tuple[bool, bool] | None = None
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name or type(self).__name__
+
+    def run(self, context: CalibrationContext) -> None:
+        """Change ``context.model``."""
+        raise NotImplementedError(f'{type(self).__name__} does not define run(context)')

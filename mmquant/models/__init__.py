@@ -1,0 +1,3 @@
+from mmquant.models.quantized_model import QuantizedModel
+
+__all__ = ['QuantizedModel']

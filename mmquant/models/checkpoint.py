@@ -1,0 +1,152 @@
+"""Reading and writing checkpoints without ever executing code from them."""
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+import zipfile
+
+import torch
+from torch import nn
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the text says what to do."""
+
+
+class _Ignored:
+    """Stands for any object of an unknown class in a checkpoint's meta data; holds nothing and does nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs) -> None:
+        pass
+
+    def __setstate__(self, state) -> None:
+        pass
+
+
+def read_tensors(path: str) -> dict:
+    """Load a checkpoint with ``weights_only=True``; foreign objects in its meta data become inert placeholders.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated or no checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the weights first')
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, OSError):
+        foreign = []
+    try:
+        with torch.serialization.safe_globals([(_Ignored, name) for name in foreign]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch.load raises almost anything on damaged files
+        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); '
+                              'it is truncated, damaged, or holds objects other than tensors and plain values. Copy or '
+                              'download it again') from error
+
+
+def fetch(path_or_url: str) -> str:
+    """Local path of a checkpoint; a URL is downloaded once into torch's hub folder.
+
+    Raises:
+        CheckpointError: If the URL cannot be reached.
+    """
+    if not path_or_url.startswith(('http://', 'https://')):
+        return path_or_url
+    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+    target = os.path.join(folder, os.path.basename(path_or_url))
+    if not os.path.isfile(target):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(path_or_url, target, progress=False)
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f'the weights {path_or_url} cannot be downloaded ({error}); download the file elsewhere and pass '
+                'its path: --cfg-options model.float_checkpoint=PATH. The embedded config '
+                'configs/brecq/resnet18_w2a4_digits.py needs no download') from error
+    return target
+
+
+def load_float_weights(model: nn.Module, source: str | None, state: dict | None = None) -> None:
+    """Load float weights into a model, strictly.
+
+    Args:
+        model (nn.Module): Where to.
+        source (str | None): Path or URL; ``'random'`` leaves the model as it is.
+        state (dict | None): The state, when it was read from ``source`` already.
+
+    Raises:
+        CheckpointError: If there is no source, or keys, shapes or values do not fit.
+    """
+    if source == 'random':
+        return
+    if not source:
+        raise CheckpointError('the config gives no float weights: set model.float_checkpoint to a path or URL '
+                              '(or to "random" to quantize a randomly initialised model on purpose)')
+    if state is None:
+        data = read_tensors(fetch(source))
+        state = data.get('state_dict', data) if isinstance(data, dict) else None
+        if not isinstance(state, dict):
+            raise CheckpointError(f'{source} holds {type(data).__name__}, expected a dict with "state_dict"')
+        state = {k.removeprefix('module.'): v for k, v in state.items()}
+    own = model.state_dict()
+    missing = [k for k in own if k not in state]
+    extra = [k for k in state if k not in own]
+    wrong = [f'{k}: {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in own
+             if k in state and state[k].shape != own[k].shape and not k.endswith(('scale', 'zero_point', 'codes'))]
+    optional = [k for k in extra if k.endswith('.codes') or k.startswith('data_preprocessor.')]
+    extra = [k for k in extra if k not in optional]
+    if missing or extra or wrong:
+        parts = [f'{len(missing)} missing keys (first: {missing[0]})' if missing else '',
+                 f'{len(extra)} unexpected keys (first: {extra[0]})' if extra else '',
+                 f'{len(wrong)} wrong shapes (first: {wrong[0]})' if wrong else '']
+        raise CheckpointError(f'{source} does not fit the model: {"; ".join(p for p in parts if p)}. Is it the '
+                              'checkpoint of another architecture?')
+    broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise CheckpointError(f'{source} holds NaN or infinite values in {len(broken)} tensors (first: {broken[0]})')
+    model.load_state_dict({k: v for k, v in state.items() if not k.startswith('data_preprocessor.')}, strict=False)
+
+
+def write_atomically(path: str, data: dict) -> str:
+    """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = f'{path}.tmp{os.getpid()}'
+    try:
+        with open(temporary, 'wb') as f:
+            torch.save(data, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f'cannot write {path} ({error}); free some disk space or choose another --work-dir. '
+                              'The previous file is untouched') from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    return path
+
+
+def save_quantized(path: str, model: nn.Module, plan: dict, meta: dict) -> str:
+    """Write a quantized checkpoint."""
+    return write_atomically(path, dict(format=FORMAT, meta=meta, plan=plan, state_dict=model.state_dict()))
+
+
+def read_quantized(path: str) -> dict:
+    """Read a quantized checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, a float checkpoint, or of a newer format.
+    """
+    data = read_tensors(path)
+    if not isinstance(data, dict) or not {'format', 'plan', 'state_dict', 'meta'} <= set(data):
+        raise CheckpointError(f'{path} is no checkpoint of mmquant (no quantization plan inside); quantize the model '
+                              'with tools/ptq.py and give the quantized.pth from its work directory')
+    if data['format'] > FORMAT:
+        raise CheckpointError(f'{path} has format {data["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
+    return data

@@ -1,0 +1,276 @@
+"""The data-flow record: what one real forward pass showed.
+
+No symbolic tracing: the float model runs once, in eval mode, on real inputs. Forward wrappers keep the stack of module
+calls and a ``TorchDispatchMode`` records each ATen call with its scope and its input and output tensors by identity.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Products of two tensors, by the place of their operands.
+MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor.__matmul__: 'matmul',
+           torch.bmm: 'matmul', torch.Tensor.bmm: 'matmul', F.scaled_dot_product_attention: 'attention'}
+# Operations that move elements without changing them (zero padding included: zero is always representable).
+MOVEMENT = frozenset(
+    'view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand clone contiguous alias detach '
+    'slice select split split_with_sizes chunk unbind flatten roll constant_pad_nd _to_copy lift_fresh '
+    'channel_shuffle native_channel_shuffle'.split())
+POOLING = frozenset('mean _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices max_pool2d '
+                    'amax'.split())
+
+
+@dataclass(frozen=True)
+class Op:
+    """One ATen call. ``inputs`` and ``outputs`` are value numbers of tensors that depend on the network's input."""
+    tick: int
+    name: str  # without namespace and overload, in-place mark removed: 'add', 'convolution', ...
+    call: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass
+class Call:
+    """One call of one module; ``enter`` and ``exit`` are ticks on the same clock as :attr:`Op.tick`."""
+    index: int
+    name: str
+    occurrence: int
+    parent: int
+    enter: int
+    exit: int = -1
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    children: list[int] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.occurrence
+
+
+class DataFlow:
+    """Record of one forward pass.
+
+    Attributes:
+        ops (list[Op]): Calls that read or made data, in execution order.
+        calls (list[Call]): Module calls in order of entry; ``calls[0]`` is the model itself.
+        shapes (dict[int, tuple[int, ...]]): Shape of each value.
+        network_inputs (tuple[int, ...]): Values of the network's own inputs.
+        mutated (set[int]): Values that a later in-place operation overwrote.
+        matmuls (dict[str, dict[int, str]]): Module -> position among its own matrix products -> kind, for products of
+            two tensors that both depend on the input.
+    """
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.calls: list[Call] = []
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        self.network_inputs: tuple[int, ...] = ()
+        self.mutated: set[int] = set()
+        self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
+
+    @cached_property
+    def producer(self) -> dict[int, Op]:
+        """Value -> the operation that made it."""
+        return {v: op for op in self.ops for v in op.outputs}
+
+    @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """Module name -> its calls."""
+        table = defaultdict(list)
+        for call in self.calls:
+            table[call.name].append(call)
+        return dict(table)
+
+    @cached_property
+    def readers(self) -> dict[int, list[Op]]:
+        """Value -> operations that read it directly."""
+        table = defaultdict(list)
+        for op in self.ops:
+            for v in dict.fromkeys(op.inputs):
+                table[v].append(op)
+        return dict(table)
+
+    def root(self, value: int) -> int:
+        """The value this one is a view or a rearrangement of."""
+        while (op := self.producer.get(value)) is not None and op.name in MOVEMENT and len(op.inputs) == 1:
+            value = op.inputs[0]
+        return value
+
+    def final_readers(self, value: int, through: frozenset[str] = MOVEMENT) -> list[Op]:
+        """Operations that read ``value``, looking through the operations named in ``through``."""
+        found = []
+        for op in self.readers.get(value, ()):
+            if op.name in through and len(op.inputs) == 1:
+                for out in op.outputs:
+                    found += self.final_readers(out, through)
+            else:
+                found.append(op)
+        return found
+
+    def depends_on(self, value: int, source: int) -> bool:
+        """Whether ``value`` was computed from ``source``."""
+        stack, seen = [value], set()
+        while stack:
+            v = stack.pop()
+            if v == source:
+                return True
+            if v > source and v not in seen and v in self.producer:
+                seen.add(v)
+                stack.extend(self.producer[v].inputs)
+        return False
+
+    def ancestors(self, call: int) -> list[Call]:
+        """The call and all calls around it, innermost first."""
+        chain = []
+        while call >= 0:
+            chain.append(self.calls[call])
+            call = self.calls[call].parent
+        return chain
+
+    def ops_within(self, call: Call) -> list[Op]:
+        """Operations run between entry and exit of a call, by it or its children."""
+        return [op for op in self.ops if call.enter < op.tick < call.exit]
+
+    def is_closed(self, call: Call) -> bool:
+        """One tensor in, one out, and no inner tensor read outside."""
+        if len(call.inputs) != 1 or len(call.outputs) != 1:
+            return False
+        inner = {v for op in self.ops_within(call) for v in op.outputs} - {call.outputs[0]}
+        outside = {v for op in self.ops if not call.enter < op.tick < call.exit for v in op.inputs}
+        returned = set(self.calls[0].outputs)
+        source = call.inputs[0]
+        reads_other = any(v not in inner and v not in (source, call.outputs[0])
+                          for op in self.ops_within(call) for v in op.inputs)
+        return not inner & (outside | returned) and not reads_other
+
+
+class _Recorder(TorchDispatchMode):
+
+    def __init__(self, flow: DataFlow) -> None:
+        super().__init__()
+        self.flow, self.clock, self.stack = flow, 0, []
+        self.values: dict[int, int] = {}
+        self.alive: list[torch.Tensor] = []  # keeps identities from being reused
+        self.next_value = 0
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def new_value(self, tensor: torch.Tensor) -> int:
+        self.values[id(tensor)] = self.next_value
+        self.flow.shapes[self.next_value] = tuple(tensor.shape)
+        self.alive.append(tensor)
+        self.next_value += 1
+        return self.next_value - 1
+
+    def lookup(self, tree) -> tuple[int, ...]:
+        found = (self.values.get(id(x)) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+        return tuple(dict.fromkeys(v for v in found if v is not None))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = self.lookup((args, kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if inputs:
+            self.flow.mutated |= {self.values[id(x)] for x in tree_leaves(out) if id(x) in self.values}
+            outputs = tuple(self.new_value(x) for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+            name = func._schema.name.split('::')[-1].removesuffix('_')
+            self.flow.ops.append(Op(self.tick(), name, self.stack[-1] if self.stack else 0, inputs, outputs))
+        return out
+
+    def enter(self, name: str, args, kwargs) -> Call:
+        call = Call(len(self.flow.calls), name, self.counts[name], self.stack[-1] if self.stack else -1, self.tick(),
+                    inputs=self.lookup((args, kwargs)))
+        self.counts[name] += 1
+        self.flow.calls.append(call)
+        if call.parent >= 0:
+            self.flow.calls[call.parent].children.append(call.index)
+        self.stack.append(call.index)
+        return call
+
+    def leave(self, call: Call, output) -> None:
+        call.outputs, call.exit = self.lookup(output), self.tick()
+        self.stack.pop()
+
+
+class _MatmulRecorder(TorchFunctionMode):
+    """Counts each module's own matrix products."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder, self.positions = recorder, defaultdict(int)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kind = MATMULS.get(func)
+        if kind is not None and self.recorder.stack:
+            call = self.recorder.stack[-1]
+            position = self.positions[call]
+            self.positions[call] += 1
+            if all(self.recorder.lookup(x) for x in args[:2]):
+                self.recorder.flow.matmuls[self.recorder.flow.calls[call].name][position] = kind
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def wrapped_forwards(model: nn.Module, wrap, names=None):
+    """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each distinct submodule, then restore."""
+    changed = []
+    try:
+        for name, module in model.named_modules():
+            if names is None or name in names:
+                previous = module.__dict__.get('forward')
+                module.__dict__['forward'] = wrap(name, module, module.forward)
+                changed.append((module, previous))
+        yield
+    finally:
+        for module, previous in changed:
+            del module.__dict__['forward']
+            if previous is not None:
+                module.__dict__['forward'] = previous
+
+
+def make_out_of_place(model: nn.Module) -> None:
+    """Turn in-place activations off, so that recorded and cached tensors are never overwritten."""
+    for module in model.modules():
+        if getattr(module, 'inplace', None) is True:
+            module.inplace = False
+
+
+@torch.no_grad()
+def record(model: nn.Module, run, inputs) -> DataFlow:
+    """Run the model once and record its data flow.
+
+    Args:
+        model (nn.Module): The model, in eval mode; in-place activations are switched off for good.
+        run (Callable): ``run(inputs)`` runs the whole model.
+        inputs: Tensor or nested containers of tensors, the network's input; a batch of one or two is enough.
+    """
+    make_out_of_place(model)
+    flow = DataFlow()
+    recorder = _Recorder(flow)
+    flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
+
+    def wrap(name, module, forward):
+
+        def recorded(*args, **kwargs):
+            call = recorder.enter(name, args, kwargs)
+            output = forward(*args, **kwargs)
+            recorder.leave(call, output)
+            return output
+
+        return recorded
+
+    with wrapped_forwards(model, wrap), recorder, _MatmulRecorder(recorder):
+        run(inputs)
+    return flow

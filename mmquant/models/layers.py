@@ -1,0 +1,79 @@
+"""Quantized layers: the float layer plus a weight quantizer plus an input quantizer.
+
+A quantized layer *is* the float layer: its class is a subclass made on the fly, so ``forward`` (padding of
+``Conv2dAdaptivePadding``, weight standardisation, ...), parameters, names and ``isinstance`` stay what they were.
+"""
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+# Layers whose weights are quantized; subclasses included.
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+class QuantizedLayer:
+    """Mix-in of all quantized layers.
+
+    Attributes:
+        weight_quantizer (Quantizer): Quantizes ``weight``; its float value stays in the parameter.
+        input_quantizer (Quantizer | None): Quantizes the layer's input, ``None`` where the producer did it.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:
+        active = self.__dict__.get('_active_weight')
+        return self._parameters['weight'] if active is None else active
+
+    def forward(self, x, *args, **kwargs):
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        if not self.weight_quantizer.enabled:
+            return super().forward(x, *args, **kwargs)
+        self.__dict__['_active_weight'] = self.weight_quantizer(self._parameters['weight'])
+        try:
+            return super().forward(x, *args, **kwargs)
+        finally:
+            self.__dict__['_active_weight'] = None
+
+
+@lru_cache(maxsize=None)
+def quantized_class(cls: type) -> type:
+    """The quantized subclass of a float layer class."""
+    return type('Quantized' + cls.__name__, (QuantizedLayer, cls), {'__module__': cls.__module__})
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Axis of a layer's weight that counts output channels."""
+    return 1 if isinstance(layer, TRANSPOSED_TYPES) else 0
+
+
+def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module, input_quantizer: nn.Module | None = None) -> None:
+    """Turn a float layer into a quantized one, in place."""
+    layer.__class__ = quantized_class(type(layer))
+    layer.weight_quantizer = weight_quantizer
+    layer.input_quantizer = input_quantizer
+
+
+def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:
+    """Quantize what a module returns (one tensor)."""
+    module.output_quantizer = quantizer
+    module.register_forward_hook(lambda owner, args, output: owner.output_quantizer(output))
+
+
+@contextlib.contextmanager
+def enabled(quantizers, state: bool):
+    """Switch quantizers on or off for the duration of a block; restores each one's own state."""
+    quantizers = list(quantizers)
+    before = [q.enabled for q in quantizers]
+    try:
+        for q in quantizers:
+            q.enabled = state
+        yield
+    finally:
+        for q, was in zip(quantizers, before):
+            q.enabled = was

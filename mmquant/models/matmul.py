@@ -1,0 +1,94 @@
+"""Quantized matrix products inside attention, without touching the module's code.
+
+The module that computes ``q @ k`` or ``scaled_dot_product_attention`` in its own ``forward`` is turned into a subclass
+whose ``forward`` runs under a ``TorchFunctionMode`` that quantizes the operands.
+"""
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mmquant.models.dataflow import MATMULS
+
+# Operands of a product that get a quantizer each.
+OPERANDS = {'matmul': ('left', 'right'), 'attention': ('query', 'key', 'probabilities', 'value')}
+_ACTIVE: list['_OperandMode'] = []
+
+
+class _OperandMode(TorchFunctionMode):
+    """Quantizes the operands of the products of one module call; products of inner modules are theirs."""
+
+    def __init__(self, sites: nn.ModuleDict) -> None:
+        super().__init__()
+        self.sites, self.position = sites, 0
+
+    def __enter__(self):
+        _ACTIVE.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exc):
+        _ACTIVE.remove(self)
+        return super().__exit__(*exc)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in MATMULS or _ACTIVE[-1] is not self:
+            return func(*args, **kwargs)
+        site = str(self.position)
+        self.position += 1
+        if site not in self.sites:
+            return func(*args, **kwargs)
+        quantizers = self.sites[site]
+        if MATMULS[func] == 'attention':
+            if not any(q.enabled for q in quantizers.values()):
+                return func(*args, **kwargs)
+            return quantized_attention(quantizers, *args, **kwargs)
+        return func(quantizers['left'](args[0]), quantizers['right'](args[1]), *args[2:], **kwargs)
+
+
+def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+                        enable_gqa=False):
+    """``scaled_dot_product_attention`` with its four operands quantized (eval mode: no dropout).
+
+    Args:
+        quantizers (Mapping[str, Quantizer]): ``query``, ``key``, ``probabilities``, ``value``.
+        query, key, value (Tensor): Shapes (..., L, E), (..., S, E), (..., S, V).
+
+    Raises:
+        ValueError: For grouped-query attention, which no vision model here uses.
+    """
+    if enable_gqa:
+        raise ValueError('quantized attention does not support enable_gqa=True; exclude this module by a quantizer '
+                         'override with a_bits=None')
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = quantizers['query'](query) @ quantizers['key'](key).transpose(-2, -1) * scale
+    if is_causal:
+        shape = scores.shape[-2:]
+        attn_mask = torch.ones(shape, dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return quantizers['probabilities'](scores.softmax(-1)) @ quantizers['value'](value)
+
+
+class QuantizedMatmulOwner:
+    """Mix-in: runs ``forward`` with the operands of its own matrix products quantized."""
+
+    def forward(self, *args, **kwargs):
+        with _OperandMode(self.matmul_quantizers):
+            return super().forward(*args, **kwargs)
+
+
+@lru_cache(maxsize=None)
+def matmul_owner_class(cls: type) -> type:
+    """The subclass of a module class that quantizes its matrix products."""
+    return type('Quantized' + cls.__name__, (QuantizedMatmulOwner, cls), {'__module__': cls.__module__})
+
+
+def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None:
+    """Quantize a module's own matrix products, in place; ``sites`` maps a position to its operands' quantizers."""
+    module.__class__ = matmul_owner_class(type(module))
+    module.matmul_quantizers = nn.ModuleDict(sites)

@@ -1,0 +1,189 @@
+"""Where quantizers sit, derived from the data flow, and at how many bits.
+
+A quantized layer quantizes its input; a block quantizes its output; a tensor is quantized once, where it is produced,
+however many readers it has. For a ResNet these are BRECQ's points: behind each inner ReLU and behind add + ReLU.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
+from mmquant.models.layers import LAYER_TYPES
+from mmquant.models.policy import BitPolicy
+from mmquant.models.units import find_blocks, layer_calls
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer with weights. ``w_bits`` None: float weights; ``a_bits`` None: no input quantizer, ``note`` says why."""
+    name: str
+    w_bits: int | None
+    a_bits: int | None
+    note: str = ''
+    shares: str | None = None  # layer whose input quantizer this one uses
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """A module whose output is quantized."""
+    name: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class MatmulPlan:
+    """A module whose own matrix products are quantized: position -> kind."""
+    name: str
+    bits: int
+    sites: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All quantizers of a model, as plain values that a checkpoint can hold."""
+    layers: tuple[LayerPlan, ...] = ()
+    outputs: tuple[OutputPlan, ...] = ()
+    matmuls: tuple[MatmulPlan, ...] = ()
+    folded: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict:
+        """Plain containers, loadable with ``weights_only=True``."""
+        return dict(layers=[vars(x) | {} for x in self.layers], outputs=[vars(x) | {} for x in self.outputs],
+                    matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded])
+
+    @classmethod
+    def from_dict(cls, d: dict) -> 'Plan':
+        """Inverse of :meth:`to_dict`."""
+        return cls(tuple(LayerPlan(**x) for x in d['layers']), tuple(OutputPlan(**x) for x in d['outputs']),
+                   tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']))
+
+
+class _Placer:
+
+    def __init__(self, model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...]) -> None:
+        self.model, self.flow, self.policy = model, flow, policy
+        self.modules = dict(model.named_modules())
+        self.calls = layer_calls(model, flow)
+        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)}
+        self.first, self.last = self._ends()
+        self.by_input = defaultdict(list)
+        for call in self.calls:
+            self.by_input[flow.root(call.inputs[0])].append(call)
+
+    def _layer_around(self, call: int) -> str | None:
+        for around in self.flow.ancestors(call):
+            if isinstance(self.modules[around.name], LAYER_TYPES):
+                return around.name
+        return None
+
+    def _ends(self) -> tuple[set[str], set[str]]:
+        inputs = set(self.flow.network_inputs)
+        first = {c.name for c in self.calls if self.flow.root(c.inputs[0]) in inputs}
+        last, stack, seen = set(), list(self.flow.calls[0].outputs), set()
+        while stack:  # from the outputs back to the nearest layers
+            op = self.flow.producer.get(stack.pop())
+            if op is None or op.tick in seen:
+                continue
+            seen.add(op.tick)
+            layer = self._layer_around(op.call)
+            last |= {layer} if layer else set()
+            stack += [] if layer else op.inputs
+        return first, last
+
+    def _sources(self, value: int) -> set[str]:
+        """The nearest layers a tensor was computed from."""
+        found, stack, seen = set(), [value], set()
+        while stack:
+            op = self.flow.producer.get(stack.pop())
+            if op is None or op.tick in seen:
+                continue
+            seen.add(op.tick)
+            layer = self._layer_around(op.call)
+            found |= {layer} if layer else set()
+            stack += [] if layer else op.inputs
+        return found
+
+    def _bits(self, value: int, readers: list[str]) -> int | None:
+        feeds_last = bool(readers) and set(readers) <= self.last
+        sources = self._sources(value)
+        return self.policy.activation_bits(readers, from_first=bool(sources) and sources <= self.first,
+                                           into_last=feeds_last)
+
+    def _readers(self, value: int, through=MOVEMENT) -> tuple[list[str], bool]:
+        """Layers that read a tensor, and whether anything else does."""
+        ops = self.flow.final_readers(value, through)
+        layers = [self._layer_around(op.call) for op in ops]
+        return list(dict.fromkeys(x for x in layers if x)), None in layers or value in self.flow.calls[0].outputs
+
+    def _producer(self, value: int) -> Call | None:
+        """The innermost module, called once and no container, that returns the tensor itself."""
+        calls = [c for c in self.flow.calls if c.outputs == (value,) and len(self.flow.calls_of[c.name]) == 1
+                 and c.parent >= 0 and not isinstance(self.modules[c.name], CONTAINERS)]
+        return calls[-1] if calls else None
+
+    def place(self) -> Plan:
+        outputs, inputs = {}, {}
+        notes, shares = {}, {}
+        for value, block in self.blocks.items():
+            readers, _ = self._readers(value, MOVEMENT | POOLING)
+            if readers and (bits := self._bits(value, readers)) is not None:
+                outputs[block.name] = OutputPlan(block.name, bits)
+                notes |= {r: f'quantized at {block.name}' for r in self._readers(value)[0]}
+        for value, calls in self.by_input.items():
+            names = list(dict.fromkeys(c.name for c in calls))
+            if value in self.blocks and self.blocks[value].name in outputs:
+                continue
+            if value in self.flow.network_inputs:
+                notes |= {n: 'reads the network input' for n in names}
+                continue
+            bits = self._bits(value, names)
+            if bits is None:
+                continue
+            once = all(len(self.flow.calls_of[n]) == 1 for n in names)
+            alone = len(names) == 1 and not self._readers(value)[1]
+            producer = self._producer(value)
+            if once and not alone and producer is not None:
+                outputs[producer.name] = OutputPlan(producer.name, bits)
+                notes |= {n: f'quantized at {producer.name}' for n in names}
+                continue
+            owner = next((n for n in names if n in inputs), names[0])
+            inputs.setdefault(owner, bits)
+            shares |= {n: owner for n in names if n != owner and n not in inputs}
+        return Plan(tuple(self._layer_plans(inputs, notes, shares)), tuple(outputs.values()), tuple(self._matmuls()))
+
+    def _layer_plans(self, inputs, notes, shares):
+        reached = {c.name: c for c in self.calls}
+        ordered = list(dict.fromkeys(c.name for c in self.calls))
+        for name in ordered:
+            w_bits = self.policy.weight_bits(name, name in self.first, name in self.last)
+            note = notes.get(name, '') if w_bits is not None else 'float weights by configuration'
+            shared = shares.get(name)
+            yield LayerPlan(name, w_bits, inputs.get(name, inputs.get(shared)), note, shared)
+        for name, module in self.modules.items():
+            if isinstance(module, LAYER_TYPES) and name not in reached:
+                yield LayerPlan(name, None, None, 'not reached through its own forward by the observed batch')
+
+    def _matmuls(self):
+        for name, sites in self.flow.matmuls.items():
+            bits = self.policy.matmul_bits(name)
+            if bits is not None:
+                yield MatmulPlan(name, bits, {str(k): kind for k, kind in sites.items()})
+
+
+def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...] = (),
+                     folded: tuple[tuple[str, str], ...] = ()) -> Plan:
+    """Decide where quantizers sit and their bits.
+
+    Args:
+        model (nn.Module): The (folded) float model.
+        flow (DataFlow): Its record.
+        policy (BitPolicy): Bits by default, by position and by name pattern.
+        block_types (tuple[str, ...]): Further module classes that are blocks.
+        folded (tuple): Pairs (layer, BatchNorm) already folded; kept in the plan.
+    """
+    return replace(_Placer(model, flow, policy, block_types).place(), folded=folded)

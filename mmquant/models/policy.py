@@ -1,0 +1,100 @@
+"""Bit widths: a default, overridden by position (first, last) and by name pattern."""
+from __future__ import annotations
+
+import difflib
+import re
+
+from mmquant.structures import IntegerGrid
+
+_KEYS = ('position', 'pattern', 'w_bits', 'a_bits', 'in_bits', 'out_bits', 'matmul_bits')
+
+
+class BitPolicy:
+    """Answers how many bits a weight or an activation gets; ``None`` means float.
+
+    Args:
+        w_bits (int | None): Default bits of weights, 2..16.
+        a_bits (int | None): Default bits of activations, 2..16.
+        matmul_bits (int | None | 'same'): Bits of the operands of products inside attention; ``'same'`` as ``a_bits``.
+        overrides (sequence[dict]): Applied in order, the last match wins. Each has one selector, ``position``
+            (``'first'`` layers read the network's input, ``'last'`` ones make its output) or ``pattern`` (a regular
+            expression that must match the layer's whole name), and any of ``w_bits``, ``a_bits`` (its input, for
+            patterns), ``out_bits`` (with ``position='first'``: the tensor made from the first layer), ``in_bits`` (with
+            ``position='last'``: the tensor that the last layer's input is made of), ``matmul_bits`` (patterns).
+
+    Raises:
+        ValueError: For bits outside 2..16, an unknown key or position, or a pattern that is no regular expression.
+    """
+
+    def __init__(self, w_bits, a_bits, matmul_bits='same', overrides=()) -> None:
+        self.w_bits, self.a_bits = _checked(w_bits, 'w_bits'), _checked(a_bits, 'a_bits')
+        self.matmul = self.a_bits if matmul_bits == 'same' else _checked(matmul_bits, 'matmul_bits')
+        self.overrides = [_checked_override(o, i) for i, o in enumerate(overrides)]
+        self.used: set[int] = set()
+
+    def _matching(self, name: str, first: bool, last: bool):
+        for i, rule in enumerate(self.overrides):
+            position = rule.get('position')
+            if (position == 'first' and first) or (position == 'last' and last) \
+                    or ('pattern' in rule and re.fullmatch(rule['pattern'], name)):
+                self.used.add(i)
+                yield rule
+
+    def weight_bits(self, name: str, first: bool, last: bool) -> int | None:
+        """Bits of a layer's weights."""
+        bits = self.w_bits
+        for rule in self._matching(name, first, last):
+            bits = rule.get('w_bits', bits)
+        return bits
+
+    def activation_bits(self, readers: list[str], from_first: bool, into_last: bool) -> int | None:
+        """Bits of a tensor read by the layers ``readers``; the widest wish of any reader wins."""
+        bits = self.a_bits
+        for rule in self.overrides:
+            if (rule.get('position') == 'first' and from_first) and 'out_bits' in rule:
+                bits = rule['out_bits']
+            if (rule.get('position') == 'last' and into_last) and 'in_bits' in rule:
+                bits = rule['in_bits']
+        wishes = [rule['a_bits'] for name in readers for rule in self._matching(name, False, False) if 'a_bits' in rule]
+        if None in wishes:
+            return None
+        return max(wishes) if wishes else bits
+
+    def matmul_bits(self, name: str) -> int | None:
+        """Bits of the operands of a module's own matrix products."""
+        bits = self.matmul
+        for rule in self._matching(name, False, False):
+            bits = rule.get('matmul_bits', rule.get('a_bits', bits))
+        return bits
+
+    def unused_patterns(self) -> list[str]:
+        """Patterns that matched nothing so far."""
+        return [r['pattern'] for i, r in enumerate(self.overrides) if 'pattern' in r and i not in self.used]
+
+
+def _checked(bits, key: str):
+    if bits is None:
+        return None
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise ValueError(f'{key} must be a whole number from 2 to 16, or None for float, got {bits!r}')
+    return IntegerGrid(bits).bits
+
+
+def _checked_override(rule: dict, index: int) -> dict:
+    where = f'quantizer.overrides[{index}]'
+    for key, value in rule.items():
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, 1)
+            raise ValueError(f'{where} has the unknown key {key!r}' + (f'; did you mean {near[0]!r}?' if near else
+                                                                      f'; known keys: {", ".join(_KEYS)}'))
+        if key.endswith('bits'):
+            _checked(value, f'{where}.{key}')
+    if ('position' in rule) == ('pattern' in rule):
+        raise ValueError(f'{where} needs exactly one of the selectors "position" and "pattern", got {dict(rule)}')
+    if 'position' in rule and rule['position'] not in ('first', 'last'):
+        raise ValueError(f'{where}.position must be "first" or "last", got {rule["position"]!r}')
+    try:
+        re.compile(rule.get('pattern', ''))
+    except re.error as error:
+        raise ValueError(f'{where}.pattern {rule["pattern"]!r} is no regular expression: {error}') from error
+    return dict(rule)

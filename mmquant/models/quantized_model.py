@@ -1,0 +1,212 @@
+"""The quantized model: wraps a float model of mmpretrain, mmdet or plain PyTorch."""
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmquant.models.checkpoint import load_float_weights, read_quantized, save_quantized
+from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
+from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, quantize_layer, quantize_output
+from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
+from mmquant.models.placement import Plan, place_quantizers
+from mmquant.models.policy import BitPolicy
+from mmquant.models.units import find_units
+from mmquant.quantizers import Quantizer
+from mmquant.registry import MODELS, QUANTIZERS
+from mmquant.structures.unit import Unit
+from mmquant.utils.building import ConfigError, build, check_keys
+
+_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types')
+
+
+@MODELS.register_module()
+class QuantizedModel(BaseModel):
+    """A float model with quantizers.
+
+    ``forward(inputs, data_samples, mode)`` is the wrapped model's own. A fresh instance is float; calibration folds
+    BatchNorm, inserts quantizers (:meth:`insert_quantizers`) and sets their state.
+
+    Args:
+        architecture (dict | nn.Module): The float model or its config.
+        quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float);
+            ``matmul_bits``; ``overrides``: see :class:`BitPolicy`; ``block_types``: classes that are units beside those
+            found by their residual add.
+        float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
+        data_preprocessor (dict | None): Handed to the architecture.
+
+    Raises:
+        ConfigError: For unknown keys or types and bits outside 2..16.
+    """
+
+    def __init__(self, architecture, quantizer: dict, float_checkpoint: str | None = None,
+                 data_preprocessor: dict | None = None) -> None:
+        check_keys(quantizer, _QUANTIZER_KEYS, 'quantizer')
+        if isinstance(architecture, dict):
+            architecture = dict(architecture)
+            if data_preprocessor is not None:
+                architecture.setdefault('data_preprocessor', data_preprocessor)
+            architecture = MODELS.build(architecture)
+        super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
+        self.architecture = architecture.eval()
+        self.float_checkpoint = float_checkpoint
+        self.quantizer_cfg = quantizer
+        self.policy = _policy(quantizer)
+        self.plan: Plan | None = None
+        self.flow: DataFlow | None = None
+
+    # ---- running -------------------------------------------------------------------------------------------------
+    def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
+        """The wrapped model's forward."""
+        if isinstance(self.architecture, BaseModel):
+            return self.architecture(inputs, data_samples, mode=mode)
+        return self.architecture(inputs)
+
+    def run(self, inputs):
+        """Raw outputs for preprocessed inputs, without labels and post-processing."""
+        return self.forward(inputs)
+
+    def train(self, mode: bool = True):
+        """Stays in eval mode: quantized models have folded statistics and no dropout."""
+        return super().train(False)
+
+    def init_weights(self) -> None:
+        """Nothing: weights come from ``float_checkpoint``."""
+
+    # ---- building ------------------------------------------------------------------------------------------------
+    def load_float_checkpoint(self) -> None:
+        """Load the float weights.
+
+        Raises:
+            CheckpointError: If the file is missing, unreachable, damaged or of another model.
+        """
+        load_float_weights(self.architecture, self.float_checkpoint)
+
+    def observe(self, inputs) -> DataFlow:
+        """Record the data flow of one small batch in float mode."""
+        with self.quantization(weights=False, activations=False):
+            self.flow = record(self.architecture, lambda x: self.run(x), inputs)
+        return self.flow
+
+    def fold_batch_norm(self, inputs) -> list[tuple[str, str]]:
+        """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
+        pairs = foldable_pairs(self.architecture, self.observe(inputs))
+        for layer, bn in pairs:
+            fold(self.architecture.get_submodule(layer), self.architecture.get_submodule(bn))
+            replace_by_identity(self.architecture, bn)
+        self.plan = Plan(folded=tuple(pairs))
+        return pairs
+
+    def make_plan(self, inputs) -> Plan:
+        """Decide where quantizers sit, without inserting them."""
+        folded = self.plan.folded if self.plan else ()
+        flow = self.observe(inputs)
+        return place_quantizers(self.architecture, flow, self.policy, self.block_types, folded)
+
+    def insert_quantizers(self, plan: Plan) -> None:
+        """Turn float layers into quantized ones as planned; a loaded plan also repeats the folding's structure."""
+        known = set(self.plan.folded) if self.plan else set()
+        for layer, bn in plan.folded:
+            if (layer, bn) not in known:
+                ensure_bias(self.architecture.get_submodule(layer))
+                replace_by_identity(self.architecture, bn)
+        shared = {}
+        for item in plan.layers:
+            if item.w_bits is None and item.a_bits is None:
+                continue
+            layer = self.architecture.get_submodule(item.name)
+            source = None if item.a_bits is None else shared.get(item.shares) or self._activation(item.a_bits)
+            shared[item.name] = source
+            quantize_layer(layer, self._weight(item.w_bits, layer), source)
+        for item in plan.outputs:
+            quantize_output(self.architecture.get_submodule(item.name), self._activation(item.bits))
+        for item in plan.matmuls:
+            sites = {site: nn.ModuleDict({role: self._activation(item.bits) for role in OPERANDS[kind]})
+                     for site, kind in item.sites.items()}
+            quantize_matmuls(self.architecture.get_submodule(item.name), sites)
+        self.plan = plan
+        self.to(next(self.architecture.parameters()).device)
+
+    def _weight(self, bits: int | None, layer: nn.Module) -> Quantizer:
+        cfg = dict(self.quantizer_cfg['weight'], bits=bits or 8)
+        if cfg.get('granularity') in ('channel', 'group'):
+            cfg['channel_axis'] = channel_axis(layer)
+        quantizer = build(QUANTIZERS, cfg, 'quantizer.weight')
+        quantizer.allocate(layer.weight.shape)
+        quantizer.enabled = bits is not None
+        return quantizer
+
+    def _activation(self, bits: int) -> Quantizer:
+        return build(QUANTIZERS, dict(self.quantizer_cfg['activation'], bits=bits), 'quantizer.activation')
+
+    # ---- looking inside ------------------------------------------------------------------------------------------
+    @property
+    def block_types(self) -> tuple[str, ...]:
+        """Names of classes declared as blocks."""
+        return tuple(self.quantizer_cfg.get('block_types', ()))
+
+    def units(self, granularity: str = 'block') -> list[Unit]:
+        """Reconstruction units in execution order; needs a recorded data flow."""
+        return find_units(self.architecture, self.flow, granularity, self.block_types)
+
+    def quantized_layers(self) -> dict[str, nn.Module]:
+        """Path -> layer whose weights are quantized."""
+        planned = {x.name for x in self.plan.layers if x.w_bits is not None} if self.plan else set()
+        return {n: m for n, m in self.architecture.named_modules() if isinstance(m, QuantizedLayer) and n in planned}
+
+    def weight_quantizers(self) -> dict[str, Quantizer]:
+        """Path of the layer -> its weight quantizer."""
+        return {n: m.weight_quantizer for n, m in self.quantized_layers().items()}
+
+    def activation_quantizers(self) -> dict[str, Quantizer]:
+        """Path of the owner -> quantizer of its input, output or operands; shared ones once."""
+        found = {}
+        for name, module in self.architecture.named_modules():
+            if isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
+                found[f'{name}.input'] = module.input_quantizer
+            if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
+                found[f'{name}.output'] = module.output_quantizer
+            if isinstance(module, QuantizedMatmulOwner):
+                found |= {f'{name}.matmul{k}.{role}': q for k, site in module.matmul_quantizers.items()
+                          for role, q in site.items()}
+        return {name: q for name, q in found.items() if q is next(v for v in found.values() if v is q)
+                and name == next(k for k, v in found.items() if v is q)}
+
+    @contextlib.contextmanager
+    def quantization(self, weights: bool, activations: bool):
+        """Quantize weights and activations, or not, inside a ``with`` block; both off is the float model."""
+        with enabled(self.weight_quantizers().values(), weights), \
+                enabled(self.activation_quantizers().values(), activations):
+            yield self
+
+    # ---- saving --------------------------------------------------------------------------------------------------
+    def save(self, path: str, meta: dict | None = None) -> str:
+        """Write state and plan (tensors and plain values only), atomically; returns the path."""
+        return save_quantized(path, self.architecture, self.plan.to_dict(), meta or {})
+
+    def load(self, path: str) -> dict:
+        """Rebuild quantizers from a checkpoint of :meth:`save` and load their state; returns its meta.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, or of another model.
+        """
+        data = read_quantized(path)
+        self.insert_quantizers(Plan.from_dict(data['plan']))
+        load_float_weights(self.architecture, path, data['state_dict'])
+        return data['meta']
+
+
+def _policy(quantizer: dict) -> BitPolicy:
+    for key in ('weight', 'activation'):
+        if not isinstance(quantizer.get(key), dict):
+            raise ConfigError(f'quantizer.{key}: expected dict(type=..., bits=...), got {quantizer.get(key)!r}; write '
+                              'bits=None to keep it float')
+        build(QUANTIZERS, {**quantizer[key], 'bits': quantizer[key].get('bits', 8) or 8}, f'quantizer.{key}')
+    try:
+        return BitPolicy(quantizer['weight'].get('bits', 8), quantizer['activation'].get('bits', 8),
+                         quantizer.get('matmul_bits', 'same'), quantizer.get('overrides', ()))
+    except ValueError as error:
+        raise ConfigError(f'quantizer: {error}') from error

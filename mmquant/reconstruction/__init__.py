@@ -1,0 +1,3 @@
+from mmquant.reconstruction.losses import FisherDiagLoss, LpLoss
+
+__all__ = ['FisherDiagLoss', 'LpLoss']

@@ -1,0 +1,57 @@
+"""Distances between a unit's quantized and float output."""
+from __future__ import annotations
+
+import torch
+
+from mmquant.registry import LOSSES
+
+
+@LOSSES.register_module()
+class LpLoss:
+    """Mean over samples and positions of the sum over channels of ``|prediction - target|**p`` (BRECQ's code).
+
+    Args:
+        p (float): Exponent, at least 1. Default 2.
+        reduction (str): ``'channel_sum'`` (default; the rounding regularizer's weight is tuned for it) or ``'mean'``.
+
+    Raises:
+        ValueError: If ``p`` is below 1 or the reduction is unknown.
+    """
+    needs_fisher = False
+
+    def __init__(self, p: float = 2.0, reduction: str = 'channel_sum') -> None:
+        if p < 1:
+            raise ValueError(f'p must be at least 1, got {p}')
+        if reduction not in ('channel_sum', 'mean'):
+            raise ValueError(f'reduction must be "channel_sum" or "mean", got {reduction!r}')
+        self.p, self.reduction = p, reduction
+
+    def __call__(self, prediction: torch.Tensor, target: torch.Tensor, channel_dim: int,
+                 weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Loss of one batch.
+
+        Args:
+            prediction, target (Tensor): The same shape, samples first.
+            channel_dim (int): Axis of channels.
+            weight (Tensor | None): Importance of each element, the same shape.
+        """
+        error = (prediction - target).float()
+        error = error.square() if self.p == 2 else error.abs() if self.p == 1 else error.abs().pow(self.p)
+        if weight is not None:
+            error = error * weight
+        positions = error.numel() if self.reduction == 'mean' else error.numel() // error.shape[channel_dim]
+        return error.sum() / positions
+
+
+@LOSSES.register_module()
+class FisherDiagLoss(LpLoss):
+    """Squared error weighted by the diagonal of the Fisher information of the unit's output (BRECQ, eq. 10).
+
+    The weights are squared gradients of KL(float || quantized) at the unit's output, with the net quantized up to and
+    including the unit, each image's own (no batch mean), scaled to mean 1 over the calibration set. The paper's code
+    adds 1 to tiny batch-mean gradients, which makes it plain squared error; this does not.
+    """
+    needs_fisher = True
+
+    def __init__(self) -> None:
+        super().__init__(p=2.0)

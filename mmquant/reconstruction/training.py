@@ -1,0 +1,142 @@
+"""The inner loop: fit some parameters of one unit to its float output, and measure units on held-out samples."""
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from mmquant.reconstruction.unit_data import pick
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One unit to reconstruct.
+
+    Attributes:
+        forward (Callable): Data rows -> prediction, with gradients.
+        inputs, targets (Tensor): All calibration rows.
+        weight (Tensor | None): Importance of each target element.
+        loss (Callable): ``loss(prediction, target, channel_dim, weight)``.
+        channel_dim (int): Channel axis of the target.
+        train_rows, held_rows (Tensor): Disjoint row numbers for fitting and for choosing.
+        device (torch.device): Where the unit lives.
+        amp (bool): Run the unit in bfloat16 autocast.
+    """
+    forward: Callable
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    weight: torch.Tensor | None
+    loss: Callable
+    channel_dim: int
+    train_rows: torch.Tensor
+    held_rows: torch.Tensor
+    device: torch.device
+    amp: bool = False
+
+    def loss_on(self, rows: torch.Tensor) -> torch.Tensor:
+        """Loss on some rows."""
+        data, target = pick(self.inputs, rows), pick(self.targets, rows)
+        weight = None if self.weight is None else pick(self.weight, rows)
+        with autocast(self.device, self.amp):
+            prediction = self.forward(data)
+        return self.loss(prediction, target, self.channel_dim, weight)
+
+    @torch.no_grad()
+    def held_loss(self, size: int = 64) -> float:
+        """Loss on the held-out rows, in float32."""
+        exact = self if not self.amp else Problem(**{**vars(self), 'amp': False})
+        parts = self.held_rows.split(size)
+        return sum(exact.loss_on(rows).item() * len(rows) for rows in parts) / max(1, len(self.held_rows))
+
+
+@dataclass(frozen=True)
+class RoundingSchedule:
+    """When and how hard the rounding regularizer pushes (AdaRound, BRECQ).
+
+    Attributes:
+        weight (float): Factor of the regularizer, default 0.01 (0.1 for MobileNetV2).
+        beta_start, beta_end (float): Exponent, falls linearly after the warm-up; 20 to 2.
+        warmup (float): Share of the iterations without the regularizer, in [0, 1).
+    """
+    weight: float = 0.01
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or not 0 <= self.warmup < 1 or min(self.beta_start, self.beta_end) < 1:
+            raise ValueError(f'expected weight >= 0, 0 <= warmup < 1 and exponents >= 1, got {self}')
+
+    def active(self, step: int, num_iters: int) -> bool:
+        """Whether the regularizer is on at ``step``."""
+        return self.weight > 0 and step >= self.warmup * num_iters
+
+    def beta(self, step: int, num_iters: int) -> float:
+        """Exponent at ``step``: ``beta_start`` until the warm-up ends, ``beta_end`` at ``num_iters``."""
+        if step < self.warmup * num_iters:
+            return self.beta_start
+        left = 1 - (step - self.warmup * num_iters) / ((1 - self.warmup) * num_iters)
+        return self.beta_end + (self.beta_start - self.beta_end) * max(0.0, left)
+
+
+def autocast(device: torch.device, on: bool):
+    """bfloat16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
+
+
+def split_rows(num_rows: int, held: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(train_rows, held_rows): ``min(held, num_rows // 8)`` rows are held out; with fewer than 8 rows both are all."""
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+    held = min(held, num_rows // 8)
+    return (order[held:], order[:held]) if held else (order, order)
+
+
+def make_adam(params: list, lr: float) -> torch.optim.Adam:
+    """Adam, fused where the parameters allow."""
+    return torch.optim.Adam(params, lr=lr, fused=params[0].device.type in ('cpu', 'cuda'))
+
+
+def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: float, seed: int, cosine: bool = False,
+        regularizer: Callable | None = None, after_step: Callable | None = None, report: Callable | None = None) -> float:
+    """Adam on ``params``; returns the mean reconstruction loss of the last tenth of the steps.
+
+    Args:
+        problem (Problem): What to fit.
+        params (list[Tensor]): Leaf tensors that require gradients.
+        num_iters, batch_size (int): Steps, and rows a step, drawn without replacement.
+        lr (float): Learning rate; falls to 0 along a cosine if ``cosine``.
+        seed (int): Seed of the row sampler.
+        regularizer (Callable | None): ``regularizer(step)`` -> scalar added to the loss, or None.
+        after_step (Callable | None): ``after_step(step)`` runs behind each update.
+        report (Callable | None): ``report(step, loss)`` now and then.
+
+    Raises:
+        FloatingPointError: If the loss is NaN or infinite.
+    """
+    optimizer = make_adam(params, lr)
+    sampler = torch.Generator().manual_seed(seed)
+    batch_size = min(batch_size, len(problem.train_rows))
+    recent, count, every = torch.zeros((), device=problem.device), 0, max(1, num_iters // 20)
+    for step in range(num_iters):
+        rows = problem.train_rows[torch.randperm(len(problem.train_rows), generator=sampler)[:batch_size]]
+        if cosine:
+            optimizer.param_groups[0]['lr'] = lr * 0.5 * (1 + math.cos(math.pi * step / num_iters))
+        loss = problem.loss_on(rows.to(problem.inputs.device))
+        extra = regularizer(step) if regularizer else None
+        optimizer.zero_grad(set_to_none=True)
+        (loss if extra is None else loss + extra).backward()
+        optimizer.step()
+        if after_step:
+            after_step(step)
+        if step >= num_iters * 0.9:
+            recent, count = recent + loss.detach(), count + 1
+        if report and (step % every == 0 or step == num_iters - 1):
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f'the reconstruction loss became {value} at step {step} of {num_iters}; lower '
+                                         'the learning rate, or switch --amp off')
+            report(step + 1, value)
+    return (recent / max(1, count)).item()

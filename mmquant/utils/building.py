@@ -1,0 +1,64 @@
+"""Building from configs with errors that name the closest valid key or type."""
+from __future__ import annotations
+
+import difflib
+import inspect
+
+from mmengine.registry import Registry
+
+
+class ConfigError(ValueError):
+    """A config value that cannot be used; the text says where, what was seen and what to write instead."""
+
+
+def closest(word: str, choices) -> str:
+    """Text that proposes the closest valid word, or lists all."""
+    choices = sorted(str(c) for c in choices)
+    near = difflib.get_close_matches(str(word), choices, 1, 0.5)
+    return f'did you mean {near[0]!r}?' if near else f'valid ones: {", ".join(choices)}'
+
+
+def check_keys(given, valid, where: str) -> None:
+    """Raise :class:`ConfigError` for the first key that is not valid."""
+    for key in given:
+        if key not in valid:
+            raise ConfigError(f'{where}: unknown key {key!r}; {closest(key, valid)}')
+
+
+def build(registry: Registry, cfg, where: str, **extra):
+    """Build ``cfg`` from one of mmquant's registries.
+
+    Args:
+        registry (Registry): Where the type lives.
+        cfg (dict | object): A config with ``type``, or an object that is returned as it is.
+        where (str): Place in the config, for messages: ``'quantizer.weight'``.
+        extra: Arguments that the config does not give.
+
+    Raises:
+        ConfigError: No dict, no or unknown ``type``, an unknown or missing key, or a value that the class refuses.
+    """
+    if not isinstance(cfg, dict):
+        if isinstance(cfg, str) or not hasattr(cfg, '__class__') or cfg is None:
+            raise ConfigError(f'{where}: expected dict(type=...), got {cfg!r}')
+        return cfg
+    if 'type' not in cfg:
+        raise ConfigError(f'{where}: the key "type" is missing in {dict(cfg)}')
+    cls = cfg['type'] if isinstance(cfg['type'], type) else registry.get(cfg['type'])
+    if cls is None:
+        registry.import_from_location()
+        names = [f'mmquant.{n}' for n in registry.module_dict]
+        raise ConfigError(f'{where}: unknown type {cfg["type"]!r}; {closest(cfg["type"], names)}')
+    args = {**extra, **{k: v for k, v in cfg.items() if k != 'type'}}
+    parameters = inspect.signature(cls.__init__).parameters
+    valid = [p for p in parameters if p not in ('self', 'args', 'kwargs')]
+    if 'kwargs' not in parameters:
+        check_keys(args, valid, f'{where} ({cls.__name__})')
+    missing = [n for n, p in parameters.items() if n in valid and p.default is p.empty and n not in args]
+    if missing:
+        raise ConfigError(f'{where} ({cls.__name__}): the key {missing[0]!r} is required')
+    try:
+        return cls(**args)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'{where} ({cls.__name__}): {error}') from error
