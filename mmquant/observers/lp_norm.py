@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmquant.ops import affine_parameters, clamp
+from mmquant.ops import affine_parameters, clamp, power_
 from mmquant.registry import OBSERVERS
 from mmquant.structures import Granularity, IntegerGrid
 
@@ -58,10 +58,5 @@ class LpNormObserver(SampledObserver):
         for i in range(self.num_candidates):
             torch.div(x, scale[i], out=steps)
             clamp(torch.round(steps, out=codes), low[i], high[i], out=codes)
-            torch.mean(self._power_(codes.sub_(steps)), dim=1, out=errors[i])
+            torch.mean(power_(codes.sub_(steps).abs_(), self.p), dim=1, out=errors[i])
         return errors
-
-    def _power_(self, error: Tensor) -> Tensor:
-        if self.p == 2:
-            return error.square_()
-        return error.abs_() if self.p == 1 else error.abs_().pow_(self.p)

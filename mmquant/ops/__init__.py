@@ -1,9 +1,11 @@
 from .affine_parameters import SCALE_FLOOR, affine_parameters
+from .blocks import blocks
 from .clamp import clamp
 from .fake_quantize import dequantize, fake_quantize, quantize
+from .power import power_
 from .soft_round import rectified_sigmoid, rounding_regularizer, soft_weight
 
 __all__ = [
-    'SCALE_FLOOR', 'affine_parameters', 'clamp', 'dequantize', 'fake_quantize', 'quantize', 'rectified_sigmoid',
-    'rounding_regularizer', 'soft_weight'
+    'SCALE_FLOOR', 'affine_parameters', 'blocks', 'clamp', 'dequantize', 'fake_quantize', 'power_', 'quantize',
+    'rectified_sigmoid', 'rounding_regularizer', 'soft_weight'
 ]

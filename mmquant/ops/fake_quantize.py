@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .blocks import blocks
 from .clamp import clamp
 
 
@@ -24,8 +25,9 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: in
         q_max: Largest code.
     """
     with torch.no_grad():
-        x, scale, zero_point = _common_dtype(x, scale, zero_point)
-        steps = torch.div(x, scale).round_()
+        dtype = _compute_dtype(x)
+        zero_point = zero_point.to(dtype)
+        steps = torch.div(x.to(dtype), scale.to(dtype)).round_()
         return clamp(steps, q_min - zero_point, q_max - zero_point, out=steps).add_(zero_point)
 
 
@@ -53,9 +55,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _FakeQuantize.apply(x, scale, zero_point, q_min, q_max)
-    wide, scale, zero_point = _common_dtype(x, scale, zero_point)
-    steps = torch.div(wide, scale).round_()
-    return clamp(steps, q_min - zero_point, q_max - zero_point, out=steps).mul_(scale).to(x.dtype)
+    return _write_values(x, scale, zero_point, q_min, q_max)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -63,16 +63,11 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
         ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
-        wide, scale, zero_point = _common_dtype(x, scale, zero_point)
-        steps = torch.div(wide, scale)
-        rounded = steps.round()
-        clipped = clamp(rounded, q_min - zero_point, q_max - zero_point)
-        inside = rounded.eq_(clipped)
-        residual = None
-        if ctx.needs_input_grad[1]:  # LSQ: code - x / scale inside, code where clipped
-            residual = torch.sub(clipped, steps.mul_(inside), out=steps)
-        ctx.save_for_backward(inside if ctx.needs_input_grad[0] else None, residual)
-        return clipped.mul_(scale).to(x.dtype)
+        dtype = _compute_dtype(x)
+        inside = torch.empty_like(x, dtype=dtype) if ctx.needs_input_grad[0] else None
+        residual = torch.empty_like(x, dtype=dtype) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(inside, residual)
+        return _write_values(x, scale, zero_point, q_min, q_max, inside, residual)
 
     @staticmethod
     @once_differentiable
@@ -81,12 +76,34 @@ class _FakeQuantize(torch.autograd.Function):
         grad_x = torch.mul(grad, inside).to(ctx.x_dtype) if inside is not None else None
         grad_scale = None
         if residual is not None:
-            grad_scale = torch.mul(grad, residual)
-            grad_scale = grad_scale.sum() if not ctx.scale_shape else grad_scale.sum_to_size(ctx.scale_shape)
-            grad_scale = grad_scale.to(ctx.scale_dtype)
+            if ctx.scale_shape.numel() == 1:
+                parts = [torch.mul(g, r).sum() for g, r in blocks((grad, residual), ())]
+                grad_scale = torch.stack(parts).sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
+            else:
+                grad_scale = torch.mul(grad, residual).sum_to_size(ctx.scale_shape).to(ctx.scale_dtype)
         return grad_x, grad_scale, None, None, None
 
 
-def _common_dtype(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.to(dtype), scale.to(dtype), zero_point.to(dtype)
+def _write_values(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, inside: Tensor | None = None,
+                  residual: Tensor | None = None) -> Tensor:
+    """The fake-quantized ``x``; fills ``inside`` (1 or 0) and ``residual`` (d x_hat / d scale) if given."""
+    dtype = _compute_dtype(x)
+    scale, zero_point = scale.to(dtype), zero_point.to(dtype)
+    x_hat = torch.empty_like(x)
+    bounds = (q_min - zero_point, q_max - zero_point)
+    for x_part, out, is_in, slope, step, low, high in blocks((x, x_hat, inside, residual), (scale, *bounds)):
+        steps = torch.div(x_part.to(dtype), step)
+        rounded = torch.round(steps)
+        clipped = clamp(rounded, low, high)
+        if is_in is not None or slope is not None:
+            kept = rounded.eq_(clipped)
+            if is_in is not None:
+                is_in.copy_(kept)
+            if slope is not None:  # code - x / scale inside, code where clipped
+                torch.sub(clipped, steps.mul_(kept), out=slope)
+        torch.mul(clipped, step, out=out)
+    return x_hat
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

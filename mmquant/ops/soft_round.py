@@ -1,14 +1,16 @@
 """AdaRound's relaxation of rounding (arXiv 2004.10568): each weight moves continuously between its two grid neighbours.
 
 ``h(v) = clip((zeta - gamma) * sigmoid(v) + gamma, 0, 1)`` with gamma = -0.1, zeta = 1.1. These functions run once per
-training step over all weights of a unit, so forward and backward are fused and mostly in place.
+training step over all weights of a unit, so the forward pass computes the derivative too, in one trip through memory.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .blocks import blocks
 from .clamp import clamp
+from .power import power_
 
 GAMMA, ZETA = -0.1, 1.1
 _hardtanh_backward = torch.ops.aten.hardtanh_backward  # (grad, x, low, high): grad if low < x < high, else exactly 0
@@ -61,38 +63,46 @@ class _SoftWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, gamma: float,
                 zeta: float) -> Tensor:
-        s = torch.sigmoid(v)
-        h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
-        free = _hardtanh_backward(s, h, 0, 1) if ctx.needs_input_grad[0] else None  # s, or 0 where h is saturated
-        steps = h.add_(base)
-        weight = clamp(steps, q_min - zero_point, q_max - zero_point)
-        if free is not None:
-            free.mul_(steps.eq_(weight))  # ... and 0 where clipped
-            ctx.save_for_backward(free, torch.mul(scale, zeta - gamma))
-        return weight.mul_(scale)
+        weight = torch.empty_like(v)
+        slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d weight / d v
+        bounds = (q_min - zero_point, q_max - zero_point)
+        for v_part, out, slope_part, base_part, step, low, high in blocks((v, weight, slope, base), (scale, *bounds)):
+            s = torch.sigmoid(v_part)
+            h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
+            steps = torch.add(h, base_part)
+            clamp(steps, low, high, out=out)
+            if slope_part is not None:
+                free = _hardtanh_backward(steps.eq_(out), h, 0, 1)  # 1 where neither clipped nor saturated, else 0
+                torch.mul(_sigmoid_backward(free, s), step * (zeta - gamma), out=slope_part)
+            out.mul_(step)
+        ctx.save_for_backward(slope)
+        return weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
-        free, factor = ctx.saved_tensors
-        return (_sigmoid_backward(grad, free).mul_(factor), ) + (None, ) * 7
+        slope, = ctx.saved_tensors
+        return (grad * slope, ) + (None, ) * 7
 
 
 class _RoundingRegularizer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
-        s = torch.sigmoid(v)
-        h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
-        signed = torch.mul(h, 2).sub_(1)  # 2 h - 1
-        distance = signed.abs()
-        power = torch.pow(distance, beta - 1)
-        value = distance.mul_(power).neg_().add_(1).sum()
-        if ctx.needs_input_grad[0]:  # -2 beta |2h - 1|^(beta - 1) sign(2h - 1) h'(v)
-            slope = _hardtanh_backward(torch.copysign(power, signed, out=power), h, 0, 1)
-            slope = _sigmoid_backward(slope, s).mul_(-2 * beta * (zeta - gamma))
-            ctx.save_for_backward(slope)
-        return value
+        slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d value / d v
+        values = []
+        for v_part, slope_part in blocks((v, slope), ()):
+            s = torch.sigmoid(v_part)
+            h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
+            signed = torch.mul(h, 2).sub_(1)  # 2 h - 1
+            distance = signed.abs()
+            power = power_(distance.clone(), beta - 1)
+            if slope_part is not None:  # -2 beta |2h - 1|^(beta - 1) sign(2h - 1) h'(v)
+                free = _hardtanh_backward(torch.copysign(power, signed), h, 0, 1)
+                torch.mul(_sigmoid_backward(free, s), -2 * beta * (zeta - gamma), out=slope_part)
+            values.append(power.mul_(distance).neg_().add_(1).sum())
+        ctx.save_for_backward(slope)
+        return torch.stack(values).sum()
 
     @staticmethod
     @once_differentiable
