@@ -1,10 +1,13 @@
 """Data sets for calibration and evaluation, and checks on them."""
+from importlib.util import find_spec
+
 from .checks import check_dataset_cfg, overlap
-from .digits import DigitsDataset
 from .subset import RandomSubset
-from .tar_images import TarImageDataset
 from .transforms import LoadImageFromTar
 
-__all__ = [
-    'DigitsDataset', 'LoadImageFromTar', 'RandomSubset', 'TarImageDataset', 'check_dataset_cfg', 'overlap',
-]
+__all__ = ['LoadImageFromTar', 'RandomSubset', 'check_dataset_cfg', 'overlap']
+
+if find_spec('mmpretrain') is not None:  # a stack with detectors only does without the classification data sets
+    from .digits import DigitsDataset
+    from .tar_images import TarImageDataset
+    __all__ += ['DigitsDataset', 'TarImageDataset']

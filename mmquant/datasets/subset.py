@@ -13,8 +13,8 @@ class RandomSubset:
     """``num_samples`` samples of a data set, drawn once without replacement.
 
     An integer ``indices`` of mmengine's data sets takes the *first* samples, which for a data set sorted by class are
-    all of one class. This wrapper draws them evenly over the data set; the same seed gives the same samples, in
-    ascending order of their index.
+    all of one class. This wrapper draws them from everywhere and keeps the order of the drawing, so each batch of an
+    unshuffled loader is a random one. The same seed gives the same samples in the same order.
 
     Args:
         dataset: The data set, or its config.
@@ -48,8 +48,7 @@ class RandomSubset:
         if not 1 <= self.num_samples <= total:
             raise ValueError(f'RandomSubset shall draw {self.num_samples} samples, but '
                              f'{type(self.dataset).__name__} has {total}. Set num_samples to 1..{total}.')
-        drawn = np.random.RandomState(self.seed).permutation(total)[:self.num_samples]
-        self.indices = np.sort(drawn)  # (num_samples,)
+        self.indices = np.random.RandomState(self.seed).permutation(total)[:self.num_samples]
         self._fully_initialized = True
 
     @force_full_init

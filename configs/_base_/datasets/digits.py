@@ -1,0 +1,37 @@
+# Handwritten digits embedded in scikit-learn, resized from 8x8 to 32x32.
+data_preprocessor = dict(
+    num_classes=10,
+    # mean and standard deviation of the train split; three equal channels
+    mean=[77.7, 77.7, 77.7],
+    std=[95.8, 95.8, 95.8],
+    to_rgb=False)
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        type='mmquant.DigitsDataset',
+        split='train',
+        pipeline=[
+            dict(type='Resize', scale=32),
+            dict(type='Rotate', angle=10., prob=0.5, pad_val=0, interpolation='bilinear'),
+            dict(type='RandomCrop', crop_size=32, padding=4),
+            dict(type='PackInputs'),
+        ]),
+    sampler=dict(type='DefaultSampler', shuffle=True))
+
+val_dataloader = dict(
+    batch_size=100,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        type='mmquant.DigitsDataset',
+        split='test',
+        test_mode=True,
+        pipeline=[dict(type='Resize', scale=32), dict(type='PackInputs')]),
+    sampler=dict(type='DefaultSampler', shuffle=False))
+val_evaluator = dict(type='Accuracy', topk=(1, 5))
+
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
