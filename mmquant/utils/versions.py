@@ -1,0 +1,127 @@
+"""Check the installed torch and OpenMMLab packages without importing them.
+
+The originals and the maintained onedl-* forks share their import names and differ in the names of their
+distributions, so a version is looked up for an import name, whichever distribution it came with.
+"""
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from packaging.version import InvalidVersion, Version
+
+
+@dataclass(frozen=True)
+class PackageRange:
+    """The versions of one package that mmquant accepts.
+
+    Args:
+        module: Import name.
+        minimum: The oldest version accepted; an older one raises.
+        below: The first version beyond the bound; this and newer ones only warn.
+        tested: The version the tests run with.
+        distributions: Names of the distributions that bring ``module``; the first one is suggested for installing.
+        if_missing: ``'raise'``, ``'warn'`` or ``'ignore'``.
+        needed_for: What does not work without it; completes "is needed for ...".
+    """
+    module: str
+    minimum: str
+    below: str
+    tested: str
+    distributions: Tuple[str, ...]
+    if_missing: str
+    needed_for: str
+
+
+PACKAGES = (
+    PackageRange('torch', '2.1.0', '3.0.0', '2.13.0', ('torch', ), 'raise', 'everything'),
+    PackageRange('mmengine', '0.10.0', '1.0.0', '0.10.12', ('onedl-mmengine', 'mmengine', 'mmengine-lite'), 'raise',
+                 'configs, registries and the runner'),
+    PackageRange('mmcv', '2.0.0', '3.0.0', '2.3.6', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'), 'warn',
+                 'OpenMMLab models and data pipelines'),
+    PackageRange('mmpretrain', '1.0.0', '2.0.0', '1.3.6', ('onedl-mmpretrain', 'mmpretrain'), 'warn',
+                 'the classifiers and datasets that the configs name'),
+    PackageRange('mmdet', '3.0.0', '4.0.0', '3.5.1', ('onedl-mmdetection', 'mmdet'), 'ignore', 'detectors'),
+)
+
+
+def installed_distributions(names: Sequence[str]) -> List[str]:
+    """Those of the distributions ``names`` that are installed, as ``'name version'``."""
+    found = []
+    for name in names:
+        try:
+            found.append(f'{name} {metadata.version(name)}')
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def installed_version(module: str, distributions: Sequence[str] = ()) -> Optional[str]:
+    """The version of an importable package, without importing it.
+
+    Looked for in this order: ``__version__`` if the package is imported already, a literal in its ``version.py``, the
+    metadata of ``distributions``.
+
+    Args:
+        module: Import name of a top-level package.
+        distributions: Names of distributions that may have brought it.
+
+    Returns:
+        The version; ``''`` if the package is there but tells no version; ``None`` if it is not there.
+    """
+    if module in sys.modules:
+        version = getattr(sys.modules[module], '__version__', None)
+        if version is not None:
+            return str(version)
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    version_file = Path(spec.origin).with_name('version.py')
+    if version_file.is_file():
+        literal = re.search(r'^__version__\s*=\s*[\'"]([^\'"]+)[\'"]', version_file.read_text(encoding='utf-8'), re.M)
+        if literal:
+            return literal.group(1)
+    found = installed_distributions(distributions)
+    return found[0].split()[1] if found else ''
+
+
+def check_package(package: PackageRange) -> None:
+    """Check one package against its range.
+
+    Raises:
+        ImportError: It is older than ``package.minimum``, or missing and ``package.if_missing`` is ``'raise'``.
+    """
+    install = f"pip install '{package.distributions[0]}=={package.tested}'"
+    version = installed_version(package.module, package.distributions)
+    if version is None:
+        text = f'{package.module} is not installed; it is needed for {package.needed_for}. Install it, e.g. {install}'
+        if package.if_missing == 'raise':
+            raise ImportError(text)
+        if package.if_missing == 'warn':
+            warnings.warn(text, stacklevel=2)
+        return
+    found = installed_distributions(package.distributions)
+    if len(found) > 1:
+        warnings.warn(
+            f'{" and ".join(found)} are installed together; they overwrite each other\'s files in the folder '
+            f'{package.module}. Uninstall all of them, then install one, e.g. {install}', stacklevel=2)
+    try:
+        number = Version(version)
+    except InvalidVersion:  # a build that names no usable version; nothing to compare
+        return
+    if number < Version(package.minimum):
+        raise ImportError(f'mmquant needs {package.module}>={package.minimum}, but found {version}. '
+                          f'Upgrade it, e.g. {install}')
+    if number >= Version(package.below):
+        warnings.warn(
+            f'{package.module} {version} is newer than mmquant knows (tested with {package.tested}, expected '
+            f'<{package.below}). It may work; if it does not, try {install}', stacklevel=2)
+
+
+def check_versions(packages: Sequence[PackageRange] = PACKAGES) -> None:
+    """Check torch and the OpenMMLab packages; see :func:`check_package`."""
+    for package in packages:
+        check_package(package)
