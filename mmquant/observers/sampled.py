@@ -8,16 +8,15 @@ from mmquant.structures import Granularity, IntegerGrid
 
 from .observer import Observer
 
-GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+GROWTH = math.exp(0.5)
 
 
 class SampledObserver(Observer):
     """Keeps up to ``max_samples`` values per scale.
 
-    Every tensor is sampled with the same stride. The stride shares no factor with the tensor's size, so that no channel
-    or column is preferred; when the sample overflows, 1 / 1.618 of it is kept (an irrational step, for the same reason)
-    and the stride grows accordingly. Up to ``max_samples`` values per scale, and always in ``range_of``, the sample is
-    complete.
+    Every tensor is sampled with the same stride; when the sample overflows, it is thinned and the stride grows, both by
+    GROWTH. The strides are irrational, so that no channel, row or column of a tensor is preferred. The sample is
+    complete up to ``max_samples`` values per scale, and always in ``range_of``.
 
     Args:
         max_samples: Values kept per scale, > 0; None keeps all. Default: 2**19 (2 MiB).
@@ -57,26 +56,18 @@ class SampledObserver(Observer):
     def _collect(self, x: Tensor) -> None:
         rows, _ = self.granularity.to_groups(x)
         if self.max_samples is not None:
-            self._stride = max(self._stride, rows.shape[1] / self.max_samples)
-            rows = rows[:, ::_coprime_stride(self._stride, rows.shape[1])]
+            while rows.shape[1] / self._stride > self.max_samples:
+                self._stride *= GROWTH
+            if self._stride > 1:
+                rows = _every(rows, self._stride)
         # A copy: the caller may change x in place, and a view would keep the whole of it alive.
         self._chunks.append(rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format))
-        if self.max_samples is None:
-            return
-        while sum(chunk.shape[1] for chunk in self._chunks) > self.max_samples:
-            self._chunks = [_thin(self.samples)]
-            self._stride *= GOLDEN_RATIO
+        while self.max_samples is not None and self.samples.shape[1] > self.max_samples:
+            self._chunks = [_every(self.samples, GROWTH)]
+            self._stride *= GROWTH
 
 
-def _coprime_stride(stride: float, size: int) -> int:
-    stride = math.ceil(stride)
-    while math.gcd(stride, size) != 1:
-        stride += 1
-    return stride
-
-
-def _thin(samples: Tensor) -> Tensor:
-    """Keep about 62 % of the columns: those at multiples of the golden ratio."""
-    keep = max(1, int(samples.shape[1] / GOLDEN_RATIO))
-    index = torch.arange(keep, dtype=torch.float64).mul_(GOLDEN_RATIO).long()
-    return samples[:, index.to(samples.device)]
+def _every(rows: Tensor, step: float) -> Tensor:
+    """The columns at multiples of ``step``, rounded down."""
+    index = torch.arange(max(1, int(rows.shape[1] / step)), dtype=torch.float64).mul_(step).long()
+    return rows[:, index.to(rows.device)]

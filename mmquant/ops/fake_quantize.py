@@ -5,7 +5,6 @@ are small integers, exact in float32) with two passes over memory less. ``round`
 ``torch.round``. Masks for the backward pass are kept as floats, because mixed float and bool arithmetic is five times
 slower on a CPU.
 """
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable

@@ -3,7 +3,6 @@
 ``h(v) = clip((zeta - gamma) * sigmoid(v) + gamma, 0, 1)`` with gamma = -0.1, zeta = 1.1. These functions run once per
 training step over all weights of a unit, so the forward pass computes the derivative too, in one trip through memory.
 """
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable

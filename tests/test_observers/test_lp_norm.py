@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from mmquant.observers import LpNormObserver, MinMaxObserver, lp_norm
+from mmquant.ops import affine_parameters, fake_quantize
+from mmquant.structures import IntegerGrid
+
+
+def lp_error(x, low, high, grid, p):
+    """Mean error of each row."""
+    scale, zero_point = affine_parameters(low, high, grid)
+    return (fake_quantize(x, scale[:, None], zero_point[:, None], grid.q_min, grid.q_max) - x).abs().pow(p).mean(1)
+
+
+@pytest.mark.parametrize('p, threshold, tolerance', [(1, 1.04, 0.05), (2, 78.9, 0.5), (2.4, 79.4, 0.5)])
+def test_two_outliers(p, threshold, tolerance):
+    x = torch.cat([torch.rand(10000, generator=torch.Generator().manual_seed(0)), torch.tensor([50., 80.])])
+    observer = LpNormObserver(p, num_candidates=1000, min_shrink=0)
+    low, high = observer.range_of(x, IntegerGrid(8))
+    assert low == 0 and high.item() == pytest.approx(threshold, abs=tolerance)
+
+
+@pytest.mark.parametrize('p', [1, 2, 2.4])
+@pytest.mark.parametrize('bits', [2, 4, 8])
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_never_worse_than_the_whole_range(p, bits, symmetric):
+    grid = IntegerGrid(bits, symmetric)
+    x = torch.randn(20, 300).pow(3) + 0.2
+    found = lp_error(x, *LpNormObserver(p).range_of(x, grid, 'channel'), grid, p)
+    whole = lp_error(x, *MinMaxObserver().range_of(x, grid, 'channel'), grid, p)
+    assert (found <= whole * (1 + 1e-5)).all() and found.sum() <= whole.sum()
+
+
+def test_is_the_best_of_the_eighty_factors():
+    grid, x = IntegerGrid(3), torch.randn(9, 64)
+    low, high = LpNormObserver(2.4).range_of(x, grid, 'channel')
+    exact_low, exact_high = MinMaxObserver().range_of(x, grid, 'channel')
+    errors = torch.stack([lp_error(x, exact_low * f, exact_high * f, grid, 2.4) for f in 1 - 0.01 * torch.arange(80)])
+    torch.testing.assert_close(lp_error(x, low, high, grid, 2.4), errors.amin(0))
+    torch.testing.assert_close(high, exact_high * (1 - 0.01 * errors.argmin(0)))
+    torch.testing.assert_close(low / exact_low, high / exact_high)
+
+
+def test_representable_values_are_kept_exactly():
+    x = torch.arange(-5., 11.).repeat(3) * 0.25
+    low, high = LpNormObserver().range_of(x, IntegerGrid(4))
+    assert (low, high) == (-1.25, 2.5)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    x = torch.randn(50, 40)
+    expected = LpNormObserver().range_of(x, IntegerGrid(4), 'channel')
+    monkeypatch.setitem(lp_norm.CHUNK_ELEMENTS, 'cpu', 120)
+    got = LpNormObserver().range_of(x, IntegerGrid(4), 'channel')
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_tiny_values_do_not_underflow():
+    x = torch.randn(4, 500)
+    grid = IntegerGrid(2)
+    factor = LpNormObserver(4).range_of(x, grid, 'channel')[1] / x.amax(1)
+    tiny = x * 2.0**-20
+    torch.testing.assert_close(LpNormObserver(4).range_of(tiny, grid, 'channel')[1] / tiny.amax(1), factor)
+
+
+@pytest.mark.parametrize('arguments', [dict(p=0), dict(num_candidates=0), dict(min_shrink=1), dict(min_shrink=-0.1)])
+def test_unfit_arguments(arguments):
+    with pytest.raises(ValueError, match='expected p > 0, num_candidates >= 1 and 0 <= min_shrink < 1'):
+        LpNormObserver(**arguments)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from mmquant.structures import PerChannel, PerGroup, PerTensor, build_granularity
+
+ALL = [PerTensor(), PerChannel(), PerChannel(1), PerChannel(-1), PerGroup(6), PerGroup(8, axis=1)]
+
+
+@pytest.mark.parametrize('granularity', ALL, ids=str)
+def test_groups_can_be_restored(granularity):
+    x = torch.randn(4, 6, 2, 2)
+    rows, restore = granularity.to_groups(x)
+    assert rows.shape[0] * rows.shape[1] == x.numel()
+    assert rows.shape[0] == torch.Size(granularity.scale_shape(x.shape)).numel()
+    assert torch.equal(restore(rows), x)
+
+
+@pytest.mark.parametrize('granularity', ALL, ids=str)
+def test_expanded_scales_match_the_rows(granularity):
+    x = torch.randn(4, 6, 2, 2)
+    shape = granularity.scale_shape(x.shape)
+    scale = torch.arange(1., 1 + torch.Size(shape).numel()).reshape(shape)
+    rows, restore = granularity.to_groups(x)
+    assert torch.equal(x * granularity.expand(scale, x.shape), restore(rows * scale.reshape(-1, 1)))
+
+
+def test_scale_shapes():
+    assert PerTensor().scale_shape((4, 6)) == ()
+    assert PerChannel().scale_shape((4, 6, 2, 2)) == (4, 1, 1, 1)
+    assert PerChannel(-1).scale_shape((4, 6, 3)) == (1, 1, 3)
+    assert PerGroup(3).scale_shape((4, 6)) == (4, 2)
+    assert PerGroup(12).scale_shape((4, 6, 2, 2)) == (4, 2)
+
+
+def test_expand_lets_the_gradient_through():
+    scale = torch.ones(4, 2, requires_grad=True)
+    PerGroup(3).expand(scale, (4, 6)).sum().backward()
+    assert torch.equal(scale.grad, torch.full((4, 2), 3.))
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match=r'group_size=5 does not divide the 6 elements.*\(4, 6\).*divisor of 6'):
+        PerGroup(5).to_groups(torch.randn(4, 6))
+    with pytest.raises(ValueError, match='axis 2 does not exist in a tensor of shape'):
+        PerChannel(2).scale_shape((4, 6))
+    with pytest.raises(ValueError, match='expected an int > 0'):
+        PerGroup(0)
+    with pytest.raises(ValueError, match="Unknown granularity 'chanel': expected 'tensor', 'channel', 'group'"):
+        build_granularity('chanel')
+    with pytest.raises(ValueError, match='needs a group_size'):
+        build_granularity('group')
+
+
+def test_build():
+    assert build_granularity() == PerTensor()
+    assert build_granularity('channel', channel_axis=1) == PerChannel(1)
+    assert build_granularity('group', group_size=8) == PerGroup(8)
+    assert build_granularity(dict(type='PerGroup', group_size=8, axis=1)) == PerGroup(8, 1)
+    assert build_granularity(dict(type='mmquant.PerChannel')) == PerChannel()
+    assert build_granularity(PerChannel(-1)) == PerChannel(-1)
