@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+
+from mmquant.observers import LpNormObserver, MinMaxObserver
+from mmquant.ops import rectified_sigmoid
+from mmquant.quantizers import UniformAffineQuantizer
+from mmquant.registry import ROUNDINGS
+from mmquant.roundings import AdaRound, NearestRounding
+
+KINDS = dict(tensor=dict(), channel=dict(granularity='channel'), group=dict(granularity='group', group_size=9),
+             symmetric=dict(granularity='channel', symmetric=True))
+
+
+def started(rounding, weight, observer=None, bits=3, **kind):
+    quantizer = UniformAffineQuantizer(bits, **kind)
+    quantizer.allocate(weight.shape)
+    quantizer.set_range(*(observer or LpNormObserver()).range_of(weight, quantizer.grid, quantizer.granularity))
+    rounding.start(weight, quantizer)
+    return quantizer
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_soft_weight_starts_at_the_float_weight(weight, kind):
+    rounding = AdaRound()
+    quantizer = started(rounding, weight, **kind)
+    scale, zero_point = quantizer.expanded(weight.shape)
+    steps = weight / scale
+    torch.testing.assert_close(rectified_sigmoid(rounding.v), steps - steps.floor(), rtol=0, atol=1e-6)
+    assert rounding.v.abs().max() <= math.log(11) + 1e-4
+    grid = quantizer.grid
+    clipped = (steps + zero_point).clamp(grid.q_min, grid.q_max).sub(zero_point) * scale
+    torch.testing.assert_close(rounding(), clipped, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_untouched_rounding_is_round_to_nearest(weight, kind):
+    rounding = AdaRound()
+    quantizer = started(rounding, weight, **kind)
+    assert rounding.codes().dtype == quantizer.grid.code_dtype
+    assert torch.equal(rounding.codes(), quantizer.encode(weight))
+
+
+def test_ties_round_up():
+    weight = torch.tensor([[0., 0.5, 1.5, 2.5, 3.]])
+    rounding = AdaRound()
+    started(rounding, weight, MinMaxObserver(), bits=2)
+    assert rounding.codes().tolist() == [[0, 1, 2, 3, 3]]
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_hard_weight_lies_within_one_step(weight, kind):
+    rounding = AdaRound()
+    quantizer = started(rounding, weight, MinMaxObserver(), **kind)
+    torch.nn.init.normal_(rounding.v)
+    scale, zero_point = quantizer.expanded(weight.shape)
+    hard = quantizer.decode(rounding.codes())
+    grid = quantizer.grid
+    steps = weight / scale + zero_point
+    inside = (steps >= grid.q_min) & (steps <= grid.q_max)
+    assert ((hard - weight).abs() / scale)[inside].max() <= 1 + 1e-4
+
+
+def test_decided_soft_and_hard_weights_agree(weight):
+    rounding = AdaRound()
+    quantizer = started(rounding, weight, granularity='channel')
+    assert rounding.undecided() > 0.5
+    with torch.no_grad():
+        rounding.v.copy_(torch.randn_like(weight).sign() * 4)
+    assert rounding.undecided() == 0 and rounding.regularizer(3.).item() == 0
+    quantizer.set_codes(rounding.codes())
+    torch.testing.assert_close(rounding(), quantizer(weight), rtol=1e-6, atol=0)
+
+
+def test_fresh_regularizer_is_near_its_mean():
+    weight = torch.rand(100, 1000)
+    rounding = AdaRound()
+    started(rounding, weight, MinMaxObserver(), bits=4)
+    assert rounding.regularizer(20.).item() / weight.numel() == pytest.approx(0.952, abs=0.01)
+
+
+def test_training_decides_every_weight():
+    torch.manual_seed(0)
+    weight, x = torch.randn(4, 8), torch.randn(64, 8)
+    rounding = AdaRound()
+    started(rounding, weight, granularity='channel')
+    optimizer = torch.optim.Adam(rounding.parameters(), lr=5e-2)
+    target = x @ weight.T
+    for i in range(200):
+        optimizer.zero_grad()
+        loss = (x @ rounding().T - target).square().sum(1).mean() + 0.5 * rounding.regularizer(20 - 18 * i / 200)
+        loss.backward()
+        optimizer.step()
+    assert rounding.undecided() < 0.05
+
+
+def test_resume_restores_the_variables(weight):
+    rounding, again = AdaRound(), AdaRound()
+    started(rounding, weight)
+    torch.nn.init.normal_(rounding.v)
+    assert set(rounding.state_dict()) == {'v'}
+    started(again, weight)
+    again.load_state_dict(rounding.state_dict())
+    assert torch.equal(again(), rounding())
+
+
+def test_later_changes_of_the_quantizer_are_not_seen(weight):
+    rounding = AdaRound()
+    quantizer = started(rounding, weight)
+    before = rounding()
+    quantizer.set_range(torch.tensor(-9.), torch.tensor(9.))
+    assert torch.equal(rounding(), before)
+
+
+@pytest.mark.parametrize('rounding', [AdaRound, NearestRounding])
+def test_half_precision_weight(weight, rounding):
+    rounding = rounding()
+    started(rounding, weight.bfloat16())
+    assert rounding().dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_nearest(weight, kind):
+    rounding = NearestRounding()
+    quantizer = started(rounding, weight, **kind)
+    torch.testing.assert_close(rounding(), quantizer(weight), rtol=1e-6, atol=0)
+    assert torch.equal(rounding.codes(), quantizer.encode(weight))
+    assert rounding.regularizer(2.).item() == 0 and rounding.undecided() == 0 and not list(rounding.parameters())
+
+
+def test_errors_say_what_to_do(weight):
+    with pytest.raises(ValueError, match='gamma=0.0, zeta=1.1: expected gamma < 0 and zeta > 1'):
+        AdaRound(gamma=0.0)
+    with pytest.raises(RuntimeError, match=r'cannot start on .* \(8, 6, 3, 3\): its quantizer has no range'):
+        AdaRound().start(weight, UniformAffineQuantizer())
+
+
+def test_registry():
+    assert ROUNDINGS.build(dict(type='AdaRound', zeta=1.2)).zeta == 1.2
