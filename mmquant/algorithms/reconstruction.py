@@ -9,13 +9,11 @@ there; zero is always representable; remainders of batches are used; model and c
 """
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import nn
 
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.models.layers import enabled
+from mmquant.models.layers import fixed_weights
 from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.fisher import fisher_diagonal
@@ -206,10 +204,11 @@ class Reconstruction(Step):
                     undecided=undecided)
 
     def _tune_activations(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:
+        layers = context.model.quantized_layers()
         scales = [q.scale for q in self._unit_activations(context, unit).values()]
         initial = [s.clone() for s in scales]
         every = max(1, self.num_iters // 4)
-        with context.model.quantization(weights=True, activations=True), fixed_weights(context, unit):
+        with context.model.quantization(weights=True, activations=True), fixed_weights(layers[n] for n in unit.layers if n in layers):
             best, best_loss = initial, problem.held_loss(self.chunk)
             first_loss = best_loss
 
@@ -234,19 +233,3 @@ class Reconstruction(Step):
                     scale.copy_(value)
         return dict(loss=loss, held_nearest=first_loss, held_tuned=best_loss, kept='tuned' if best is not initial
                     else 'nearest')
-
-
-@contextlib.contextmanager
-def fixed_weights(context: CalibrationContext, unit: Unit):
-    """Quantize the unit's weights once instead of in every forward pass."""
-    layers = context.model.quantized_layers()
-    layers = [layers[n] for n in unit.layers if n in layers]
-    try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.__dict__['_active_weight'] = layer.weight_quantizer(layer._parameters['weight'])
-        with enabled([layer.weight_quantizer for layer in layers], False):
-            yield
-    finally:
-        for layer in layers:
-            layer.__dict__['_active_weight'] = None

@@ -77,3 +77,18 @@ def enabled(quantizers, state: bool):
     finally:
         for q, was in zip(quantizers, before):
             q.enabled = was
+
+
+@contextlib.contextmanager
+def fixed_weights(layers):
+    """Quantize the weights of quantized layers once instead of in every forward pass; float ones stay float."""
+    layers = [layer for layer in layers if layer.weight_quantizer.enabled]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.__dict__['_active_weight'] = layer.weight_quantizer(layer._parameters['weight'])
+        with enabled([layer.weight_quantizer for layer in layers], False):
+            yield
+    finally:
+        for layer in layers:
+            layer.__dict__['_active_weight'] = None

@@ -10,7 +10,7 @@ from torch import nn
 from mmquant.models.checkpoint import load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
-from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, quantize_layer, quantize_output
+from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, fixed_weights, quantize_layer, quantize_output
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.placement import Plan, place_quantizers
 from mmquant.models.policy import BitPolicy
@@ -180,6 +180,12 @@ class QuantizedModel(BaseModel):
         """Quantize weights and activations, or not, inside a ``with`` block; both off is the float model."""
         with enabled(self.weight_quantizers().values(), weights), \
                 enabled(self.activation_quantizers().values(), activations):
+            yield self
+
+    @contextlib.contextmanager
+    def frozen(self, weights: bool, activations: bool):
+        """As :meth:`quantization`, for inference: weights are quantized once, not in every forward pass."""
+        with self.quantization(weights, activations), fixed_weights(self.quantized_layers().values()):
             yield self
 
     # ---- saving --------------------------------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"""What a quantized model costs: parameters, multiply-accumulates, bit operations, bytes."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+
+from torch import nn
+
+from mmquant.models import QuantizedModel
+from mmquant.models.layers import TRANSPOSED_TYPES
+from mmquant.models.units import layer_calls
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer with weights.
+
+    Attributes:
+        name (str): Path in the model.
+        params (int): Weights and biases.
+        macs (int): Multiply-accumulates for one image.
+        w_bits, a_bits (int): Bits of weights and of the input (32: float).
+        note (str): Where its input is quantized, or why it is float.
+    """
+    name: str
+    params: int
+    macs: int
+    w_bits: int
+    a_bits: int
+    note: str = ''
+
+    @property
+    def bops(self) -> int:
+        """Bit operations for one image: MACs times both widths."""
+        return self.macs * self.w_bits * self.a_bits
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Sums over a model.
+
+    Attributes:
+        params (int): All parameters of the float model after folding.
+        macs (int): Multiply-accumulates of layers with weights, one image.
+        bops (int): Bit operations of these layers, one image.
+        size_mb (float): Packed size in 10**6 bytes: weights at their bits, scale (32 bit) and zero point (at the
+            weights' bits) for each group, everything else at 32 bits.
+        float_size_mb (float): All parameters at 32 bits.
+    """
+    params: int
+    macs: int
+    bops: int
+    size_mb: float
+    float_size_mb: float
+    layers: tuple[LayerCost, ...] = ()
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        return asdict(self)
+
+
+def _macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one call for one image (shapes include the batch)."""
+    if isinstance(layer, nn.Linear):
+        return prod(in_shape) * layer.out_features // in_shape[0]
+    kernel = prod(layer.kernel_size)
+    if isinstance(layer, TRANSPOSED_TYPES):
+        return prod(in_shape[1:]) * layer.out_channels // layer.groups * kernel
+    return prod(out_shape[1:]) * layer.in_channels // layer.groups * kernel
+
+
+def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
+    """Cost of a model whose quantizers are inserted and whose data flow is recorded.
+
+    Args:
+        model (QuantizedModel): The model.
+        batch (int): Images in the recorded batch; windows and tokens then count for one image.
+    """
+    flow, modules = model.flow, dict(model.architecture.named_modules())
+    macs: dict[str, int] = {}
+    for call in layer_calls(model.architecture, flow):
+        rows = flow.shapes[call.inputs[0]]
+        per_row = _macs(modules[call.name], rows, flow.shapes[call.outputs[0]])
+        macs[call.name] = macs.get(call.name, 0) + per_row * rows[0] // batch
+    outputs = {o.name: o.bits for o in model.plan.outputs}
+    layers, bits_saved = [], 0
+    for item in model.plan.layers:
+        layer = modules[item.name]
+        params = sum(p.numel() for p in layer.parameters(recurse=False))
+        source = item.note.removeprefix('quantized at ')
+        a_bits = item.a_bits or (outputs.get(source) if item.note.startswith('quantized at ') else None) or FLOAT_BITS
+        w_bits = item.w_bits or FLOAT_BITS
+        layers.append(LayerCost(item.name, params, macs.get(item.name, 0), w_bits, a_bits, item.note))
+        if item.w_bits:
+            groups = layer.weight_quantizer.scale.numel()
+            bits_saved += layer._parameters['weight'].numel() * (FLOAT_BITS - w_bits) - groups * (FLOAT_BITS + w_bits)
+    params = sum(p.numel() for p in model.architecture.parameters())
+    total_bits = params * FLOAT_BITS - bits_saved
+    return ModelCost(params, sum(x.macs for x in layers), sum(x.bops for x in layers), total_bits / 8e6,
+                     params * FLOAT_BITS / 8e6, tuple(layers))

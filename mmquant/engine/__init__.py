@@ -1,0 +1,4 @@
+from mmquant.engine.hooks import EvaluationHook
+from mmquant.engine.loops import CalibrationLoop
+
+__all__ = ['CalibrationLoop', 'EvaluationHook']

@@ -1,0 +1,136 @@
+"""The calibration loop: runs the steps of an algorithm in the train slot of a Runner."""
+from __future__ import annotations
+
+import os.path as osp
+import time
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
+
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
+from mmquant.registry import LOOPS, STEPS
+from mmquant.utils.building import ConfigError, build
+from mmquant.utils.progress import progress
+
+
+@LOOPS.register_module()
+class CalibrationLoop(BaseLoop):
+    """Loads the float weights and the calibration images, runs the steps, saves ``quantized.pth``.
+
+    Hook points, beside mmengine's ``before_train`` and ``after_train``: ``before_calibration(runner, context)``,
+    ``after_calibration_step(runner, context, step, seconds)``, ``after_calibration(runner, context, path)``.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (dict | DataLoader): Calibration images; labels are not used.
+        steps (list[dict]): Configs of the steps, at least one.
+        chunk_size (int): Images a forward pass outside reconstruction. Default 64.
+        amp (bool): bfloat16 autocast inside reconstruction. Default False.
+        resume (bool): Continue from the state in the work dir. Default False.
+
+    Raises:
+        ConfigError: For a wrong step.
+        ValueError: If there is no calibration image, or one holds NaN.
+    """
+
+    def __init__(self, runner, dataloader, steps: list, chunk_size: int = 64, amp: bool = False,
+                 resume: bool = False) -> None:
+        if not isinstance(steps, (list, tuple)) or not steps:
+            raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
+        self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
+        if chunk_size < 1:
+            raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
+        super().__init__(runner, dataloader)
+        self.chunk_size, self.amp, self.resume = chunk_size, amp_or_warn(runner, amp), resume
+        self.stages: list[dict] = []
+        self._iter = 0
+
+    @property
+    def iter(self) -> int:
+        """Finished steps."""
+        return self._iter
+
+    @property
+    def max_iters(self) -> int:
+        """Number of steps."""
+        return len(self.steps)
+
+    epoch, max_epochs = iter, max_iters
+
+    def run(self):
+        """Run all steps; returns the model."""
+        runner = self.runner
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.load_float_checkpoint()
+        runner.call_hook('before_train')
+        model.architecture.to(memory_format=torch.channels_last)
+        context = CalibrationContext(model, self.collect(model), seed=runner.seed, amp=self.amp, progress=progress)
+        settings = dict(steps=[dict(s) for s in runner.cfg.train_cfg.get('steps', ())], quantizer=model.quantizer_cfg,
+                        seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp)
+        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
+        state = saved.load() if self.resume else None
+        if state:
+            self.stages, context.records = state['stages'], state['records']
+            runner.logger.info(f'Resuming at step {state["step"]} ({self._name(state["step"])}), behind unit '
+                               f'{state["unit"]}')
+        runner.call_hook('before_calibration', context=context)
+        for index, step in enumerate(self.steps):
+            self._run_step(index, step, context, saved, state)
+        path = model.save(osp.join(runner.work_dir, 'quantized.pth'), self._meta(context))
+        runner.call_hook('after_calibration', context=context, path=path)
+        runner.call_hook('after_train')
+        return runner.model
+
+    def _name(self, index: int) -> str:
+        return self.steps[index].name if index < len(self.steps) else 'end'
+
+    def _run_step(self, index: int, step: Step, context: CalibrationContext, saved: ProgressFile, state) -> None:
+        resumed_at = state['step'] if state else 0
+        if index < resumed_at and not step.structural:
+            return
+        if state and index == resumed_at:
+            context.model.architecture.load_state_dict(state['state_dict'])
+            context.first_unit = state['unit'] + 1
+        started = time.monotonic()
+        context.step_index = index
+        context.unit_done = lambda unit: saved.save(context, index, unit, self.stages)
+        step.run(context)
+        context.first_unit = 0
+        self._iter = index + 1
+        if index >= resumed_at:
+            self.runner.call_hook('after_calibration_step', context=context, step=step,
+                                  seconds=time.monotonic() - started)
+            if not step.structural:
+                saved.save(context, index + 1, -1, self.stages)
+
+    def _meta(self, context: CalibrationContext) -> dict:
+        return dict(config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages,
+                    records=context.records)
+
+    @torch.no_grad()
+    def collect(self, model) -> list[torch.Tensor]:
+        """All calibration images, preprocessed, in chunks on the model's device.
+
+        Raises:
+            ValueError: If there are none, or one holds NaN or infinite values.
+        """
+        parts = [model.data_preprocessor(batch, False)['inputs'] for batch in self.dataloader]
+        if not parts:
+            raise ValueError('the calibration set is empty; check train_cfg.dataloader.dataset')
+        for i, part in enumerate(parts):
+            if not torch.isfinite(part).all():
+                raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '
+                                 'images and data_preprocessor (a std of 0?)')
+        images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+        return list(images.split(self.chunk_size))
+
+
+def amp_or_warn(runner, amp: bool) -> bool:
+    """bfloat16 only where the processor computes it; elsewhere float32, with a warning."""
+    if not amp or torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return amp
+    runner.logger.warning('--amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than float32; '
+                          'running in float32.')
+    return False
