@@ -1,0 +1,3 @@
+from mmquant.apis.quantize import quantize
+
+__all__ = ['quantize']

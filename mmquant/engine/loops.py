@@ -28,7 +28,7 @@ class CalibrationLoop(BaseLoop):
         steps (list[dict]): Configs of the steps, at least one.
         chunk_size (int): Images a forward pass outside reconstruction. Default 64.
         amp (bool): bfloat16 autocast inside reconstruction. Default False.
-        resume (bool): Continue from the state in the work dir. Default False.
+        resume (bool | str): Continue from the state in the work dir, or from this file. Default False.
 
     Raises:
         ConfigError: For a wrong step.
@@ -36,7 +36,7 @@ class CalibrationLoop(BaseLoop):
     """
 
     def __init__(self, runner, dataloader, steps: list, chunk_size: int = 64, amp: bool = False,
-                 resume: bool = False) -> None:
+                 resume: bool | str = False) -> None:
         if not isinstance(steps, (list, tuple)) or not steps:
             raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
         self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
@@ -70,7 +70,7 @@ class CalibrationLoop(BaseLoop):
         settings = dict(steps=[dict(s) for s in runner.cfg.train_cfg.get('steps', ())], quantizer=model.quantizer_cfg,
                         seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp)
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
-        state = saved.load() if self.resume else None
+        state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
             self.stages, context.records = state['stages'], state['records']
             runner.logger.info(f'Resuming at step {state["step"]} ({self._name(state["step"])}), behind unit '

@@ -47,17 +47,17 @@ class ProgressFile:
             fingerprint=self.fingerprint, step=step, unit=unit, stages=stages, records=context.records,
             plan=model.plan.to_dict() if model.plan else None, state_dict=model.architecture.state_dict()))
 
-    def load(self) -> dict:
-        """The saved state.
+    def load(self, path: str) -> dict:
+        """The state saved in ``path``.
 
         Raises:
             CheckpointError: If there is none, it is damaged, or it belongs to another config, model or data.
         """
-        if not os.path.isfile(self.path):
-            raise CheckpointError(f'nothing to resume: {self.path} does not exist; start without --resume')
-        data = read_tensors(self.path)
+        if not os.path.isfile(path):
+            raise CheckpointError(f'nothing to resume: {path} does not exist; start without --resume')
+        data = read_tensors(path)
         for key, value in self.fingerprint.items():
             if data.get('fingerprint', {}).get(key) != value:
-                raise CheckpointError(f'cannot resume from {self.path}: its {key} differs from this run\'s; use the same '
+                raise CheckpointError(f'cannot resume from {path}: its {key} differs from this run\'s; use the same '
                                       'config, float weights and calibration images, or start without --resume')
         return data

@@ -1,0 +1,52 @@
+"""What the command-line tools share."""
+from __future__ import annotations
+
+import argparse
+import os
+import os.path as osp
+import sys
+
+from mmengine.config import Config, DictAction
+
+from mmquant.models.checkpoint import CheckpointError
+from mmquant.utils.building import ConfigError
+
+# Errors whose text is written for the user: shown without a traceback.
+USER_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, FloatingPointError, ValueError)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that every tool has."""
+    parser.add_argument('--work-dir', help='folder for logs and results; default ./work_dirs/<config name>')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        help='override config values: key=value pairs, dotted keys, lists as key="[a,b]"')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--seed', type=int, help='random seed, instead of the one in the config (default 0)')
+    parser.add_argument('--deterministic', action='store_true', help='use deterministic algorithms only')
+    # torch.distributed.launch passes either spelling, depending on its version.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def merge_common(cfg: Config, args: argparse.Namespace) -> Config:
+    """Write the common arguments into the config."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('./work_dirs', osp.splitext(osp.basename(args.config))[0])
+    randomness = dict(cfg.get('randomness') or {})
+    randomness['seed'] = args.seed if args.seed is not None else randomness.get('seed') or 0
+    randomness['deterministic'] = args.deterministic or randomness.get('deterministic', False)
+    cfg.randomness = randomness
+    return cfg
+
+
+def run_as_script(main) -> None:
+    """Run ``main()``; an error meant for the user becomes one paragraph and exit code 1."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        if os.environ.get('MMQUANT_TRACEBACK'):
+            raise
+        sys.exit(f'{type(error).__name__}: {error}\n(set MMQUANT_TRACEBACK=1 to see where it came from)')

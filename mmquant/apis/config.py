@@ -1,0 +1,89 @@
+"""From a config file to a Runner."""
+from __future__ import annotations
+
+import os.path as osp
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmquant.datasets.checks import check_dataset_cfg
+from mmquant.utils.building import ConfigError, closest
+
+LOOP = 'mmquant.CalibrationLoop'
+# A Runner insists on an optimizer in its train slot; calibration steps bring their own.
+UNUSED_OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.0}}
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a config and apply ``--cfg-options``.
+
+    Raises:
+        ConfigError: If the file does not exist or an option names a key that the config does not have.
+    """
+    if not osp.isfile(path):
+        raise ConfigError(f'config {path} does not exist')
+    cfg = Config.fromfile(path)
+    for key in options or {}:
+        _check_option(cfg, key)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def _check_option(cfg, key: str) -> None:
+    """A dotted key must name something there, but for its last part below a dict."""
+    node, parts = cfg, key.split('.')
+    for depth, part in enumerate(parts):
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f'--cfg-options {key}: {".".join(parts[:depth])} is a list of {len(node)}; '
+                                  f'{part!r} is no index of it')
+            node = node[int(part)]
+            continue
+        if not hasattr(node, 'keys'):
+            raise ConfigError(f'--cfg-options {key}: {".".join(parts[:depth])} is {node!r} and has no keys')
+        if part not in node:
+            if depth == len(parts) - 1 and depth > 0:
+                return
+            raise ConfigError(f'--cfg-options {key}: no key {part!r} in {".".join(parts[:depth]) or "the config"}; '
+                              f'{closest(part, node.keys())}')
+        node = node[part]
+
+
+def check_quantized(cfg: Config) -> None:
+    """Raise ConfigError unless the config quantizes a model."""
+    if cfg.get('model', {}).get('type') != 'mmquant.QuantizedModel':
+        raise ConfigError(f'{cfg.filename}: model.type is {cfg.get("model", {}).get("type")!r}, expected '
+                          '"mmquant.QuantizedModel"; use a config below configs/brecq, or tools/train.py for float models')
+
+
+def calibration_config(cfg: Config) -> Config:
+    """Fill the Runner's train slot: the loop's dataloader, and the optimizer that a Runner insists on.
+
+    Raises:
+        ConfigError: If ``train_cfg`` is no calibration loop.
+    """
+    check_quantized(cfg)
+    loop = cfg.get('train_cfg') or {}
+    if loop.get('type') != LOOP:
+        raise ConfigError(f'{cfg.filename}: train_cfg.type is {loop.get("type")!r}, expected {LOOP!r}')
+    if not isinstance(loop.get('dataloader'), dict):
+        raise ConfigError(f'{cfg.filename}: train_cfg.dataloader is missing; set it to the calibration_dataloader of a '
+                          'file in configs/_base_/calibration')
+    cfg.train_dataloader = loop.pop('dataloader')
+    cfg.optim_wrapper, cfg.param_scheduler, cfg.auto_scale_lr = dict(UNUSED_OPTIMIZER), None, None
+    cfg.resume, cfg.load_from = False, None
+    if cfg.get('val_cfg') is None:
+        cfg.val_cfg = {}
+    return cfg
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Raise FileNotFoundError, saying what to do, where the data sets of some loaders are missing."""
+    for name in loaders:
+        if cfg.get(name):
+            check_dataset_cfg(cfg[name]['dataset'])
+
+
+def build_runner(cfg: Config) -> Runner:
+    """A Runner whose model is built and whose loops are not yet."""
+    return Runner.from_cfg(cfg)

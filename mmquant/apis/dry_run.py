@@ -1,0 +1,96 @@
+"""What a run would do: units, layers, bits, cost and time, without data and without weights."""
+from __future__ import annotations
+
+import json
+import os
+import os.path as osp
+import time
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger, print_log
+from mmengine.registry import init_default_scope
+from torch.utils._pytree import tree_leaves
+
+from mmquant.algorithms.reconstruction import Reconstruction
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.analysis.cost import model_cost
+from mmquant.analysis.tables import coverage_table, units_table
+from mmquant.models import QuantizedModel
+from mmquant.registry import MODELS, STEPS
+from mmquant.utils.building import ConfigError, build
+
+BATCH = 2
+
+
+def dry_run(cfg: Config) -> dict:
+    """Build the model with random weights, insert its quantizers, report; writes ``dry_run.json`` into the work dir.
+
+    Args:
+        cfg (Config): A calibration config, with ``calibration_input_shape`` for one preprocessed image.
+
+    Returns:
+        dict: ``units`` (name, kind, layers, bits), ``layers``, ``size_mb``, ``bops``, ``macs``, ``params``,
+        ``estimated_seconds``.
+    """
+    shape = cfg.get('calibration_input_shape')
+    if not shape:
+        raise ConfigError(f'{cfg.filename}: calibration_input_shape is missing; set it to the shape of one preprocessed '
+                          'image, as in configs/_base_/calibration/imagenet_1024.py')
+    MMLogger.get_instance('mmquant', log_level='WARNING')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    torch.manual_seed(0)
+    model_cfg = dict(cfg.model, float_checkpoint='random')
+    if cfg.get('data_preprocessor'):
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(model_cfg)
+    steps = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
+    context = CalibrationContext(model, [torch.randn(BATCH, *shape)])
+    for step in steps:
+        if step.structural:
+            step.run(context)
+    granularity = next((s.unit for s in steps if isinstance(s, Reconstruction)), 'block')
+    report = describe(model, granularity)
+    report['estimated_seconds'] = estimate_seconds(context, steps, report)
+    folder = cfg.get('work_dir') or '.'
+    os.makedirs(folder, exist_ok=True)
+    with open(osp.join(folder, 'dry_run.json'), 'w') as f:
+        json.dump(report, f, indent=1)
+    return report
+
+
+def describe(model: QuantizedModel, granularity: str) -> dict:
+    """Units, coverage and cost of a model with inserted quantizers; prints the tables."""
+    cost = model_cost(model, BATCH)
+    units = model.units(granularity)
+    bits = {x.name: (x.w_bits, x.a_bits) for x in cost.layers}
+    print_log('\n' + units_table(units, bits))
+    print_log('\n' + coverage_table(cost))
+    print_log(f'size {cost.size_mb:.3f} MB (float {cost.float_size_mb:.3f} MB), {cost.macs / 1e9:.3f} GMACs, '
+              f'{cost.bops / 1e9:.3f} GBOPs for one image')
+    listed = [dict(name=u.name, kind=u.kind, layers=list(u.layers),
+                   bits={n: dict(w=bits[n][0], a=bits[n][1]) for n in u.layers if n in bits}) for u in units]
+    return dict(units=listed, layers=[vars(x) for x in cost.layers], params=cost.params, macs=cost.macs,
+                bops=cost.bops, size_mb=cost.size_mb, float_size_mb=cost.float_size_mb)
+
+
+def estimate_seconds(context: CalibrationContext, steps: list[Step], report: dict) -> float:
+    """Seconds of reconstruction, from the speed of one training step of the whole net and each unit's share of MACs."""
+    model = context.model
+    weights = [p.requires_grad_(True) for layer in model.quantized_layers().values()
+               for p in [layer._parameters['weight']]]
+    with model.quantization(weights=False, activations=False), torch.enable_grad():
+        model.run(context.chunks[0])  # warm up
+        started = time.perf_counter()
+        sum(x.float().sum() for x in tree_leaves(model.run(context.chunks[0])) if isinstance(x, torch.Tensor)).backward()
+        seconds = time.perf_counter() - started
+    for w in weights:
+        w.requires_grad_(False).grad = None
+    images = sum(s.num_iters * s.batch_size for s in steps if isinstance(s, Reconstruction))
+    total = seconds / BATCH * images
+    print_log(f'Estimated time of reconstruction on this machine: {total / 60:.0f} min '
+              f'({images / len(report["units"]):.0f} image passes a unit on average, {seconds / BATCH * 1e3:.0f} ms an '
+              'image and pass through the whole net)')
+    return total
+
+

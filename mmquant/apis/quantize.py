@@ -1,0 +1,108 @@
+"""Quantize any ``torch.nn.Module`` from Python: no config, no Runner, the same engine."""
+from __future__ import annotations
+
+import os
+import os.path as osp
+from collections.abc import Iterable, Mapping
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+import mmquant
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models import QuantizedModel
+from mmquant.registry import STEPS
+from mmquant.utils.building import ConfigError, build, closest
+from mmquant.utils.progress import progress
+
+
+def config_root() -> str:
+    """Folder of the shipped configs: beside the package in a checkout, inside it when installed."""
+    package = osp.dirname(mmquant.__file__)
+    for folder in (osp.join(package, '.mim', 'configs'), osp.join(osp.dirname(package), 'configs')):
+        if osp.isdir(osp.join(folder, '_base_', 'algorithms')):
+            return folder
+    raise FileNotFoundError(f'the configs folder is neither in {package}/.mim nor beside it; reinstall mmquant')
+
+
+def recipe_steps(recipe: str, num_iters: Mapping[str, int] | None = None) -> list[dict]:
+    """Step configs of a recipe in ``configs/_base_/algorithms``.
+
+    Args:
+        recipe (str): Name of the file: ``'brecq'``, ``'brecq_2k'``, ...
+        num_iters (Mapping | None): Steps a unit for ``'weight'`` and ``'activation'``, instead of the recipe's.
+    """
+    folder = osp.join(config_root(), '_base_', 'algorithms')
+    path = osp.join(folder, f'{recipe}.py')
+    if not osp.isfile(path):
+        names = [n[:-3] for n in os.listdir(folder) if n.endswith('.py')]
+        raise ConfigError(f'unknown recipe {recipe!r}; {closest(recipe, names)}')
+    cfg = Config.fromfile(path)
+    steps = next(v for k, v in cfg.items() if isinstance(v, list) and recipe.startswith(k))
+    return [dict(s, num_iters=num_iters[s['target']]) if num_iters and s.get('target') in num_iters else dict(s)
+            for s in steps]
+
+
+def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'brecq', w_bits: int | None = 4,
+             a_bits: int | None = 4, *, overrides: list[dict] | None = None, num_iters: Mapping[str, int] | None = None,
+             block_types: tuple[str, ...] = (), seed: int = 0, amp: bool = False, chunk_size: int = 64) -> QuantizedModel:
+    """Quantize a model after training.
+
+    Args:
+        model (nn.Module): Float model with loaded weights; it is changed in place and called as ``model(images)``.
+        calib_loader (Iterable): Yields image tensors (N, C, H, W), or tuples and dicts whose first tensor they are,
+            preprocessed as the model expects; labels are not used.
+        recipe (str | list[dict]): Name of a recipe, or step configs. Default ``'brecq'``.
+        w_bits, a_bits (int | None): Bits of weights and activations, 2..16; None: float. Default 4.
+        overrides (list[dict] | None): See :class:`BitPolicy`. Default: first and last layer at 8 bits.
+        num_iters (Mapping | None): ``{'weight': n, 'activation': n}``, steps a unit instead of the recipe's.
+        block_types (tuple[str, ...]): Names of module classes to reconstruct as a block.
+        seed (int): Same seed, same result.
+        amp (bool): Reconstruct in bfloat16 autocast.
+        chunk_size (int): Images a forward pass outside reconstruction.
+
+    Returns:
+        QuantizedModel: Call it like the model; ``.save(path)`` writes a checkpoint.
+
+    Raises:
+        ConfigError: For bits outside 2..16, an unknown recipe, step or key.
+        ValueError: For an empty or non-finite calibration set.
+    """
+    if overrides is None:
+        overrides = [dict(position='first', w_bits=8, out_bits=a_bits and 8),
+                     dict(position='last', w_bits=8, in_bits=a_bits and 8)]
+    spec = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=w_bits, granularity='channel'),
+                activation=dict(type='mmquant.UniformAffineQuantizer', bits=a_bits), overrides=overrides,
+                block_types=block_types)
+    configs = recipe_steps(recipe, num_iters) if isinstance(recipe, str) else recipe
+    steps = [build(STEPS, s, f'recipe[{i}]') for i, s in enumerate(configs)]
+    model.eval().to(memory_format=torch.channels_last)
+    wrapped = QuantizedModel(model, spec, 'random')
+    context = CalibrationContext(wrapped, _collect(calib_loader, wrapped, chunk_size), seed, amp, progress=progress)
+    run_steps(context, steps)
+    return wrapped
+
+
+def run_steps(context: CalibrationContext, steps: list[Step]) -> None:
+    """Run steps one after another."""
+    for index, step in enumerate(steps):
+        context.step_index = index
+        step.run(context)
+
+
+def _collect(loader: Iterable, model: QuantizedModel, chunk_size: int) -> list[torch.Tensor]:
+    device = next(model.architecture.parameters()).device
+    parts = [_images(batch).to(device) for batch in loader]
+    if not parts:
+        raise ValueError('the calibration set is empty: calib_loader yielded nothing')
+    images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    if not torch.isfinite(images).all():
+        raise ValueError('the calibration images hold NaN or infinite values')
+    return list(images.split(chunk_size))
+
+
+def _images(batch) -> torch.Tensor:
+    while not isinstance(batch, torch.Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return batch

@@ -1,0 +1,37 @@
+"""Quantize a model: run the steps of a config's calibration loop."""
+import argparse
+
+import mmquant  # noqa: F401  checks the versions
+from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
+from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
+from mmquant.apis.dry_run import dry_run
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Quantize a model')
+    parser.add_argument('config', help='quantization config file path')
+    add_common_arguments(parser)
+    parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='PATH',
+                        help='continue an unfinished run: the one in the work dir, or the state in this file')
+    parser.add_argument('--amp', action='store_true', help='reconstruct in bfloat16 autocast')
+    parser.add_argument('--dry-run', action='store_true',
+                        help='print units, layers, bits, cost and an estimate of the time; touches no data and no weights')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Build the runner and calibrate, or only look."""
+    args = parse_args()
+    cfg = calibration_config(merge_common(load_config(args.config, args.cfg_options), args))
+    if args.dry_run:
+        dry_run(cfg)
+        return
+    cfg.train_cfg.resume = args.resume
+    cfg.train_cfg.amp = args.amp or cfg.train_cfg.get('amp', False)
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    run_as_script(main)

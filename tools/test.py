@@ -1,0 +1,70 @@
+"""Evaluate a quantized checkpoint with the Runner's own test loop."""
+import argparse
+import json
+import os.path as osp
+
+import mmengine
+
+import mmquant  # noqa: F401  checks the versions
+from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
+from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Evaluate a quantized checkpoint')
+    parser.add_argument('config', help='the config it was quantized with')
+    parser.add_argument('checkpoint', help='quantized.pth from the work dir of tools/ptq.py')
+    add_common_arguments(parser)
+    parser.add_argument('--out', help='file for the metrics (json) or predictions (pkl)')
+    parser.add_argument('--out-item', choices=['metrics', 'pred'], default='metrics', help='what to save to --out')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for images with predictions')
+    parser.add_argument('--interval', type=int, default=1, help='show every n-th sample')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown image stays')
+    parser.add_argument('--amp', action='store_true', help='evaluate in autocast')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config (tta_model)')
+    parser.add_argument('--no-pin-memory', action='store_true', help='do not pin memory in data loaders')
+    return parser.parse_args()
+
+
+def merge_test_args(cfg, args):
+    """Write the arguments of this tool into the config; drop the train slot."""
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = None
+    cfg.param_scheduler, cfg.custom_hooks = None, []
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.resume, cfg.load_from = False, None
+    cfg.test_cfg = dict(cfg.get('test_cfg') or {}, fp16=args.amp)
+    cfg.test_dataloader.pin_memory = not args.no_pin_memory
+    if args.show or args.show_dir:
+        hook = cfg.setdefault('default_hooks', {}).setdefault('visualization', dict(type='VisualizationHook'))
+        hook.update(enable=True, show=args.show, out_dir=args.show_dir, interval=args.interval, wait_time=args.wait_time)
+    if args.tta:
+        cfg.model = dict(cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA'), module=cfg.model)
+    return cfg
+
+
+def main() -> None:
+    """Load the checkpoint into the quantized model and run the test loop."""
+    args = parse_args()
+    cfg = merge_common(load_config(args.config, args.cfg_options), args)
+    check_quantized(cfg)
+    cfg = merge_test_args(cfg, args)
+    check_data(cfg, 'test_dataloader')
+    runner = build_runner(cfg)
+    model = runner.model.module if args.tta else runner.model
+    model.load(args.checkpoint)
+    if args.out and args.out_item == 'pred':
+        from mmengine.evaluator import DumpResults
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    with model.frozen(weights=True, activations=True):
+        metrics = runner.test()
+    metrics = {key: float(value) for key, value in metrics.items()}
+    runner.logger.info(json.dumps(metrics))
+    if args.out and args.out_item == 'metrics':
+        mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    run_as_script(main)
