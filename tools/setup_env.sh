@@ -122,7 +122,7 @@ install_mmcv() {
 }
 
 install_operators() {
-  local folder wheel build
+  local folder wheel
   "$python" -c 'import mmcv.ops' 2>/dev/null && return
   folder=$(wheel_folder)
   mkdir -p "$folder"
@@ -133,11 +133,11 @@ install_operators() {
     command -v c++ >/dev/null || fail "mmcv's operators need a C++ compiler; install one (Debian and Ubuntu: g++)"
     say "compiling mmcv's operators; once for this Python and torch, 10 to 20 minutes on two cores"
     build=$(mktemp -d "$folder/build.XXXXXX")
+    trap 'rm -rf "$build"' EXIT
     MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$python" -m pip wheel --quiet --quiet --no-build-isolation --no-deps \
-      --no-cache-dir --wheel-dir "$build" "$(pin onedl-mmcv)" || { rm -rf "$build"; fail "compiling mmcv's operators failed"; }
-    "$python" -m zipfile --list "$build"/*.whl | grep -q 'mmcv/_ext' || { rm -rf "$build"; fail "the built mmcv wheel holds no operators"; }
+      --no-cache-dir --wheel-dir "$build" "$(pin onedl-mmcv)" || fail "compiling mmcv's operators failed"
+    "$python" -m zipfile --list "$build"/*.whl | grep 'mmcv/_ext' >/dev/null || fail "the built mmcv wheel holds no operators"
     mv "$build"/*.whl "$folder"/
-    rm -rf "$build"
     wheel=$(built_wheel)
   fi
   exec 9>&-
