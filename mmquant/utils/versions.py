@@ -94,8 +94,12 @@ def check_package(package: PackageRange) -> None:
     Raises:
         ImportError: It is older than ``package.minimum``, or missing and ``package.if_missing`` is ``'raise'``.
     """
-    install = f"pip install '{package.distributions[0]}=={package.tested}'"
     version = installed_version(package.module, package.distributions)
+    found = installed_distributions(package.distributions)
+    install = f"pip install '{package.distributions[0]}=={package.tested}'"
+    names = [entry.split()[0] for entry in found]
+    if set(names) - {package.distributions[0]}:  # pip would leave the original beside its fork
+        install = f'pip uninstall {" ".join(names)}; {install}'
     if version is None:
         text = f'{package.module} is not installed; it is needed for {package.needed_for}. Install it, e.g. {install}'
         if package.if_missing == 'raise':
@@ -103,11 +107,10 @@ def check_package(package: PackageRange) -> None:
         if package.if_missing == 'warn':
             warnings.warn(text, stacklevel=2)
         return
-    found = installed_distributions(package.distributions)
     if len(found) > 1:
         warnings.warn(
             f'{" and ".join(found)} are installed together; they overwrite each other\'s files in the folder '
-            f'{package.module}. Uninstall all of them, then install one, e.g. {install}', stacklevel=2)
+            f'{package.module}. Keep one, e.g. {install}', stacklevel=2)
     try:
         number = Version(version)
     except InvalidVersion:  # a build that names no usable version; nothing to compare

@@ -86,7 +86,14 @@ def test_what_a_missing_package_does_depends_on_the_package():
 def test_original_and_fork_together_are_reported(site):
     site('fakecv', '', 'onedl-fakecv', '2.3.6')
     site('fakecv', '', 'fakecv', '2.2.0')
-    with pytest.warns(UserWarning, match=r'onedl-fakecv 2\.3\.6 and fakecv 2\.2\.0 are installed together'):
+    with pytest.warns(UserWarning, match=r'onedl-fakecv 2\.3\.6 and fakecv 2\.2\.0 are installed together'
+                      r".*pip uninstall onedl-fakecv fakecv; pip install 'onedl-fakecv==2\.0\.0'"):
+        check_package(package())
+
+
+def test_advice_never_leads_to_original_and_fork_together(site):
+    site('fakecv', '', 'fakecv', '1.4.9')
+    with pytest.raises(ImportError, match="pip uninstall fakecv; pip install 'onedl-fakecv"):
         check_package(package())
 
 
