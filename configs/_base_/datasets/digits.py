@@ -15,8 +15,11 @@ train_dataloader = dict(
         split='train',
         pipeline=[
             dict(type='Resize', scale=32),
-            dict(type='Rotate', angle=10., prob=0.5, pad_val=0, interpolation='bilinear'),
-            dict(type='RandomCrop', crop_size=32, padding=4),
+            dict(type='Rotate', angle=12., prob=0.5, pad_val=0, interpolation='bilinear'),
+            dict(type='Shear', magnitude=0.2, prob=0.5, pad_val=0, direction='horizontal', interpolation='bilinear'),
+            # shift, size and proportions
+            dict(type='RandomCrop', crop_size=36, padding=4),
+            dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.6, 1.0), aspect_ratio_range=(0.85, 1.18)),
             dict(type='PackInputs'),
         ]),
     sampler=dict(type='DefaultSampler', shuffle=True))
