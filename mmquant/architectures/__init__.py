@@ -1,4 +1,8 @@
 """Float architectures that mmpretrain and mmdet do not have."""
-from .resnet_cifar import ResNetCifar
+from importlib.util import find_spec
 
-__all__ = ['ResNetCifar']
+__all__ = []
+
+if find_spec('mmpretrain') is not None:  # the bases are mmpretrain's
+    from .resnet_cifar import ResNetCifar
+    __all__ += ['ResNetCifar']

@@ -22,7 +22,8 @@ def run(monkeypatch, script, *args):
 
 def test_train_then_publish(monkeypatch, tmp_path):
     work_dir = tmp_path / 'run'
-    run(monkeypatch, 'train.py', CONFIG, '--work-dir', work_dir, '--seed', 3, '--cfg-options', 'train_cfg.max_epochs=1', *SHORT)
+    run(monkeypatch, 'train.py', CONFIG, '--work-dir', work_dir, '--seed', 3, '--cfg-options',
+        'train_cfg.max_epochs=1', *SHORT)
     assert (work_dir / 'resnet18_digits.py').is_file()
     assert (work_dir / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     dumped = Config.fromfile(work_dir / 'resnet18_digits.py')
@@ -39,7 +40,8 @@ def test_train_then_publish(monkeypatch, tmp_path):
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
     assert checksums.read_text() == f'{digest}  a.pth\n1  b.pth\n'
 
-    run(monkeypatch, 'train.py', CONFIG, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2', *SHORT)
+    run(monkeypatch, 'train.py', CONFIG, '--work-dir', work_dir, '--resume', '--cfg-options',
+        'train_cfg.max_epochs=2', *SHORT)
     assert (work_dir / 'epoch_2.pth').is_file()
 
 
@@ -52,7 +54,7 @@ def test_missing_data(monkeypatch, tmp_path):
     config = tmp_path / 'c.py'
     config.write_text(f"_base_ = '{CONFIG}'\n"
                       "train_dataloader = dict(dataset=dict(_delete_=True, type='ImageNet', data_root='no/such'))\n")
-    with pytest.raises(FileNotFoundError, match='no/such'):
+    with pytest.raises(SystemExit, match='FileNotFoundError: .*no/such'):
         run(monkeypatch, 'train.py', config, '--work-dir', tmp_path)
 
 

@@ -5,12 +5,13 @@ import os.path as osp
 from typing import Optional
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmengine.utils import mkdir_or_exist
 
 import mmquant  # noqa: F401  checks the versions
+from mmquant.apis.cli import run_as_script
+from mmquant.apis.config import check_data, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,7 +46,8 @@ def strip(checkpoint: dict, config: str, command: Optional[str]) -> dict:
 
 def measure(config: str, in_file: str, work_dir: str) -> dict:
     """Evaluate the checkpoint on the config's test set; returns plain floats by metric name."""
-    cfg = Config.fromfile(config)
+    cfg = load_config(config)
+    check_data(cfg, 'test_dataloader')
     cfg.work_dir, cfg.load_from = work_dir, in_file
     metrics = Runner.from_cfg(cfg).test()
     return {name: float(value) for name, value in metrics.items()}
@@ -79,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_as_script(main)
