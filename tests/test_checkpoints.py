@@ -1,0 +1,47 @@
+"""The shipped checkpoints: checksum, content, measured accuracy."""
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).parents[1]
+CHECKSUMS = [line.split() for line in (ROOT / 'checkpoints/checksums.sha256').read_text().splitlines()]
+
+
+def load(name):
+    return torch.load(ROOT / 'checkpoints' / name, map_location='cpu', weights_only=True)
+
+
+@pytest.mark.parametrize('digest, name', CHECKSUMS)
+def test_checksum_and_size(digest, name):
+    content = (ROOT / 'checkpoints' / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest
+    assert len(content) <= 3e6
+    assert digest in (ROOT / 'checkpoints/README.md').read_text()
+
+
+def test_every_checkpoint_has_a_checksum():
+    assert {name for _, name in CHECKSUMS} == {path.name for path in (ROOT / 'checkpoints').glob('*.pth')}
+
+
+def test_meta():
+    checkpoint = load('resnet18_digits.pth')
+    meta = checkpoint['meta']
+    assert set(checkpoint) == {'state_dict', 'meta'}
+    assert (ROOT / meta['config']).is_file() and meta['config'] in meta['command']
+    assert meta['seed'] == Config.fromfile(ROOT / meta['config']).randomness.seed
+    assert len(meta['dataset_meta']['classes']) == 10
+    assert any('bn1.running_var' in name for name in checkpoint['state_dict'])
+
+
+def test_accuracy_on_the_test_split(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs/float/resnet18_digits.py')
+    cfg.work_dir = str(tmp_path)
+    cfg.load_from = str(ROOT / 'checkpoints/resnet18_digits.pth')
+    cfg.experiment_name = 'test_checkpoints'
+    top1 = Runner.from_cfg(cfg).test()['accuracy/top1']
+    assert top1 >= 99.0
+    assert top1 == pytest.approx(load('resnet18_digits.pth')['meta']['metrics']['accuracy/top1'], abs=0.21)
