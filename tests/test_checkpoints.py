@@ -7,6 +7,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import mmquant  # noqa: F401  checks the versions
+
 ROOT = Path(__file__).parents[1]
 CHECKSUMS = [line.split() for line in (ROOT / 'checkpoints/checksums.sha256').read_text().splitlines()]
 
