@@ -21,6 +21,7 @@ from mmquant.registry import MODELS, STEPS
 from mmquant.utils.building import ConfigError, build
 
 BATCH = 2
+TIMED_BATCH = 8
 
 
 def dry_run(cfg: Config) -> dict:
@@ -79,18 +80,22 @@ def estimate_seconds(context: CalibrationContext, steps: list[Step], report: dic
     model = context.model
     weights = [p.requires_grad_(True) for layer in model.quantized_layers().values()
                for p in [layer._parameters['weight']]]
+    images = torch.randn(TIMED_BATCH, *context.chunks[0].shape[1:])
+
+    def train_once():
+        sum(x.float().sum() for x in tree_leaves(model.run(images)) if isinstance(x, torch.Tensor)).backward()
+
     with model.quantization(weights=False, activations=False), torch.enable_grad():
-        model.run(context.chunks[0])  # warm up
+        train_once()  # warm up
         started = time.perf_counter()
-        sum(x.float().sum() for x in tree_leaves(model.run(context.chunks[0])) if isinstance(x, torch.Tensor)).backward()
-        seconds = time.perf_counter() - started
+        train_once()
+        seconds = (time.perf_counter() - started) / TIMED_BATCH
     for w in weights:
         w.requires_grad_(False).grad = None
-    images = sum(s.num_iters * s.batch_size for s in steps if isinstance(s, Reconstruction))
-    total = seconds / BATCH * images
-    print_log(f'Estimated time of reconstruction on this machine: {total / 60:.0f} min '
-              f'({images / len(report["units"]):.0f} image passes a unit on average, {seconds / BATCH * 1e3:.0f} ms an '
-              'image and pass through the whole net)')
+    passes = sum(s.num_iters * s.batch_size for s in steps if isinstance(s, Reconstruction))
+    total = seconds * passes
+    print_log(f'Estimated time of reconstruction on this machine: {total / 60:.1f} min ({passes} images through each of '
+              f'{len(report["units"])} units, {seconds * 1e3:.1f} ms an image through all)')
     return total
 
 

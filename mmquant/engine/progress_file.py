@@ -17,7 +17,7 @@ def digest(tensors) -> str:
     """SHA-256 over the bytes of tensors, in order."""
     total = hashlib.sha256()
     for x in tensors:
-        total.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
