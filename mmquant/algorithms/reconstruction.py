@@ -27,7 +27,7 @@ from mmquant.utils.building import ConfigError, build, check_keys
 SCALE_FLOOR = 1e-8
 
 
-class _UnitRun:
+class UnitRun:
     """One unit as a function of its data tensor, with the activation behind it."""
 
     def __init__(self, model: nn.Module, unit: Unit, data: UnitInput) -> None:
@@ -99,7 +99,7 @@ class Reconstruction(Step):
             for done, (index, unit) in enumerate(todo):
                 data, target = self._data(context, unit, float_stream, quant_stream)
                 importance = self._importance(context, unit, quant_stream or float_stream, references)
-                run = _UnitRun(model.architecture, unit, data)
+                run = UnitRun(model.architecture, unit, data)
                 train, held = split_rows(len(data), self.held_out, context.seed)
                 problem = Problem(run, data.data, target, importance, self.loss, unit.channel_dim, train, held,
                                   context.device, context.amp)
@@ -137,7 +137,7 @@ class Reconstruction(Step):
         model = context.model
         with model.quantization(weights=False, activations=False):
             data = UnitInput.gather(float_stream.advance(unit))
-            target = run_in_chunks(_UnitRun(model.architecture, unit, data), data.data, self.chunk)
+            target = run_in_chunks(UnitRun(model.architecture, unit, data), data.data, self.chunk)
         if quant_stream is not None:
             with model.quantization(*self._mode()):
                 data = UnitInput.gather(quant_stream.advance(unit))
