@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import native
 from .blocks import blocks
 from .clamp import clamp
 
@@ -62,6 +63,11 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
         ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
+        ctx.grid = None
+        if scale.numel() == 1 and x.numel() and native.usable(x) is not None:
+            ctx.grid = _scalars(scale, zero_point, q_min, q_max)
+            ctx.save_for_backward(x)
+            return _write_values(x, scale, zero_point, q_min, q_max)
         dtype = _compute_dtype(x)
         inside = torch.empty_like(x, dtype=dtype) if ctx.needs_input_grad[0] else None
         residual = torch.empty_like(x, dtype=dtype) if ctx.needs_input_grad[1] else None
@@ -71,6 +77,8 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grid is not None:
+            return *_backward_natively(ctx, ctx.saved_tensors[0], grad), None, None, None
         inside, residual = ctx.saved_tensors
         grad_x = torch.mul(grad, inside).to(ctx.x_dtype) if inside is not None else None
         grad_scale = None
@@ -83,12 +91,34 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_scale, None, None, None
 
 
+def _scalars(scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> tuple[float, float, float]:
+    zero = zero_point.item()
+    return scale.item(), q_min - zero, q_max - zero
+
+
+def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients by the compiled kernel, one pass over ``x`` and ``grad``."""
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+    sums = native.chunk_sums(x.numel()) if ctx.needs_input_grad[1] else None
+    native.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid,
+                                            None if grad_x is None else grad_x.data_ptr(),
+                                            None if sums is None else sums.data_ptr())
+    return grad_x, None if sums is None else sums.sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
+
+
 def _write_values(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, inside: Tensor | None = None,
                   residual: Tensor | None = None) -> Tensor:
     """The fake-quantized ``x``; fills ``inside`` (1 or 0) and ``residual`` (d x_hat / d scale) if given."""
+    x_hat = torch.empty_like(x)
+    if inside is None and residual is None and scale.numel() == 1 and x.numel():
+        kernels = native.usable(x, x_hat)
+        if kernels is not None:
+            kernels.fake_quantize(x.numel(), x.data_ptr(), *_scalars(scale, zero_point, q_min, q_max), x_hat.data_ptr())
+            return x_hat
     dtype = _compute_dtype(x)
     scale, zero_point = scale.to(dtype), zero_point.to(dtype)
-    x_hat = torch.empty_like(x)
     bounds = (q_min - zero_point, q_max - zero_point)
     for x_part, out, is_in, slope, step, low, high in blocks((x, x_hat, inside, residual), (scale, *bounds)):
         steps = torch.div(x_part.to(dtype), step)

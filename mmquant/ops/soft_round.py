@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import native
 from .blocks import blocks
 from .clamp import clamp
 from .power import power_
@@ -65,6 +66,9 @@ class _SoftWeight(torch.autograd.Function):
         weight = torch.empty_like(v)
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d weight / d v
         bounds = (q_min - zero_point, q_max - zero_point)
+        if slope is not None and _soft_weight_natively(v, base, scale, bounds, gamma, zeta, weight, slope):
+            ctx.save_for_backward(slope)
+            return weight
         for v_part, out, slope_part, base_part, step, low, high in blocks((v, weight, slope, base), (scale, *bounds)):
             s = torch.sigmoid(v_part)
             h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
@@ -84,11 +88,32 @@ class _SoftWeight(torch.autograd.Function):
         return (grad * slope, ) + (None, ) * 7
 
 
+def _soft_weight_natively(v: Tensor, base: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor], gamma: float,
+                          zeta: float, weight: Tensor, slope: Tensor) -> bool:
+    """Fill ``weight`` and ``slope`` by the compiled kernel; False where it does not fit."""
+    rows = v.shape[0] if v.dim() else 1
+    if scale.numel() not in (1, rows) or (scale.numel() == rows > 1 and scale.shape[0] != rows) or not v.numel():
+        return False
+    kernels = native.usable(v, base, weight, slope)
+    if kernels is None or scale.dtype != torch.float32:
+        return False
+    per_row = [t.reshape(-1).expand(rows).contiguous() for t in (scale, *bounds)]
+    kernels.soft_weight(rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma,
+                        zeta, weight.data_ptr(), slope.data_ptr())
+    return True
+
+
 class _RoundingRegularizer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d value / d v
+        kernels = native.usable(v, slope) if slope is not None and v.numel() else None
+        if kernels is not None:
+            sums = native.chunk_sums(v.numel())
+            kernels.rounding_regularizer(v.numel(), v.data_ptr(), beta, gamma, zeta, slope.data_ptr(), sums.data_ptr())
+            ctx.save_for_backward(slope)
+            return sums.sum().to(v.dtype)
         values = []
         for v_part, slope_part in blocks((v, slope), ()):
             s = torch.sigmoid(v_part)

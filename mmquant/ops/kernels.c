@@ -1,0 +1,94 @@
+/* Fused elementwise kernels for float32 on a CPU: each replaces a chain of ten tensor operations by one pass over memory.
+   Sums are taken over fixed chunks, so that results do not depend on the order in which threads finish. */
+#include <stddef.h>
+
+#define CHUNK 16384
+#define THREADED (1L << 15)
+
+/* Without the header's own declaration: these let the compiler call the vector versions in libmvec. */
+#pragma omp declare simd notinbranch
+extern float expf(float);
+#pragma omp declare simd notinbranch
+extern float logf(float);
+extern float rintf(float);
+extern float fabsf(float);
+extern float copysignf(float, float);
+
+static inline float clampf(float x, float low, float high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+/* weight = scale * clip(base + h(v), low, high), slope = d weight / d v; a row shares scale, low and high. */
+void soft_weight(long rows, long length, const float *v, const float *base, const float *scale, const float *low,
+                 const float *high, float gamma, float zeta, float *weight, float *slope) {
+    float width = zeta - gamma;
+#pragma omp parallel for schedule(static) if (rows * length > THREADED)
+    for (long r = 0; r < rows; r++) {
+        float step = scale[r], lo = low[r], hi = high[r];
+        const float *vr = v + r * length, *br = base + r * length;
+        float *wr = weight + r * length, *sr = slope + r * length;
+#pragma omp simd
+        for (long i = 0; i < length; i++) {
+            float s = 1.0f / (1.0f + expf(-vr[i]));
+            float raw = s * width + gamma;
+            float level = br[i] + clampf(raw, 0.0f, 1.0f);
+            float inside = (raw > 0.0f && raw < 1.0f && level >= lo && level <= hi) ? 1.0f : 0.0f;
+            wr[i] = clampf(level, lo, hi) * step;
+            sr[i] = inside * s * (1.0f - s) * width * step;
+        }
+    }
+}
+
+/* sums[c] = sum over chunk c of 1 - |2 h(v) - 1|^beta, slope = its derivative by v. */
+void rounding_regularizer(long n, const float *v, float beta, float gamma, float zeta, float *slope, double *sums) {
+    float width = zeta - gamma;
+#pragma omp parallel for schedule(static) if (n > THREADED)
+    for (long c = 0; c < (n + CHUNK - 1) / CHUNK; c++) {
+        long end = (c + 1) * CHUNK < n ? (c + 1) * CHUNK : n;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (long i = c * CHUNK; i < end; i++) {
+            float s = 1.0f / (1.0f + expf(-v[i]));
+            float raw = s * width + gamma;
+            float free = (raw > 0.0f && raw < 1.0f) ? 1.0f : 0.0f;
+            float signed_distance = 2.0f * clampf(raw, 0.0f, 1.0f) - 1.0f;
+            float distance = fabsf(signed_distance);
+            float power = expf((beta - 1.0f) * logf(distance > 1e-30f ? distance : 1e-30f));
+            sum += 1.0f - distance * power;
+            slope[i] = -2.0f * beta * copysignf(power, signed_distance) * free * s * (1.0f - s) * width;
+        }
+        sums[c] = sum;
+    }
+}
+
+/* out = scale * clip(round(x / scale), low, high). */
+void fake_quantize(long n, const float *x, float scale, float low, float high, float *out) {
+#pragma omp parallel for simd schedule(static) if (n > THREADED)
+    for (long i = 0; i < n; i++) out[i] = clampf(rintf(x[i] / scale), low, high) * scale;
+}
+
+/* grad_x = grad inside the range, else 0; sums[c] = sum over chunk c of grad * d out / d scale. Either may be NULL. */
+void fake_quantize_backward(long n, const float *x, const float *grad, float scale, float low, float high,
+                            float *grad_x, double *sums) {
+#pragma omp parallel for schedule(static) if (n > THREADED)
+    for (long c = 0; c < (n + CHUNK - 1) / CHUNK; c++) {
+        long end = (c + 1) * CHUNK < n ? (c + 1) * CHUNK : n;
+        float sum = 0.0f;
+        if (sums) {
+#pragma omp simd reduction(+ : sum)
+            for (long i = c * CHUNK; i < end; i++) {
+                float steps = x[i] / scale, level = rintf(steps), clipped = clampf(level, low, high);
+                sum += grad[i] * (clipped - (level == clipped ? steps : 0.0f));
+            }
+            sums[c] = sum;
+        }
+        if (grad_x) {
+#pragma omp simd
+            for (long i = c * CHUNK; i < end; i++) {
+                float level = rintf(x[i] / scale);
+                grad_x[i] = (level >= low && level <= high) ? grad[i] : 0.0f;
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+"""Compiled versions of the hottest elementwise operations, built on first use with the system's C compiler.
+
+Where there is no compiler, the tensors are not dense float32 on a CPU, or ``MMQUANT_NATIVE=0``, :func:`library` or
+:func:`layout` returns None and the callers use tensor operations instead.
+"""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CHUNK = 16384  # as in kernels.c
+SOURCE = Path(__file__).with_name('kernels.c')
+FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they cannot be had. Built once a machine, into the user's cache folder."""
+    if os.environ.get('MMQUANT_NATIVE', '1') == '0' or platform.system() != 'Linux':
+        return None
+    compiler = shutil.which(os.environ.get('CC', 'cc')) or shutil.which('gcc')
+    try:
+        key = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + _processor()).hexdigest()[:16]
+        path = _cache_folder() / f'kernels-{key}.so'
+        if not path.is_file():
+            if compiler is None:
+                return None
+            _compile(compiler, path)
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+
+
+def _cache_folder() -> Path:
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmquant' / 'kernels'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _processor() -> bytes:
+    """What ``-march=native`` depends on."""
+    info = Path('/proc/cpuinfo').read_text()
+    return next((line for line in info.splitlines() if line.startswith(('flags', 'Features'))), '').encode()
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / 'kernels.so'
+        subprocess.run([compiler, *FLAGS, str(SOURCE), '-o', str(built), '-lmvec', '-lm'], check=True,
+                       capture_output=True, timeout=120)
+        os.replace(built, path)
+
+
+def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, count, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+    lib.soft_weight.argtypes = [count, count] + [pointer] * 5 + [real, real, pointer, pointer]
+    lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
+    lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
+    lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
+    for name in ('soft_weight', 'rounding_regularizer', 'fake_quantize', 'fake_quantize_backward'):
+        getattr(lib, name).restype = None
+    return lib
+
+
+def usable(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The kernels, if all tensors are float32 on a CPU, dense, and of one memory order."""
+    first = tensors[0]
+    for t in tensors:
+        if t.device.type != 'cpu' or t.dtype != torch.float32 or t.stride() != first.stride():
+            return None
+    if not (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))):
+        return None
+    return library()
+
+
+def chunk_sums(numel: int) -> Tensor:
+    """Room for one partial sum a chunk."""
+    return torch.empty(max(1, -(-numel // CHUNK)), dtype=torch.float64)
