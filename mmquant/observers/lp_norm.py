@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmquant.ops import affine_parameters, clamp, power_
+from mmquant.ops import affine_parameters, clamp, native, power_
 from mmquant.registry import OBSERVERS
 from mmquant.structures import Granularity, IntegerGrid
 
@@ -44,11 +44,27 @@ class LpNormObserver(SampledObserver):
         count = torch.arange(self.num_candidates, dtype=low.dtype, device=low.device)
         factors = 1 - (1 - self.min_shrink) / self.num_candidates * count  # (K,)
         scale, zero_point = affine_parameters(factors[:, None] * low, factors[:, None] * high, grid)  # (K, num_scales)
-        rows = max(1, CHUNK_ELEMENTS.get(samples.device.type, 2**20) // samples.shape[1])
-        chunks = zip(*(t.split(rows, dim=-2) for t in (samples, scale[..., None], zero_point[..., None])), strict=True)
-        error = torch.cat([self._errors(*chunk, grid) for chunk in chunks], dim=1)  # (K, num_scales), in steps^p
+        error = self._errors_natively(samples, scale, zero_point, grid)
+        if error is None:
+            error = self._errors_in_chunks(samples, scale, zero_point, grid)
         factor = factors[torch.argmin(error * scale**self.p, dim=0)]
         return low * factor, high * factor
+
+    def _errors_natively(self, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor | None:
+        """As ``_errors`` over all rows, by the compiled kernel; None where it does not fit."""
+        kernels = native.usable(x) if x.is_contiguous() else None
+        if kernels is None:
+            return None
+        scale, low, high = (t.contiguous() for t in (scale, grid.q_min - zero_point, grid.q_max - zero_point))
+        errors = torch.empty_like(scale)
+        kernels.lp_errors(len(scale), *x.shape, x.data_ptr(), scale.data_ptr(), low.data_ptr(), high.data_ptr(), self.p,
+                          errors.data_ptr())
+        return errors
+
+    def _errors_in_chunks(self, samples: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
+        rows = max(1, CHUNK_ELEMENTS.get(samples.device.type, 2**20) // samples.shape[1])
+        chunks = zip(*(t.split(rows, dim=-2) for t in (samples, scale[..., None], zero_point[..., None])), strict=True)
+        return torch.cat([self._errors(*chunk, grid) for chunk in chunks], dim=1)  # (K, num_scales), in steps^p
 
     def _errors(self, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
         """Mean of ``|(x - Q(x)) / scale|^p``, shape (K, rows), for x (rows, n) and scale, zero_point (K, rows, 1)."""

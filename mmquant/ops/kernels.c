@@ -54,7 +54,7 @@ void rounding_regularizer(long n, const float *v, float beta, float gamma, float
             float free = (raw > 0.0f && raw < 1.0f) ? 1.0f : 0.0f;
             float signed_distance = 2.0f * clampf(raw, 0.0f, 1.0f) - 1.0f;
             float distance = fabsf(signed_distance);
-            float power = expf((beta - 1.0f) * logf(distance > 1e-30f ? distance : 1e-30f));
+            float power = expf((beta - 1.0f) * logf(distance + 1e-30f));
             sum += 1.0f - distance * power;
             slope[i] = -2.0f * beta * copysignf(power, signed_distance) * free * s * (1.0f - s) * width;
         }
@@ -91,4 +91,41 @@ void fake_quantize_backward(long n, const float *x, const float *grad, float sca
             }
         }
     }
+}
+
+/* errors[k][r] = mean over row r of |(x - Q_k(x)) / scale_k|^p, for candidates k with their own scale and range. */
+void lp_errors(long candidates, long rows, long n, const float *x, const float *scale, const float *low,
+               const float *high, float p, float *errors) {
+#pragma omp parallel for collapse(2) schedule(static) if (candidates * rows * n > THREADED)
+    for (long r = 0; r < rows; r++)
+        for (long k = 0; k < candidates; k++) {
+            const float *xr = x + r * n;
+            float step = scale[k * rows + r], lo = low[k * rows + r], hi = high[k * rows + r];
+            double total = 0.0;
+            for (long start = 0; start < n; start += CHUNK) {
+                long end = start + CHUNK < n ? start + CHUNK : n;
+                float sum = 0.0f;
+                if (p == 2.0f) {
+#pragma omp simd reduction(+ : sum)
+                    for (long i = start; i < end; i++) {
+                        float steps = xr[i] / step, error = clampf(rintf(steps), lo, hi) - steps;
+                        sum += error * error;
+                    }
+                } else if (p == 1.0f) {
+#pragma omp simd reduction(+ : sum)
+                    for (long i = start; i < end; i++) {
+                        float steps = xr[i] / step;
+                        sum += fabsf(clampf(rintf(steps), lo, hi) - steps);
+                    }
+                } else {
+#pragma omp simd reduction(+ : sum)
+                    for (long i = start; i < end; i++) {
+                        float steps = xr[i] / step, error = fabsf(clampf(rintf(steps), lo, hi) - steps);
+                        sum += expf(p * logf(error + 1e-30f));
+                    }
+                }
+                total += sum;
+            }
+            errors[k * rows + r] = (float)(total / n);
+        }
 }

@@ -20,7 +20,8 @@ from torch import Tensor
 
 CHUNK = 16384  # as in kernels.c
 SOURCE = Path(__file__).with_name('kernels.c')
-FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
+FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared',
+         *(('-mprefer-vector-width=512', ) if platform.machine() == 'x86_64' else ()))
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +68,9 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
     lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
     lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
-    for name in ('soft_weight', 'rounding_regularizer', 'fake_quantize', 'fake_quantize_backward'):
+    lib.lp_errors.argtypes = [count, count, count] + [pointer] * 4 + [real, pointer]
+    for name in ('lp_errors', 'soft_weight', 'rounding_regularizer', 'fake_quantize',
+                 'fake_quantize_backward'):
         getattr(lib, name).restype = None
     return lib
 
