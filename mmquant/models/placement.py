@@ -50,17 +50,20 @@ class Plan:
     outputs: tuple[OutputPlan, ...] = ()
     matmuls: tuple[MatmulPlan, ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
+    reparameterized: bool = False  # training-time branches were merged before
 
     def to_dict(self) -> dict:
         """Plain containers, loadable with ``weights_only=True``."""
         return dict(layers=[vars(x) | {} for x in self.layers], outputs=[vars(x) | {} for x in self.outputs],
-                    matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded])
+                    matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded],
+                    reparameterized=self.reparameterized)
 
     @classmethod
     def from_dict(cls, d: dict) -> 'Plan':
         """Inverse of :meth:`to_dict`."""
         return cls(tuple(LayerPlan(**x) for x in d['layers']), tuple(OutputPlan(**x) for x in d['outputs']),
-                   tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']))
+                   tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']),
+                   d.get('reparameterized', False))
 
 
 class _Placer:
@@ -176,7 +179,7 @@ class _Placer:
 
 
 def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...] = (),
-                     folded: tuple[tuple[str, str], ...] = ()) -> Plan:
+                     before: Plan | None = None) -> Plan:
     """Decide where quantizers sit and their bits.
 
     Args:
@@ -184,6 +187,8 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_
         flow (DataFlow): Its record.
         policy (BitPolicy): Bits by default, by position and by name pattern.
         block_types (tuple[str, ...]): Further module classes that are blocks.
-        folded (tuple): Pairs (layer, BatchNorm) already folded; kept in the plan.
+        before (Plan | None): What was already done to the model: folding and re-parameterization; kept in the plan.
     """
-    return replace(_Placer(model, flow, policy, block_types).place(), folded=folded)
+    before = before or Plan()
+    return replace(_Placer(model, flow, policy, block_types).place(), folded=before.folded,
+                   reparameterized=before.reparameterized)

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
-import torch
 from mmengine.model import BaseModel
 from torch import nn
 
@@ -14,6 +14,7 @@ from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, fixed_w
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.placement import Plan, place_quantizers
 from mmquant.models.policy import BitPolicy
+from mmquant.models.reparameterize import reparameterize
 from mmquant.models.units import find_units
 from mmquant.quantizers import Quantizer
 from mmquant.registry import MODELS, QUANTIZERS
@@ -97,17 +98,24 @@ class QuantizedModel(BaseModel):
         for layer, bn in pairs:
             fold(self.architecture.get_submodule(layer), self.architecture.get_submodule(bn))
             replace_by_identity(self.architecture, bn)
-        self.plan = Plan(folded=tuple(pairs))
+        before = self.plan or Plan()
+        self.plan = replace(before, folded=(*before.folded, *pairs))
         return pairs
+
+    def reparameterize(self) -> int:
+        """Merge training-time branches by the modules' own ``switch_to_deploy``; returns the number of modules."""
+        merged = reparameterize(self.architecture)
+        self.plan = replace(self.plan or Plan(), reparameterized=True)
+        return merged
 
     def make_plan(self, inputs) -> Plan:
         """Decide where quantizers sit, without inserting them."""
-        folded = self.plan.folded if self.plan else ()
-        flow = self.observe(inputs)
-        return place_quantizers(self.architecture, flow, self.policy, self.block_types, folded)
+        return place_quantizers(self.architecture, self.observe(inputs), self.policy, self.block_types, self.plan)
 
     def insert_quantizers(self, plan: Plan) -> None:
-        """Turn float layers into quantized ones as planned; a loaded plan also repeats the folding's structure."""
+        """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
+        if plan.reparameterized:
+            reparameterize(self.architecture)
         known = set(self.plan.folded) if self.plan else set()
         for layer, bn in plan.folded:
             if (layer, bn) not in known:
