@@ -29,6 +29,12 @@ POOLING = frozenset('mean _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d ma
                     'amax'.split())
 
 
+def operands(args: tuple, kwargs: dict) -> tuple:
+    """The two operands of a call of one of :data:`MATMULS`, given by place or by name."""
+    named = [kwargs[k] for k in ('input', 'query', 'other', 'mat2', 'tensor2', 'key') if k in kwargs]
+    return (*args, *named)[:2]
+
+
 @dataclass(frozen=True)
 class Op:
     """One ATen call. ``inputs`` and ``outputs`` are value numbers of tensors that depend on the network's input."""
@@ -154,13 +160,21 @@ class DataFlow:
         return not inner & (outside | returned) and not reads_other
 
 
+def _storage(tensor: torch.Tensor) -> int:
+    """Identity of the memory that a tensor and its views share."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a layout without storage, such as sparse
+        return -id(tensor)
+
+
 class _Recorder(TorchDispatchMode):
 
     def __init__(self, flow: DataFlow) -> None:
         super().__init__()
         self.flow, self.clock, self.stack = flow, 0, []
         self.values: dict[int, int] = {}
-        self.alive: list[torch.Tensor] = []  # keeps identities from being reused
+        self.by_storage: dict[int, list[torch.Tensor]] = defaultdict(list)  # keeps identities from being reused
         self.next_value = 0
         self.counts: dict[str, int] = defaultdict(int)
 
@@ -171,22 +185,37 @@ class _Recorder(TorchDispatchMode):
     def new_value(self, tensor: torch.Tensor) -> int:
         self.values[id(tensor)] = self.next_value
         self.flow.shapes[self.next_value] = tuple(tensor.shape)
-        self.alive.append(tensor)
+        mates = self.by_storage[_storage(tensor)]
+        if not any(x is tensor for x in mates):
+            mates.append(tensor)
         self.next_value += 1
         return self.next_value - 1
 
     def lookup(self, tree) -> tuple[int, ...]:
-        found = (self.values.get(id(x)) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+        found = (self.value_of(x) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
         return tuple(dict.fromkeys(v for v in found if v is not None))
+
+    def value_of(self, tensor: torch.Tensor) -> int | None:
+        """Value of a tensor; one that was a constant becomes a value when data were written into a part of it."""
+        if id(tensor) not in self.values and (mates := self.by_storage.get(_storage(tensor))):
+            latest = max(self.values[id(x)] for x in mates)
+            self.add_op('storage', (latest,), [tensor])
+        return self.values.get(id(tensor))
+
+    def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor]) -> None:
+        values = tuple(self.new_value(x) for x in outputs)
+        self.flow.ops.append(Op(self.tick(), name, self.stack[-1] if self.stack else 0, inputs, values))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         inputs = self.lookup((args, kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if inputs:
-            self.flow.mutated |= {self.values[id(x)] for x in tree_leaves(out) if id(x) in self.values}
-            outputs = tuple(self.new_value(x) for x in tree_leaves(out) if isinstance(x, torch.Tensor))
-            name = func._schema.name.split('::')[-1].removesuffix('_')
-            self.flow.ops.append(Op(self.tick(), name, self.stack[-1] if self.stack else 0, inputs, outputs))
+            outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+            for x in [x for x in outputs if id(x) in self.values]:  # written in place: every view of it changes
+                mates = self.by_storage[_storage(x)]
+                self.flow.mutated |= {self.values[id(y)] for y in mates}
+                outputs += [y for y in mates if y is not x]
+            self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs)
         return out
 
     def enter(self, name: str, args, kwargs) -> Call:
@@ -217,7 +246,7 @@ class _MatmulRecorder(TorchFunctionMode):
             call = self.recorder.stack[-1]
             position = self.positions[call]
             self.positions[call] += 1
-            if all(self.recorder.lookup(x) for x in args[:2]):
+            if all(self.recorder.lookup(x) for x in operands(args, kwargs or {})):
                 self.recorder.flow.matmuls[self.recorder.flow.calls[call].name][position] = kind
         return func(*args, **(kwargs or {}))
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmquant.models.dataflow import MATMULS
+from mmquant.models.dataflow import MATMULS, operands
 
 # Operands of a product that get a quantizer each.
 OPERANDS = {'matmul': ('left', 'right'), 'attention': ('query', 'key', 'probabilities', 'value')}
@@ -47,7 +47,8 @@ class _OperandMode(TorchFunctionMode):
             if not any(q.enabled for q in quantizers.values()):
                 return func(*args, **kwargs)
             return quantized_attention(quantizers, *args, **kwargs)
-        return func(quantizers['left'](args[0]), quantizers['right'](args[1]), *args[2:], **kwargs)
+        left, right = operands(args, kwargs)
+        return func(quantizers['left'](left), quantizers['right'](right))
 
 
 def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
