@@ -5,6 +5,7 @@ import os
 import pickle
 import urllib.error
 import zipfile
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ def fetch(path_or_url: str) -> str:
 
 
 def load_float_weights(model: nn.Module, source: str | None, state: dict | None = None) -> None:
-    """Load float weights into a model, strictly.
+    """Load float weights into a model, strictly, after its own conversion of the names and shapes of older versions.
 
     Args:
         model (nn.Module): Where to.
@@ -89,28 +90,44 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
         raise CheckpointError('the config gives no float weights: set model.float_checkpoint to a path or URL '
                               '(or to "random" to quantize a randomly initialised model on purpose)')
     if state is None:
-        data = read_tensors(fetch(source))
-        state = data.get('state_dict', data) if isinstance(data, dict) else None
-        if not isinstance(state, dict):
-            raise CheckpointError(f'{source} holds {type(data).__name__}, expected a dict with "state_dict"')
-        state = {k.removeprefix('module.'): v for k, v in state.items()}
-    own = model.state_dict()
-    missing = [k for k in own if k not in state]
-    extra = [k for k in state if k not in own]
-    wrong = [f'{k}: {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in own
-             if k in state and state[k].shape != own[k].shape and not k.endswith(('scale', 'zero_point', 'codes'))]
-    optional = [k for k in extra if k.endswith('.codes') or k.startswith('data_preprocessor.')]
-    extra = [k for k in extra if k not in optional]
+        state = _read_state(source)
+    broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise CheckpointError(f'{source} holds NaN or infinite values in {len(broken)} tensors (first: {broken[0]})')
+    given = OrderedDict((k, v) for k, v in state.items() if not k.startswith('data_preprocessor.'))
+    given._metadata = getattr(state, '_metadata', {})
+    try:
+        missing, extra = model.load_state_dict(given, strict=False)
+        wrong = []
+    except RuntimeError as error:
+        missing, extra, wrong = _differences(model, given)
+        wrong = wrong or [str(error).splitlines()[-1].strip()]
+    extra = [k for k in extra if not k.endswith('.codes')]
     if missing or extra or wrong:
         parts = [f'{len(missing)} missing keys (first: {missing[0]})' if missing else '',
                  f'{len(extra)} unexpected keys (first: {extra[0]})' if extra else '',
                  f'{len(wrong)} wrong shapes (first: {wrong[0]})' if wrong else '']
         raise CheckpointError(f'{source} does not fit the model: {"; ".join(p for p in parts if p)}. Is it the '
                               'checkpoint of another architecture?')
-    broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f'{source} holds NaN or infinite values in {len(broken)} tensors (first: {broken[0]})')
-    model.load_state_dict({k: v for k, v in state.items() if not k.startswith('data_preprocessor.')}, strict=False)
+
+
+def _read_state(source: str) -> dict:
+    """State dict of a float checkpoint, with the versions of its modules."""
+    data = read_tensors(fetch(source))
+    state = data.get('state_dict', data) if isinstance(data, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(f'{source} holds {type(data).__name__}, expected a dict with "state_dict"')
+    found = OrderedDict((k.removeprefix('module.'), v) for k, v in state.items())
+    found._metadata = getattr(state, '_metadata', {})
+    return found
+
+
+def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], list[str]]:
+    """Missing keys, unexpected keys, and keys of another shape."""
+    own = model.state_dict()
+    wrong = [f'{k}: {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in own
+             if k in state and state[k].shape != own[k].shape and not k.endswith(('scale', 'zero_point', 'codes'))]
+    return [k for k in own if k not in state], [k for k in state if k not in own], wrong
 
 
 def write_atomically(path: str, data: dict) -> str:
