@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmquant.algorithms import (CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange,
-                                InsertQuantizers)
+from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange, InsertQuantizers
 from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import DataFlow, record
 

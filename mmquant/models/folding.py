@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import nn
@@ -33,11 +34,44 @@ def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
         maker = makers.get(call.inputs[0])
         if maker is None or len(flow.calls_of[maker.name]) > 1 or len(flow.calls_of[call.name]) > 1:
             continue
-        if call.inputs[0] in flow.calls[0].outputs:
+        layer = modules[maker.name]
+        if call.inputs[0] in flow.calls[0].outputs or not _same_channels(layer, flow.shapes[call.inputs[0]]):
+            continue
+        if not is_linear_in_weight(layer, flow.shapes[maker.inputs[0]]):
             continue
         if all(call.enter < op.tick < call.exit for op in flow.readers.get(call.inputs[0], ())):
             pairs.append((maker.name, call.name))
     return pairs
+
+
+def _same_channels(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    """BatchNorm's channels are axis 1 of its input, a linear layer's the last one."""
+    return not isinstance(layer, nn.Linear) or len(shape) == 2
+
+
+@torch.no_grad()
+def is_linear_in_weight(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a factor in the weight is a factor in the output; not so for weight standardisation or spectral norm.
+
+    Args:
+        layer (nn.Module): A float layer; one whose class has its own ``forward`` is tried out.
+        shape (tuple[int, ...]): Shape of its input.
+    """
+    weight = layer._parameters.get('weight')
+    if weight is None:  # made anew in each forward pass
+        return False
+    if any(type(layer).forward is cls.forward for cls in LAYER_TYPES):
+        return True
+    x, kept = torch.linspace(-1, 1, prod(shape), device=weight.device).reshape(shape).to(weight.dtype), weight.data
+    try:
+        once = layer(x)
+        weight.data = kept * 2
+        twice = layer(x)
+        weight.data = kept * 0
+        bias = layer(x)
+    finally:
+        weight.data = kept
+    return torch.allclose(twice - bias, 2 * (once - bias), rtol=1e-3, atol=1e-4 * once.abs().max().item())
 
 
 @torch.no_grad()
