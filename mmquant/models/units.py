@@ -1,6 +1,8 @@
 """Discovery of reconstruction units from the data flow: layer, block, stage, net."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -137,7 +139,18 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
         if call.name not in covered:
             covered.add(call.name)
             units.append(_layer_unit(model, flow, call))
-    return sorted(units, key=lambda u: u.enter)
+    return _each_layer_once(sorted(units, key=lambda u: u.enter))
+
+
+def _each_layer_once(units: list[Unit]) -> list[Unit]:
+    """A layer shared by several units belongs to the first; a unit left without layers is none."""
+    seen, kept = set(), []
+    for unit in units:
+        own = tuple(n for n in unit.layers if n not in seen)
+        seen |= set(own)
+        if own:
+            kept.append(replace(unit, layers=own))
+    return kept
 
 
 def unit_module(model: nn.Module, unit: Unit) -> nn.Module:
