@@ -25,7 +25,8 @@ STEPS = Registry('step', scope='mmquant', locations=['mmquant.algorithms'])
 
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmquant', locations=['mmquant.engine'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine'])
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmquant', locations=['mmquant.models', 'mmquant.architectures'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmquant',
+                  locations=['mmquant.models', 'mmquant.architectures'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmquant', locations=['mmquant.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmquant', locations=['mmquant.datasets'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmquant', locations=['mmquant.evaluation'])

@@ -38,7 +38,8 @@ def merge_test_args(cfg, args):
     cfg.test_dataloader.pin_memory = not args.no_pin_memory
     if args.show or args.show_dir:
         hook = cfg.setdefault('default_hooks', {}).setdefault('visualization', dict(type='VisualizationHook'))
-        hook.update(enable=True, show=args.show, out_dir=args.show_dir, interval=args.interval, wait_time=args.wait_time)
+        hook.update(enable=True, show=args.show, out_dir=args.show_dir, interval=args.interval,
+                    wait_time=args.wait_time)
     if args.tta:
         cfg.model = dict(cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA'), module=cfg.model)
     return cfg

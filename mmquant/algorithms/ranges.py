@@ -101,6 +101,6 @@ def check_initialized(model: QuantizedModel) -> None:
     """Raise ValueError for activation quantizers that no calibration image reached."""
     idle = [name for name, q in model.activation_quantizers().items() if not q.initialized]
     if idle:
-        raise ValueError(f'no calibration image reached {len(idle)} activation quantizers (first: {idle[0]}); give more '
-                         'calibration images, or keep these layers float: quantizer.overrides=[dict(pattern='
+        raise ValueError(f'no calibration image reached {len(idle)} activation quantizers (first: {idle[0]}); give '
+                         'more calibration images, or keep these layers float: quantizer.overrides=[dict(pattern='
                          f'{idle[0].rsplit(".", 1)[0]!r}, w_bits=None, a_bits=None)]')

@@ -55,7 +55,7 @@ class Reconstruction(Step):
             activations, as in the paper's code.
         held_out (int): Calibration rows kept out of fitting to choose by; at most one in eight. Default 64.
         keep_best (bool): Fall back to nearest rounding (initial step sizes) where it is better on held-out rows.
-        skip_first (bool): Leave a unit that only holds first layers at 8 or more bits at nearest rounding. Default True.
+        skip_first (bool): Leave a unit of first layers only, at 8 or more bits, at nearest rounding. Default True.
         chunk (int): Rows a forward pass outside fitting. Default 64.
 
     Raises:
@@ -208,7 +208,8 @@ class Reconstruction(Step):
         scales = [q.scale for q in self._unit_activations(context, unit).values()]
         initial = [s.clone() for s in scales]
         every = max(1, self.num_iters // 4)
-        with context.model.quantization(weights=True, activations=True), fixed_weights(layers[n] for n in unit.layers if n in layers):
+        own = [layers[n] for n in unit.layers if n in layers]
+        with context.model.quantization(weights=True, activations=True), fixed_weights(own):
             best, best_loss = initial, problem.held_loss(self.chunk)
             first_loss = best_loss
 

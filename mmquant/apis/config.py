@@ -53,7 +53,8 @@ def check_quantized(cfg: Config) -> None:
     """Raise ConfigError unless the config quantizes a model."""
     if cfg.get('model', {}).get('type') != 'mmquant.QuantizedModel':
         raise ConfigError(f'{cfg.filename}: model.type is {cfg.get("model", {}).get("type")!r}, expected '
-                          '"mmquant.QuantizedModel"; use a config below configs/brecq, or tools/train.py for float models')
+                          '"mmquant.QuantizedModel"; use a config below configs/brecq, or tools/train.py for float '
+                          'models')
 
 
 def calibration_config(cfg: Config) -> Config:

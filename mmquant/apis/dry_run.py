@@ -36,8 +36,8 @@ def dry_run(cfg: Config) -> dict:
     """
     shape = cfg.get('calibration_input_shape')
     if not shape:
-        raise ConfigError(f'{cfg.filename}: calibration_input_shape is missing; set it to the shape of one preprocessed '
-                          'image, as in configs/_base_/calibration/imagenet_1024.py')
+        raise ConfigError(f'{cfg.filename}: calibration_input_shape is missing; set it to the shape of one '
+                          'preprocessed image, as in configs/_base_/calibration/imagenet_1024.py')
     MMLogger.get_instance('mmquant', log_level='WARNING')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     torch.manual_seed(0)
@@ -94,8 +94,8 @@ def estimate_seconds(context: CalibrationContext, steps: list[Step], report: dic
         w.requires_grad_(False).grad = None
     passes = sum(s.num_iters * s.batch_size for s in steps if isinstance(s, Reconstruction))
     total = seconds * passes
-    print_log(f'Estimated time of reconstruction on this machine: {total / 60:.1f} min ({passes} images through each of '
-              f'{len(report["units"])} units, {seconds * 1e3:.1f} ms an image through all)')
+    print_log(f'Estimated time of reconstruction on this machine: {total / 60:.1f} min ({passes} images through each '
+              f'of {len(report["units"])} units, {seconds * 1e3:.1f} ms an image through all)')
     return total
 
 

@@ -46,7 +46,8 @@ def recipe_steps(recipe: str, num_iters: Mapping[str, int] | None = None) -> lis
 
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'brecq', w_bits: int | None = 4,
              a_bits: int | None = 4, *, overrides: list[dict] | None = None, num_iters: Mapping[str, int] | None = None,
-             block_types: tuple[str, ...] = (), seed: int = 0, amp: bool = False, chunk_size: int = 64) -> QuantizedModel:
+             block_types: tuple[str, ...] = (), seed: int = 0, amp: bool = False,
+             chunk_size: int = 64) -> QuantizedModel:
     """Quantize a model after training.
 
     Args:

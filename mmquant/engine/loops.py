@@ -131,6 +131,6 @@ def amp_or_warn(runner, amp: bool) -> bool:
     """bfloat16 only where the processor computes it; elsewhere float32, with a warning."""
     if not amp or torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return amp
-    runner.logger.warning('--amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than float32; '
-                          'running in float32.')
+    runner.logger.warning('--amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than '
+                          'float32; running in float32.')
     return False

@@ -34,21 +34,23 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
     Returns:
         Tensor: Shape of the unit's output over all samples. All ones if every gradient is zero.
     """
-    parts = []
-    for index, reference in enumerate(references):
-        leaves = []
-
-        def answer(forward, args, kwargs):
-            with torch.no_grad(), enabled(quantizers, True):
-                out = forward(*args, **kwargs)
-            out = tree_map(lambda x: x.detach().requires_grad_() if isinstance(x, torch.Tensor) else x, out)
-            leaves.extend(_tensors(out))
-            return out
-
-        with torch.enable_grad():
-            output = stream.run_behind(unit, index, answer)
-            grads = torch.autograd.grad(divergence(output, reference), leaves)
-        parts.append(grads[0].square())
+    parts = [_squared_gradient(stream, unit, quantizers, i, r) for i, r in enumerate(references)]
     squared = torch.cat(parts)
     mean = squared.mean()
     return squared / mean if mean > 0 else torch.ones_like(squared)
+
+
+def _squared_gradient(stream: Stream, unit: Unit, quantizers: list, index: int, reference) -> torch.Tensor:
+    """Squared gradient of the divergence at the unit's output, for one chunk."""
+    leaves = []
+
+    def answer(forward, args, kwargs):
+        with torch.no_grad(), enabled(quantizers, True):
+            out = forward(*args, **kwargs)
+        out = tree_map(lambda x: x.detach().requires_grad_() if isinstance(x, torch.Tensor) else x, out)
+        leaves.extend(_tensors(out))
+        return out
+
+    with torch.enable_grad():
+        output = stream.run_behind(unit, index, answer)
+        return torch.autograd.grad(divergence(output, reference), leaves)[0].square()

@@ -88,7 +88,7 @@ class Stream:
         return arguments
 
     def run_behind(self, unit: Unit, index: int, replace):
-        """Run chunk ``index`` to the end of the net, with the call of ``unit`` answered by ``replace(forward, args, kwargs)``.
+        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the call of ``unit``.
 
         Calls before the frontier are stubs. Gradients flow if enabled outside.
         """

@@ -100,7 +100,8 @@ def make_adam(params: list, lr: float) -> torch.optim.Adam:
 
 
 def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: float, seed: int, cosine: bool = False,
-        regularizer: Callable | None = None, after_step: Callable | None = None, report: Callable | None = None) -> float:
+        regularizer: Callable | None = None, after_step: Callable | None = None,
+        report: Callable | None = None) -> float:
     """Adam on ``params``; returns the mean reconstruction loss of the last tenth of the steps.
 
     Args:
