@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from mmengine.logging import MMLogger
 
 from mmquant.models import QuantizedModel
-from mmquant.reconstruction.training import autocast
+from mmquant.utils.hardware import computes_bfloat16
 
 
 @dataclass
@@ -35,6 +36,13 @@ class CalibrationContext:
     progress: Callable | None = None
     records: list[dict] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.amp and not computes_bfloat16(self.device):
+            MMLogger.get_current_instance().warning(
+                'amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than float32; '
+                'reconstructing in float32')
+            self.amp = False
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -58,10 +66,6 @@ class CalibrationContext:
             found.append(chunk[:left])
             left -= len(found[-1])
         return found
-
-    def autocast(self):
-        """Autocast as asked for."""
-        return autocast(self.device, self.amp)
 
 
 class Step:

@@ -43,7 +43,7 @@ class CalibrationLoop(BaseLoop):
         if chunk_size < 1:
             raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
         super().__init__(runner, dataloader)
-        self.chunk_size, self.amp, self.resume = chunk_size, amp_or_warn(runner, amp), resume
+        self.chunk_size, self.amp, self.resume = chunk_size, amp, resume
         self.stages: list[dict] = []
         self._iter = 0
 
@@ -125,12 +125,3 @@ class CalibrationLoop(BaseLoop):
                                  'images and data_preprocessor (a std of 0?)')
         images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return list(images.split(self.chunk_size))
-
-
-def amp_or_warn(runner, amp: bool) -> bool:
-    """bfloat16 only where the processor computes it; elsewhere float32, with a warning."""
-    if not amp or torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return amp
-    runner.logger.warning('--amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than '
-                          'float32; running in float32.')
-    return False
