@@ -47,6 +47,11 @@ def quantized_class(cls: type) -> type:
     return type('Quantized' + cls.__name__, (QuantizedLayer, cls), {'__module__': cls.__module__})
 
 
+def has_own_weight(module: nn.Module) -> bool:
+    """Whether a module is a layer with a weight to quantize, not one that weight or spectral norm computes anew."""
+    return isinstance(module, LAYER_TYPES) and module._parameters.get('weight') is not None
+
+
 def channel_axis(layer: nn.Module) -> int:
     """Axis of a layer's weight that counts output channels."""
     return 1 if isinstance(layer, TRANSPOSED_TYPES) else 0

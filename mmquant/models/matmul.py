@@ -16,7 +16,8 @@ from mmquant.models.dataflow import MATMULS, operands
 
 # Operands of a product that get a quantizer each.
 OPERANDS = {'matmul': ('left', 'right'), 'attention': ('query', 'key', 'probabilities', 'value')}
-_ACTIVE: list['_OperandMode'] = []
+# Modules being run, innermost last: an owner's mode, or None for a module inside one. Empty outside of owners.
+_ACTIVE: list['_OperandMode | None'] = []
 
 
 class _OperandMode(TorchFunctionMode):
@@ -31,7 +32,7 @@ class _OperandMode(TorchFunctionMode):
         return super().__enter__()
 
     def __exit__(self, *exc):
-        _ACTIVE.remove(self)
+        _ACTIVE.pop()
         return super().__exit__(*exc)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -75,6 +76,14 @@ def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p
     return quantizers['probabilities'](scores.softmax(-1)) @ quantizers['value'](value)
 
 
+def _enter_inner(module: nn.Module, args) -> None:
+    _ACTIVE.append(None)
+
+
+def _leave_inner(module: nn.Module, args, output) -> None:
+    _ACTIVE.pop()
+
+
 class QuantizedMatmulOwner:
     """Mix-in: runs ``forward`` with the operands of its own matrix products quantized."""
 
@@ -91,5 +100,9 @@ def matmul_owner_class(cls: type) -> type:
 
 def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None:
     """Quantize a module's own matrix products, in place; ``sites`` maps a position to its operands' quantizers."""
+    for inner in module.modules():
+        if inner is not module:
+            inner.register_forward_pre_hook(_enter_inner)
+            inner.register_forward_hook(_leave_inner, always_call=True)
     module.__class__ = matmul_owner_class(type(module))
     module.matmul_quantizers = nn.ModuleDict(sites)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
-from mmquant.models.layers import LAYER_TYPES
+from mmquant.models.layers import LAYER_TYPES, has_own_weight
 from mmquant.models.policy import BitPolicy
 from mmquant.models.units import find_blocks, layer_calls
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+UNREACHED = 'not reached through its own forward by the observed batch'
+NO_WEIGHT = 'its weight is computed in each forward pass (weight or spectral norm): remove the parametrization first'
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class _Placer:
             yield LayerPlan(name, w_bits, inputs.get(name, inputs.get(shared)), note, shared)
         for name, module in self.modules.items():
             if isinstance(module, LAYER_TYPES) and name not in reached:
-                yield LayerPlan(name, None, None, 'not reached through its own forward by the observed batch')
+                yield LayerPlan(name, None, None, UNREACHED if has_own_weight(module) else NO_WEIGHT)
 
     def _matmuls(self):
         for name, sites in self.flow.matmuls.items():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmquant.models.dataflow import Call, DataFlow, Op
-from mmquant.models.layers import LAYER_TYPES
+from mmquant.models.layers import has_own_weight
 from mmquant.structures.unit import GRANULARITIES, Unit
 
 ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
@@ -17,7 +17,7 @@ ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU,
 def layer_calls(model: nn.Module, flow: DataFlow) -> list[Call]:
     """Calls of modules whose weights can be quantized, in execution order."""
     modules = dict(model.named_modules())
-    return [c for c in flow.calls if isinstance(modules[c.name], LAYER_TYPES) and c.inputs and c.outputs]
+    return [c for c in flow.calls if has_own_weight(modules[c.name]) and c.inputs and c.outputs]
 
 
 def layers_within(model: nn.Module, flow: DataFlow, call: Call) -> tuple[str, ...]:
