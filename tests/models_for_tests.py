@@ -14,7 +14,7 @@ MIN_MAX = dict(type='mmquant.MinMaxObserver')
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Statistics and affine parameters of BatchNorms as after training, reproducible weights; eval mode."""
+    """Reproducible weights and biases, statistics and affine parameters of BatchNorms as after training; eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
@@ -25,6 +25,8 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             elif hasattr(module, 'weight') and isinstance(module.weight, nn.Parameter) and module.weight.dim() > 1:
                 fan_in = module.weight[0].numel()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (2 / fan_in)**0.5)
+                if module.bias is not None:
+                    module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.1)
     return model.eval()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mmengine.model import BaseModel
 from torch import nn
 
-from mmquant.models.checkpoint import load_float_weights, read_quantized, save_quantized
+from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
 from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, fixed_weights, quantize_layer, quantize_output
@@ -208,9 +208,22 @@ class QuantizedModel(BaseModel):
             CheckpointError: If the file is missing, damaged, or of another model.
         """
         data = read_quantized(path)
-        self.insert_quantizers(Plan.from_dict(data['plan']))
+        plan = Plan.from_dict(data['plan'])
+        if not any(isinstance(m, QuantizedLayer) for m in self.architecture.modules()):
+            self._check_fits(plan, path)
+            self.insert_quantizers(plan)
+        elif plan != self.plan:
+            raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
+                                  'build a fresh QuantizedModel')
         load_float_weights(self.architecture, path, data['state_dict'])
         return data['meta']
+
+    def _check_fits(self, plan: Plan, path: str) -> None:
+        own = {name for name, _ in self.architecture.named_modules()}
+        lost = [x.name for x in plan.layers if x.name not in own]
+        if lost and not plan.reparameterized:
+            raise CheckpointError(f'{path} does not fit the model: {len(lost)} of its {len(plan.layers)} layers do not '
+                                  f'exist here (first: {lost[0]}). Is it the checkpoint of another architecture?')
 
 
 def _policy(quantizer: dict) -> BitPolicy:
