@@ -3,9 +3,10 @@ from .blocks import blocks
 from .clamp import clamp
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .power import power_
+from .power_distance import power_distance
 from .soft_round import rectified_sigmoid, rounding_regularizer, soft_weight
 
 __all__ = [
-    'SCALE_FLOOR', 'affine_parameters', 'blocks', 'clamp', 'dequantize', 'fake_quantize', 'power_', 'quantize',
-    'rectified_sigmoid', 'rounding_regularizer', 'soft_weight'
+    'SCALE_FLOOR', 'affine_parameters', 'blocks', 'clamp', 'dequantize', 'fake_quantize', 'power_', 'power_distance',
+    'quantize', 'rectified_sigmoid', 'rounding_regularizer', 'soft_weight'
 ]

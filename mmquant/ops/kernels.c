@@ -55,6 +55,7 @@ void rounding_regularizer(long n, const float *v, float beta, float gamma, float
             float signed_distance = 2.0f * clampf(raw, 0.0f, 1.0f) - 1.0f;
             float distance = fabsf(signed_distance);
             float power = expf((beta - 1.0f) * logf(distance + 1e-30f));
+            power = distance > 0.0f ? power : 0.0f;
             sum += 1.0f - distance * power;
             slope[i] = -2.0f * beta * copysignf(power, signed_distance) * free * s * (1.0f - s) * width;
         }
@@ -128,4 +129,30 @@ void lp_errors(long candidates, long rows, long n, const float *x, const float *
             }
             errors[k * rows + r] = (float)(total / n);
         }
+}
+
+/* sums[c] = sum over chunk c of |x - y|^p, slope = its derivative by x. */
+void power_distance(long n, const float *x, const float *y, float p, float *slope, double *sums) {
+#pragma omp parallel for schedule(static) if (n > THREADED)
+    for (long c = 0; c < (n + CHUNK - 1) / CHUNK; c++) {
+        long end = (c + 1) * CHUNK < n ? (c + 1) * CHUNK : n;
+        float sum = 0.0f;
+        if (p == 2.0f) {
+#pragma omp simd reduction(+ : sum)
+            for (long i = c * CHUNK; i < end; i++) {
+                float d = x[i] - y[i];
+                sum += d * d;
+                slope[i] = 2.0f * d;
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (long i = c * CHUNK; i < end; i++) {
+                float d = x[i] - y[i], distance = fabsf(d), power = expf((p - 1.0f) * logf(distance + 1e-30f));
+                power = distance > 0.0f ? power : 0.0f;
+                sum += distance * power;
+                slope[i] = p * copysignf(power, d);
+            }
+        }
+        sums[c] = sum;
+    }
 }

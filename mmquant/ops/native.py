@@ -69,8 +69,9 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
     lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
     lib.lp_errors.argtypes = [count, count, count] + [pointer] * 4 + [real, pointer]
-    for name in ('lp_errors', 'soft_weight', 'rounding_regularizer', 'fake_quantize',
-                 'fake_quantize_backward'):
+    lib.power_distance.argtypes = [count, pointer, pointer, real, pointer, pointer]
+    for name in ('power_distance', 'lp_errors', 'soft_weight', 'rounding_regularizer',
+                 'fake_quantize', 'fake_quantize_backward'):
         getattr(lib, name).restype = None
     return lib
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from mmquant.ops import power_distance
 from mmquant.registry import LOSSES
 
 
@@ -35,12 +36,11 @@ class LpLoss:
             channel_dim (int): Axis of channels.
             weight (Tensor | None): Importance of each element, the same shape.
         """
-        error = (prediction - target).float()
-        error = error.square() if self.p == 2 else error.abs() if self.p == 1 else error.abs().pow(self.p)
-        if weight is not None:
-            error = error * weight
-        positions = error.numel() if self.reduction == 'mean' else error.numel() // error.shape[channel_dim]
-        return error.sum() / positions
+        per_position = 1 if self.reduction == 'mean' else prediction.shape[channel_dim]
+        positions = prediction.numel() // per_position
+        if weight is None:
+            return power_distance(prediction, target, self.p) / positions
+        return ((prediction - target).float().abs().pow(self.p) * weight).sum() / positions
 
 
 @LOSSES.register_module()
