@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import os
-import pickle
 import urllib.error
-import zipfile
 from collections import OrderedDict
 
 import torch
@@ -37,18 +35,25 @@ def read_tensors(path: str) -> dict:
         CheckpointError: If the file is missing, truncated or no checkpoint.
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the weights first')
+        raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
+                              'weights first')
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, OSError):
+    except Exception:  # no zip archive, or a damaged one: the next lines say so
         foreign = []
     try:
         with torch.serialization.safe_globals([(_Ignored, name) for name in foreign]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load raises almost anything on damaged files
-        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); '
-                              'it is truncated, damaged, or holds objects other than tensors and plain values. Copy or '
-                              'download it again') from error
+        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {_reason(error)}); it is '
+                              'truncated, damaged, or holds objects other than tensors and plain values. Copy or '
+                              'download it again, or save its state_dict alone') from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch.load says, without its advice to load unsafely."""
+    lines = [line for line in str(error).rpartition('WeightsUnpickler error:')[2].splitlines() if line.strip()]
+    return lines[0].strip() if lines else 'no further information'
 
 
 def fetch(path_or_url: str) -> str:
@@ -119,6 +124,10 @@ def _read_state(source: str) -> dict:
         raise CheckpointError(f'{source} holds {type(data).__name__}, expected a dict with "state_dict"')
     found = OrderedDict((k.removeprefix('module.'), v) for k, v in state.items())
     found._metadata = getattr(state, '_metadata', {})
+    other = [k for k, v in found.items() if not isinstance(v, torch.Tensor)]
+    if other:
+        raise CheckpointError(f'{source} holds {type(found[other[0]]).__name__} at {other[0]}, expected tensors only; '
+                              'is it a checkpoint of model weights?')
     return found
 
 
