@@ -1,0 +1,170 @@
+"""Every config parses and builds; one of each architecture is quantized from the first step to the last."""
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.registry import init_default_scope
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmquant.algorithms import CalibrationContext
+from mmquant.apis.config import build_runner, calibration_config, load_config
+from mmquant.apis.quantize import run_steps
+from mmquant.models.units import layer_calls
+from mmquant.registry import MODELS, STEPS
+from mmquant.utils.building import build
+from mmquant.utils.progress import progress
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
+FLOAT = [name for name in CONFIGS if name.startswith('configs/float/')]
+QUANTIZED = [name for name in CONFIGS if name not in FLOAT]
+slow = pytest.mark.slow
+
+
+def scoped(name):
+    cfg = load_config(str(ROOT / name))
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def fresh(cfg):
+    """The quantized model, still float, with random weights."""
+    return MODELS.build(dict(cfg.model, float_checkpoint='random', data_preprocessor=cfg.data_preprocessor))
+
+
+@pytest.mark.parametrize('name', FLOAT)
+def test_float_config_builds(name):
+    cfg = scoped(name)
+    assert sum(p.numel() for p in MODELS.build(cfg.model).parameters()) > 0
+    assert cfg.val_cfg is not None and cfg.test_cfg is not None
+
+
+@pytest.mark.parametrize('name', QUANTIZED)
+def test_quantization_config_builds(name):
+    cfg = scoped(name)
+    source, lines = cfg.model.float_checkpoint, (ROOT / name).read_text().splitlines()
+    assert source.endswith('.pth') and len(lines) <= 25
+    bits = next(part for part in Path(name).stem.split('_') if part.startswith('w'))
+    assert f'w{cfg.model.quantizer.weight.bits}a{cfg.model.quantizer.activation.bits}' == bits
+    cfg = calibration_config(cfg)
+    assert cfg.val_cfg is not None and cfg.test_cfg is not None
+    assert cfg.train_dataloader.dataset and cfg.calibration_input_shape
+    assert cfg.custom_hooks == [dict(type='mmquant.EvaluationHook')]
+    steps = [build(STEPS, s, f'steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
+    assert steps[-1].evaluates == (True, True)
+    model = fresh(cfg)
+    model.load_float_checkpoint()
+    assert not model.architecture.training
+
+
+@pytest.mark.parametrize('name', ['convnext-tiny_w4a4', 'regnetx-400mf_w2a4'])  # their bases have hooks for training
+def test_runner_builds(name, tmp_path):
+    cfg = calibration_config(scoped(f'configs/brecq/{name}.py'))
+    cfg.work_dir, cfg.experiment_name, cfg.model.float_checkpoint = str(tmp_path), f'build_{name}', 'random'
+    hooks = [type(hook).__name__ for hook in build_runner(cfg).hooks]
+    assert 'EvaluationHook' in hooks and not {'EMAHook', 'PreciseBNHook'} & set(hooks)
+
+
+# ---- from the first step to the last ------------------------------------------------------------------------------
+FAMILIES = [  # config, side of the images, blocks, all units
+    ('resnet18_w2a4', 32, 8, 10),
+    pytest.param('resnet50_w4a4', 32, 16, 18, marks=slow),
+    ('mobilenet-v2_w4a4', 32, 17, 20),
+    ('regnetx-400mf_w4a4', 32, 22, 24),
+    pytest.param('regnetx-3.2gf_w4a4', 32, 25, 27, marks=slow),
+    ('repvgg-a0_w4a4', 32, 0, 23),
+    ('deit-tiny_w4a4', 224, 12, 14),
+    pytest.param('swin-tiny_w4a4', 224, 12, 17, marks=slow),
+    pytest.param('convnext-tiny_w4a4', 64, 18, 23, marks=slow),
+    ('mobilenet-v2_w8a8_val1300', 32, 17, 20),
+    ('resnet18_w2a4_digits', 32, 8, 10),
+    ('resnet20_w2a4_cifar10', 32, 9, 11),
+]
+
+
+@torch.no_grad()
+def enliven(model, images):
+    """Random weights whose signal neither dies nor explodes: statistics of these images, affine factors near one."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for norm in norms:
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-0.5, 0.5)
+        norm.momentum, norm.training = 1.0, True
+    for name, parameter in model.named_parameters():
+        if name.endswith('.gamma'):  # factor of a residual branch, initially next to zero
+            parameter.uniform_(0.1, 0.3)
+    model.run(images)
+    for norm in norms:
+        norm.training = False
+
+
+def cheap(step):
+    """The same step with two iterations and without searching ranges."""
+    changes = dict(num_iters=2, num_images=2, observer=dict(type='mmquant.MinMaxObserver'))
+    known = dict(Reconstruction=('num_iters', ), InitActivationRange=('num_images', 'observer'),
+                 InitWeightRange=('observer', )).get(step['type'].removeprefix('mmquant.'), ())
+    return {**step, **{key: changes[key] for key in known}}
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize('name, side, blocks, units', FAMILIES)
+def test_all_steps(name, side, blocks, units, tmp_path):
+    cfg = calibration_config(scoped(f'configs/brecq/{name}.py'))
+    torch.manual_seed(0)
+    model, images = fresh(cfg), torch.randn(4, 3, side, side)
+    enliven(model, images)
+    with torch.no_grad():
+        before = model(images)
+    assert before.std(0).max() > 1e-3 * before.abs().max()  # images can be told apart
+
+    steps = [build(STEPS, cheap(dict(s)), f'steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
+    run_steps(CalibrationContext(model, [images], progress=progress), steps)
+
+    found = model.units()
+    assert (sum(u.kind == 'block' for u in found), len(found)) == (blocks, units)
+    reached = {c.name for c in layer_calls(model.architecture, model.flow)}
+    assert sorted(n for u in found for n in u.layers) == sorted(reached)
+    assert set(model.quantized_layers()) == reached == {x.name for x in model.plan.layers}
+    assert not model.policy.unused_patterns()
+
+    with torch.no_grad():
+        after = model(images)
+        with model.quantization(weights=False, activations=False):
+            assert relative(model(images), before) < 1e-3
+        assert torch.isfinite(after).all() and relative(after, before) > 1e-3
+
+        model.save(str(tmp_path / 'quantized.pth'))
+        other = fresh(cfg)
+        other.load(str(tmp_path / 'quantized.pth'))
+        assert torch.equal(other(images), after)
+        assert (other.plan.reparameterized, other.plan) == (name.startswith('repvgg'), model.plan)
+
+
+# ---- what is written about the configs -----------------------------------------------------------------------------
+def metafiles():
+    return yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+
+
+@pytest.mark.parametrize('path', metafiles())
+def test_metafile(path):
+    data = yaml.safe_load((ROOT / path).read_text())
+    collections = {c['Name']: c for c in data['Collections']}
+    assert all((ROOT / c['README']).is_file() and c['Paper']['URL'] for c in collections.values())
+    names = [m['Name'] for m in data['Models']]
+    assert len(set(names)) == len(names)
+    for model in data['Models']:
+        assert model['In Collection'] in collections and Path(model['Config']).stem == model['Name']
+        source = scoped(model['Config']).model.float_checkpoint
+        if source.startswith('https://'):
+            assert model['Metadata']['Float Model']['Weights'] == source
+    folder = Path(path).parent
+    assert {m['Config'] for m in data['Models']} == {n for n in QUANTIZED if Path(n).parent == folder}
+
+
+@pytest.mark.parametrize('name', QUANTIZED)
+def test_readme_lists_the_config(name):
+    assert f'](./{Path(name).name})' in (ROOT / name).with_name('README.md').read_text()
