@@ -1,5 +1,5 @@
 _base_ = [
-    '../float/resnet18_digits.py', '../_base_/quantizers/w4a4_affine.py', '../_base_/algorithms/brecq_2k.py',
+    '../float/resnet18_digits.py', '../_base_/quantizers/w4a4_affine.py', '../_base_/algorithms/brecq_1k.py',
     '../_base_/calibration/digits_256.py'
 ]
 

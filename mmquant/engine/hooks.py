@@ -48,12 +48,12 @@ class EvaluationHook(Hook):
     def after_calibration_step(self, runner, context: CalibrationContext, step: Step, seconds: float) -> None:
         """Evaluate behind a step that changed the accuracy."""
         if step.evaluates is not None:
-            weights, activations = step.evaluates
-            self._evaluate(runner, context, step.name, (weights, activations), seconds)
+            self._evaluate(runner, context, step.name, step.evaluates, seconds)
 
     def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
         """Evaluate the finished model; write results, log the tables."""
-        self._evaluate(runner, context, 'final', (True, True), 0.0)
+        modes = [s.evaluates for s in runner.train_loop.steps if s.evaluates is not None]
+        self._evaluate(runner, context, 'final', modes[-1] if modes else (False, False))
         cost = model_cost(context.model, len(context.sample))
         total, peak = time.monotonic() - self.started, peak_memory_bytes()
         results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,
