@@ -22,8 +22,8 @@ MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor._
            torch.bmm: 'matmul', torch.Tensor.bmm: 'matmul', F.scaled_dot_product_attention: 'attention'}
 # Operations that move elements without changing them (zero padding included: zero is always representable).
 MOVEMENT = frozenset(
-    'view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand clone contiguous alias detach '
-    'slice select split split_with_sizes chunk unbind flatten roll constant_pad_nd _to_copy lift_fresh '
+    'view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand clone contiguous alias '
+    'detach slice select split split_with_sizes chunk unbind flatten roll constant_pad_nd _to_copy lift_fresh '
     'channel_shuffle native_channel_shuffle'.split())
 POOLING = frozenset('mean _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices max_pool2d '
                     'amax'.split())
@@ -253,7 +253,7 @@ class _MatmulRecorder(TorchFunctionMode):
 
 @contextlib.contextmanager
 def wrapped_forwards(model: nn.Module, wrap, names=None):
-    """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each distinct submodule, then restore."""
+    """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each submodule once, then restore."""
     changed = []
     try:
         for name, module in model.named_modules():

@@ -22,7 +22,7 @@ NO_WEIGHT = 'its weight is computed in each forward pass (weight or spectral nor
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer with weights. ``w_bits`` None: float weights; ``a_bits`` None: no input quantizer, ``note`` says why."""
+    """One layer with weights. ``w_bits`` None: float; ``a_bits`` None: no input quantizer, ``note`` says why."""
     name: str
     w_bits: int | None
     a_bits: int | None

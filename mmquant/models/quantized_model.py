@@ -4,8 +4,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+import torch
 from mmengine.model import BaseModel
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
@@ -67,7 +69,9 @@ class QuantizedModel(BaseModel):
         return self.architecture(inputs)
 
     def run(self, inputs):
-        """Raw outputs for preprocessed inputs, without labels and post-processing."""
+        """Raw outputs for preprocessed inputs, without labels and post-processing; ``inputs`` stay as they are."""
+        if self.flow is None or self.flow.mutated & set(self.flow.network_inputs):  # the model may write into them
+            inputs = tree_map_only(torch.Tensor, torch.clone, inputs)
         return self.forward(inputs)
 
     def train(self, mode: bool = True):
@@ -89,7 +93,8 @@ class QuantizedModel(BaseModel):
     def observe(self, inputs) -> DataFlow:
         """Record the data flow of one small batch in float mode."""
         with self.quantization(weights=False, activations=False):
-            self.flow = record(self.architecture, lambda x: self.run(x), inputs)
+            copied = tree_map_only(torch.Tensor, torch.clone, inputs)
+            self.flow = record(self.architecture, self.forward, copied)
         return self.flow
 
     def fold_batch_norm(self, inputs) -> list[tuple[str, str]]:

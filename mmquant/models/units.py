@@ -85,14 +85,16 @@ def _layer_unit(model: nn.Module, flow: DataFlow, call: Call) -> Unit:
             break
         outer = around
     dim = -1 if isinstance(modules[layer], nn.Linear) else 1
-    return Unit(outer.name, 'layer', (layer,), outer.enter, outer.exit, dim, _following_activation(modules, flow, outer))
+    behind = _following_activation(modules, flow, outer)
+    return Unit(outer.name, 'layer', (layer,), outer.enter, outer.exit, dim, behind)
 
 
 def _following_activation(modules: dict, flow: DataFlow, call: Call) -> str | None:
     readers = flow.readers.get(call.outputs[0], [])
     for after in flow.calls:
-        if (after.enter > call.exit and after.inputs == call.outputs and isinstance(modules[after.name], ACTIVATION_TYPES)
-                and readers and all(after.enter < op.tick < after.exit for op in readers)):
+        alone = readers and all(after.enter < op.tick < after.exit for op in readers)
+        if (alone and after.enter > call.exit and after.inputs == call.outputs
+                and isinstance(modules[after.name], ACTIVATION_TYPES)):
             return after.name
     return None
 

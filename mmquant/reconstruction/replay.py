@@ -35,10 +35,31 @@ class _Dead:
     device: torch.device
 
 
-def _completed(flow: DataFlow, tick: int) -> dict[Key, Call]:
-    """Outermost calls that ended before ``tick``."""
-    return {c.key: c for c in flow.calls
-            if 0 <= c.exit < tick and c.parent >= 0 and flow.calls[c.parent].exit > tick}
+def _leaking(flow: DataFlow) -> set[int]:
+    """Calls that a stub cannot stand for: a tensor made inside is read outside, but is not among their outputs."""
+    reads = [(op.tick, v) for op in flow.ops for v in op.inputs]
+    reads += [(flow.calls[0].exit - 0.5, v) for v in flow.calls[0].outputs]
+    found = set()
+    for tick, value in reads:
+        made = flow.producer.get(value)
+        for call in flow.ancestors(made.call) if made else ():
+            if call.enter < tick < call.exit:
+                break
+            if value not in call.outputs:
+                found.add(call.index)
+    return found
+
+
+def _completed(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
+    """Outermost calls that ended before ``tick`` and do not leak."""
+    found, inside = {}, set()
+    for call in flow.calls:  # callers before what they call
+        if call.parent in inside:
+            inside.add(call.index)
+        elif 0 <= call.exit < tick and call.index not in leaking:
+            inside.add(call.index)
+            found[call.key] = call
+    return found
 
 
 def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: int) -> set[int]:
@@ -61,13 +82,14 @@ class Stream:
 
     def __init__(self, model: QuantizedModel, chunks: list) -> None:
         self.model, self.flow, self.chunks = model, model.flow, chunks
+        self.leaking = _leaking(self.flow)
         self.stores: list[dict] = [{} for _ in chunks]
 
     @torch.no_grad()
     def advance(self, unit: Unit) -> list[tuple[tuple, dict]]:
         """Move the frontier to the entry of ``unit``; returns its (args, kwargs) for each chunk."""
         target = next(c for c in self.flow.calls if c.name == unit.name and c.enter == unit.enter)
-        completed = _completed(self.flow, target.enter)
+        completed = _completed(self.flow, target.enter, self.leaking)
         live = _live_values(self.flow, completed, target.enter)
         arguments = []
         for chunk, store in zip(self.chunks, self.stores):
