@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
                         help='continue an unfinished run: the one in the work dir, or the state in this file')
     parser.add_argument('--amp', action='store_true', help='reconstruct in bfloat16 autocast')
     parser.add_argument('--dry-run', action='store_true',
-                        help='print units, layers, bits, cost and an estimate of the time; needs no data and no weights')
+                        help='print units, layers, bits, cost and an estimate of the time; needs no data, no weights')
     return parser.parse_args()
 
 

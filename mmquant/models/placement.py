@@ -75,7 +75,8 @@ class _Placer:
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)}
-        self.first, self.last = self._ends()
+        self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
+        self.last = self._sources(flow.calls[0].outputs)
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)
@@ -86,23 +87,9 @@ class _Placer:
                 return around.name
         return None
 
-    def _ends(self) -> tuple[set[str], set[str]]:
-        inputs = set(self.flow.network_inputs)
-        first = {c.name for c in self.calls if self.flow.root(c.inputs[0]) in inputs}
-        last, stack, seen = set(), list(self.flow.calls[0].outputs), set()
-        while stack:  # from the outputs back to the nearest layers
-            op = self.flow.producer.get(stack.pop())
-            if op is None or op.tick in seen:
-                continue
-            seen.add(op.tick)
-            layer = self._layer_around(op.call)
-            last |= {layer} if layer else set()
-            stack += [] if layer else op.inputs
-        return first, last
-
-    def _sources(self, value: int) -> set[str]:
-        """The nearest layers a tensor was computed from."""
-        found, stack, seen = set(), [value], set()
+    def _sources(self, values) -> set[str]:
+        """The nearest layers some tensors were computed from."""
+        found, stack, seen = set(), list(values), set()
         while stack:
             op = self.flow.producer.get(stack.pop())
             if op is None or op.tick in seen:
@@ -115,7 +102,7 @@ class _Placer:
 
     def _bits(self, value: int, readers: list[str]) -> int | None:
         feeds_last = bool(readers) and set(readers) <= self.last
-        sources = self._sources(value)
+        sources = self._sources([value])
         return self.policy.activation_bits(readers, from_first=bool(sources) and sources <= self.first,
                                            into_last=feeds_last)
 
@@ -132,6 +119,7 @@ class _Placer:
         return calls[-1] if calls else None
 
     def place(self) -> Plan:
+        """All quantizers: first behind blocks, then where layers read what no block made."""
         outputs, inputs = {}, {}
         notes, shares = {}, {}
         for value, block in self.blocks.items():
