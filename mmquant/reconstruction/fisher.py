@@ -2,24 +2,49 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmquant.models.layers import enabled
 from mmquant.reconstruction.replay import Stream
 from mmquant.structures.unit import Unit
 
 
-def divergence(quantized, reference) -> torch.Tensor:
-    """Sum over samples of KL(reference || quantized) over the last axis (logits); all tensors of the output count."""
-    total = 0
-    for q, r in zip(_tensors(quantized), _tensors(reference)):
-        total = total + F.kl_div(q.float().log_softmax(-1), r.float().log_softmax(-1), reduction='sum', log_target=True)
-    return total
+def divergence_gradients(quantized, reference) -> list[torch.Tensor]:
+    """Gradients of KL(reference || quantized) over the last axis (logits), summed over samples, at each tensor.
+
+    In closed form, ``softmax(quantized) - softmax(reference)``: exactly zero for equal tensors, which automatic
+    differentiation of the divergence is not.
+    """
+    return [(q.float().softmax(-1) - r.float().softmax(-1)).to(q.dtype).detach()
+            for q, r in zip(_tensors(quantized), _tensors(reference))]
 
 
 def _tensors(tree) -> list[torch.Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+
+
+class _Cut:
+    """Makes a unit's output, behind its own quantizer, the leaf of the gradients; the net behind it is float."""
+
+    def __init__(self, quantizers: list) -> None:
+        self.quantizers, self.reached, self.leaves = quantizers, False, []
+
+    def answer(self, forward, args, kwargs):
+        """Answers the unit's last call."""
+        self.reached = True
+        with torch.no_grad():
+            return forward(*args, **kwargs)
+
+    def hook(self, module, args, output):
+        """Forward hook of the module that makes the unit's output."""
+        if not self.reached:  # another call of a shared module
+            return output
+        self.reached = False
+        for quantizer in self.quantizers:
+            quantizer.enabled = False
+        output = tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(), output)
+        self.leaves = _tensors(output)
+        return output
 
 
 def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: list) -> torch.Tensor:
@@ -27,30 +52,30 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
 
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
-        unit (Unit): The unit.
+        unit (Unit): The unit; the activation behind it, if it has one, counts as part of it.
         quantizers (list): Quantizers inside the unit to switch on; behind it the net is float.
         references (list): Float outputs of the net for each chunk.
 
     Returns:
         Tensor: Shape of the unit's output over all samples. All ones if every gradient is zero.
     """
-    parts = [_squared_gradient(stream, unit, quantizers, i, r) for i, r in enumerate(references)]
+    parts = []
+    module = stream.model.architecture.get_submodule(unit.activation or unit.name)
+    for index, reference in enumerate(references):
+        cut = _Cut(quantizers)
+        handle = module.register_forward_hook(cut.hook)
+        try:
+            with torch.enable_grad(), enabled(quantizers, True):
+                output = stream.run_behind(unit, index, cut.answer)
+        finally:
+            handle.remove()
+        pairs = [(q, g) for q, g in zip(_tensors(output), divergence_gradients(output, reference)) if q.requires_grad]
+        if pairs:
+            grads = torch.autograd.grad([q for q, _ in pairs], cut.leaves[:1], [g for _, g in pairs],
+                                        materialize_grads=True)
+            parts.append(grads[0].square())
+        else:  # the unit does not influence the outputs
+            parts.append(torch.zeros_like(cut.leaves[0]))
     squared = torch.cat(parts)
     mean = squared.mean()
     return squared / mean if mean > 0 else torch.ones_like(squared)
-
-
-def _squared_gradient(stream: Stream, unit: Unit, quantizers: list, index: int, reference) -> torch.Tensor:
-    """Squared gradient of the divergence at the unit's output, for one chunk."""
-    leaves = []
-
-    def answer(forward, args, kwargs):
-        with torch.no_grad(), enabled(quantizers, True):
-            out = forward(*args, **kwargs)
-        out = tree_map(lambda x: x.detach().requires_grad_() if isinstance(x, torch.Tensor) else x, out)
-        leaves.extend(_tensors(out))
-        return out
-
-    with torch.enable_grad():
-        output = stream.run_behind(unit, index, answer)
-        return torch.autograd.grad(divergence(output, reference), leaves)[0].square()

@@ -110,12 +110,14 @@ class Stream:
         return arguments
 
     def run_behind(self, unit: Unit, index: int, replace):
-        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the call of ``unit``.
+        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the unit's last call.
 
-        Calls before the frontier are stubs. Gradients flow if enabled outside.
+        That is the call of the activation behind the unit, if it has one, else of the unit itself. Calls before the
+        frontier are stubs. Gradients flow if enabled outside.
         """
-        target = next(c for c in self.flow.calls if c.name == unit.name and c.enter == unit.enter)
-        return self._run(self.chunks[index], self.stores[index], {}, {target.key: replace})
+        name, tick = (unit.activation, unit.exit) if unit.activation else (unit.name, unit.enter - 1)
+        last = next(c for c in self.flow.calls if c.name == name and c.enter > tick)
+        return self._run(self.chunks[index], self.stores[index], {}, {last.key: replace})
 
     def _capture(self, completed, store, live, fresh):
         wanted = {key: call for key, call in completed.items() if key not in store}

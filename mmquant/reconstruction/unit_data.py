@@ -21,10 +21,10 @@ def pick(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class UnitInput:
-    """Arguments of a unit's call: one tensor with samples first, everything else constant."""
+    """Arguments of a unit's call: one tensor with samples first, at one or more places; everything else constant."""
     data: torch.Tensor
     leaves: list
-    position: int
+    positions: tuple[int, ...]
     spec: object
 
     @classmethod
@@ -32,14 +32,16 @@ class UnitInput:
         """Join the chunks' arguments; the first tensor is the data."""
         flat = [tree_flatten(a) for a in arguments]
         leaves, spec = flat[0]
-        position = next(i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor))
-        data = flat[0][0][position] if len(flat) == 1 else torch.cat([f[0][position] for f in flat])
-        return cls(_rows_first(data.detach()), list(leaves), position, spec)
+        first = next(x for x in leaves if isinstance(x, torch.Tensor))
+        positions = tuple(i for i, x in enumerate(leaves) if x is first)
+        data = first if len(flat) == 1 else torch.cat([f[0][positions[0]] for f in flat])
+        return cls(_rows_first(data.detach()), list(leaves), positions, spec)
 
     def arguments(self, data: torch.Tensor) -> tuple[tuple, dict]:
         """(args, kwargs) with ``data`` in place."""
         leaves = list(self.leaves)
-        leaves[self.position] = data
+        for position in self.positions:
+            leaves[position] = data
         return tree_unflatten(leaves, self.spec)
 
     def __len__(self) -> int:

@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from models_for_tests import images
+
+from mmquant.reconstruction import LpLoss
+from mmquant.reconstruction.training import Problem, RoundingSchedule, fit, split_rows
+
+
+@pytest.mark.parametrize('total', [10, 2000, 20000])
+def test_schedule_of_the_exponent(total):
+    schedule = RoundingSchedule()
+    beta = [schedule.beta(step, total) for step in range(total + 1)]
+    assert beta[0] == beta[total // 5] == 20 and beta[total] == pytest.approx(2)
+    assert beta[total * 6 // 10] == pytest.approx(11)
+    assert all(a >= b for a, b in zip(beta, beta[1:]))
+    steps = {round(a - b, 9) for a, b in zip(beta[total // 5:], beta[total // 5 + 1:])}
+    assert len(steps) == 1  # linear
+    active = [schedule.active(step, total) for step in range(total)]
+    assert not any(active[:total // 5]) and all(active[total // 5:])
+
+
+def test_other_schedules():
+    schedule = RoundingSchedule(weight=0.1, beta_start=8, beta_end=4, warmup=0)
+    assert schedule.active(0, 100) and schedule.beta(0, 100) == 8 and schedule.beta(50, 100) == 6
+    assert not RoundingSchedule(weight=0).active(99, 100)
+
+
+@pytest.mark.parametrize('wrong', [dict(weight=-1), dict(warmup=1), dict(warmup=-0.1), dict(beta_end=0.5)])
+def test_wrong_schedules(wrong):
+    with pytest.raises(ValueError, match='expected weight >= 0, 0 <= warmup < 1 and exponents >= 1'):
+        RoundingSchedule(**wrong)
+
+
+@pytest.mark.parametrize('rows, held, expected', [(1024, 64, 64), (256, 64, 32), (16, 64, 2), (8, 64, 1), (100, 0, 0)])
+def test_split_rows(rows, held, expected):
+    train, kept = split_rows(rows, held, seed=3)
+    if expected:
+        assert len(kept) == expected and sorted([*train.tolist(), *kept.tolist()]) == list(range(rows))
+    else:
+        assert sorted(train.tolist()) == sorted(kept.tolist()) == list(range(rows))
+    again = split_rows(rows, held, seed=3)
+    assert torch.equal(train, again[0]) and torch.equal(kept, again[1])
+    assert rows < 16 or not torch.equal(train, split_rows(rows, held, seed=4)[0])
+
+
+@pytest.mark.parametrize('rows', [1, 3, 7])
+def test_few_rows_are_used_for_both(rows):
+    train, kept = split_rows(rows, 64, 0)
+    assert torch.equal(train, kept) and sorted(train.tolist()) == list(range(rows))
+
+
+def linear_problem(rows=20, held=4, **more):
+    """Find the matrix behind ``y = x w``; records which rows each step sees."""
+    x, w = images(rows, 3), torch.tensor([[1.], [-2.], [0.5]])
+    guess, seen = torch.zeros(3, 1, requires_grad=True), []
+
+    def forward(data):
+        seen.append(len(data))
+        return data @ guess
+
+    order = torch.arange(rows)
+    problem = Problem(forward, x, x @ w, None, LpLoss(), 1, order[held:], order[:held] if held else order,
+                      torch.device('cpu'), **more)
+    return problem, guess, w, seen
+
+
+def test_fit_finds_the_answer():
+    problem, guess, w, seen = linear_problem()
+    before = problem.held_loss()
+    loss = fit(problem, [guess], 400, 8, 0.1, seed=0, cosine=True)
+    torch.testing.assert_close(guess.detach(), w, rtol=0, atol=1e-3)
+    assert loss < 1e-5 and problem.held_loss() < 1e-5 < before and set(seen[1:401]) == {8}
+
+
+def test_batch_larger_than_the_data():
+    problem, guess, _, seen = linear_problem(rows=5, held=0)
+    fit(problem, [guess], 3, 32, 0.1, seed=0)
+    assert seen == [5, 5, 5]
+
+
+def test_rows_are_drawn_without_replacement_from_the_train_rows():
+    problem, guess, _, _ = linear_problem()
+    drawn = []
+    problem = Problem(**{**vars(problem), 'inputs': torch.arange(20.)[:, None].repeat(1, 3)})
+    problem = Problem(**{**vars(problem), 'forward': lambda data: drawn.append(data[:, 0].tolist()) or data @ guess})
+    fit(problem, [guess], 50, 8, 1e-6, seed=0)
+    assert all(len(set(rows)) == 8 and min(rows) >= 4 for rows in drawn)
+    assert {r for rows in drawn for r in rows} == set(range(4, 20))
+
+
+def test_same_seed_same_result():
+    results = []
+    for seed in (0, 0, 1):
+        problem, guess, _, _ = linear_problem()
+        fit(problem, [guess], 20, 4, 0.1, seed=seed)
+        results.append(guess.detach().clone())
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_regularizer_and_callbacks():
+    problem, guess, _, _ = linear_problem()
+    steps, reports = [], []
+
+    def regularizer(step):
+        steps.append(step)
+        return None if step < 5 else 1e4 * guess.square().sum()
+
+    fit(problem, [guess], 100, 8, 0.1, seed=0, regularizer=regularizer, after_step=lambda s: steps.append(-s),
+        report=lambda step, loss: reports.append((step, loss)))
+    assert steps[:4] == [0, 0, 1, -1] and guess.abs().max() < 0.1
+    assert [s for s, _ in reports] == [*range(1, 100, 5), 100] and all(math.isfinite(x) for _, x in reports)
+
+
+def test_nan_in_the_loss_is_an_error():
+    problem, guess, _, _ = linear_problem()
+    problem.targets[7] = float('nan')
+    with pytest.raises(FloatingPointError, match='reconstruction loss became nan at step .* of 40; lower the learning '
+                       'rate, or switch --amp off'):
+        fit(problem, [guess], 40, 16, 0.1, seed=0, report=lambda step, loss: None)
+
+
+def test_held_loss_weighs_chunks_by_their_rows():
+    problem, _, _, _ = linear_problem(rows=40, held=10)
+    expected = LpLoss()(torch.zeros(10, 1), problem.targets[:10], 1).item()
+    for size in (1, 3, 10, 64):
+        assert problem.held_loss(size) == pytest.approx(expected, rel=1e-5)
+
+
+def test_importance_follows_its_rows():
+    problem, guess, w, _ = linear_problem(rows=40, held=8)
+    weight = torch.zeros(40, 1)
+    weight[8:24] = 1  # only these rows count
+    problem.targets[24:] = 1e3
+    problem = Problem(**{**vars(problem), 'weight': weight})
+    fit(problem, [guess], 400, 32, 0.1, seed=0, cosine=True)
+    torch.testing.assert_close(guess.detach(), w, rtol=0, atol=1e-3)
