@@ -27,7 +27,8 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (2 / fan_in)**0.5)
                 if module.bias is not None:
                     module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.1)
-    return model.eval()
+    model.eval()  # of mmpretrain's backbones, returns None
+    return model
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:

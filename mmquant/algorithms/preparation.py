@@ -1,7 +1,10 @@
 """Steps that shape the model: re-parameterization, BatchNorm folding, insertion of quantizers."""
 from __future__ import annotations
 
+import logging
+
 import torch
+from mmengine.logging import print_log
 from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.step import CalibrationContext, Step
@@ -65,6 +68,9 @@ class InsertQuantizers(Step):
         if not any(x.w_bits or x.a_bits for x in plan.layers) and not plan.outputs and not plan.matmuls:
             raise ValueError('the quantizer config leaves every layer float: give bits to quantizer.weight or '
                              'quantizer.activation')
+        for pattern in model.policy.unused_patterns():
+            print_log(f'the override {pattern!r} matches no layer (a pattern must match the whole name, such as '
+                      f'{plan.layers[0].name!r})', 'current', logging.WARNING)
         model.insert_quantizers(plan)
         model.requires_grad_(False)
         model.observe(context.sample)

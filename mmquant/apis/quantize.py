@@ -78,7 +78,8 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
                 block_types=block_types)
     configs = recipe_steps(recipe, num_iters) if isinstance(recipe, str) else recipe
     steps = [build(STEPS, s, f'recipe[{i}]') for i, s in enumerate(configs)]
-    model.eval().to(memory_format=torch.channels_last)
+    model.eval()
+    model.to(memory_format=torch.channels_last)
     wrapped = QuantizedModel(model, spec, 'random')
     context = CalibrationContext(wrapped, _collect(calib_loader, wrapped, chunk_size), seed, amp, progress=progress)
     run_steps(context, steps)

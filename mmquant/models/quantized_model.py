@@ -54,7 +54,8 @@ class QuantizedModel(BaseModel):
                 architecture.setdefault('data_preprocessor', data_preprocessor)
             architecture = MODELS.build(architecture)
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
-        self.architecture = architecture.eval()
+        architecture.eval()  # of mmpretrain's backbones, returns None
+        self.architecture = architecture
         self.float_checkpoint = float_checkpoint
         self.quantizer_cfg = quantizer
         self.policy = _policy(quantizer)
