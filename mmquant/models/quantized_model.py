@@ -61,6 +61,7 @@ class QuantizedModel(BaseModel):
         self.policy = _policy(quantizer)
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
+        self.train(False)
 
     # ---- running -------------------------------------------------------------------------------------------------
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
@@ -142,6 +143,7 @@ class QuantizedModel(BaseModel):
                      for site, kind in item.sites.items()}
             quantize_matmuls(self.architecture.get_submodule(item.name), sites)
         self.plan = plan
+        self.train(False)
         self.to(next(self.architecture.parameters()).device)
 
     def _weight(self, bits: int | None, layer: nn.Module) -> Quantizer:

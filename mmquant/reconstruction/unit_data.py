@@ -55,6 +55,6 @@ def single_tensor(tree) -> torch.Tensor:
 
 @torch.no_grad()
 def run_in_chunks(function, data: torch.Tensor, size: int) -> torch.Tensor:
-    """``function`` applied to row chunks of ``data``, joined, channels_last where 4-D."""
-    parts = [function(chunk) for chunk in data.split(size)]
+    """``function``, which may write into its argument, applied to row chunks; joined, channels_last where 4-D."""
+    parts = [function(chunk.clone()) for chunk in data.split(size)]
     return _rows_first(parts[0] if len(parts) == 1 else torch.cat(parts))

@@ -1,0 +1,368 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from models_for_tests import MLP, Chain, ResNet, ViT, calibrated, images, randomize
+from torch import nn
+
+from mmquant.algorithms import Reconstruction
+from mmquant.reconstruction.training import split_rows
+from mmquant.utils.building import ConfigError
+
+
+def codes_of(model) -> dict:
+    return {n: q.codes.clone() for n, q in model.weight_quantizers().items() if q.codes is not None}
+
+
+def scales_of(model) -> dict:
+    return {n: q.scale.clone() for n, q in model.activation_quantizers().items()}
+
+
+def unit_records(context, name='weights') -> list[dict]:
+    return [r for r in context.records if r['kind'] == 'unit' and r['step'] == name]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- optimality on a problem small enough to try everything ----------------------------------------------------
+
+
+def tiny_linear(seed, rows=512, size=8):
+    """A linear layer with strongly correlated inputs: nearest rounding is not best."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, size, generator=generator) @ torch.randn(size, size, generator=generator) * 2.5
+    model = nn.Sequential(nn.Linear(size, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(1, size, generator=generator))
+    return calibrated(model, x, chunk=64, w_bits=4, a_bits=None, overrides=())
+
+
+def brute_force(context, rows):
+    """(losses of all 2**n roundings, loss of nearest rounding) on some rows."""
+    layer = context.model.architecture[0]
+    quantizer, weight = layer.weight_quantizer, layer._parameters['weight'].detach()
+    x = torch.cat(context.chunks)[rows]
+    base = (weight / quantizer.scale).floor() + quantizer.zero_point
+    up = torch.tensor(list(itertools.product((0., 1.), repeat=weight.numel())))
+    candidates = quantizer.scale * ((base + up).clamp(0, 15) - quantizer.zero_point)
+    losses = (x @ (candidates - weight).T).square().mean(0)
+    nearest = (x @ (quantizer.decode(quantizer.encode(weight)) - weight).T).square().mean()
+    return losses, nearest.item()
+
+
+@torch.no_grad()
+def loss_of_codes(context, rows) -> float:
+    layer = context.model.architecture[0]
+    x = torch.cat(context.chunks)[rows]
+    return (x @ (layer.weight_quantizer(layer.weight) - layer._parameters['weight']).T).square().mean().item()
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_between_the_optimum_and_nearest_rounding(seed):
+    """Never below the optimum over all 256 roundings; with keep_best never above nearest, on held-out rows."""
+    context = tiny_linear(seed)
+    _, held = split_rows(512, 64, context.seed)
+    losses, nearest = brute_force(context, held)
+    Reconstruction(num_iters=100, lr=3e-2).run(context)
+    record, = unit_records(context)
+    found = loss_of_codes(context, held)
+    assert losses.min() * (1 - 1e-4) <= found <= nearest * (1 + 1e-5)
+    assert record['held_nearest'] == pytest.approx(nearest, rel=1e-3)
+    assert found == pytest.approx(min(record['held_nearest'], record['held_tuned']), rel=1e-3)
+    assert record['kept'] == ('nearest' if record['held_nearest'] < record['held_tuned'] else 'tuned')
+
+
+def test_better_than_nearest_on_average():
+    """AdaRound finds no global optimum even here, but without keep_best too it is better for most seeds."""
+    ratios, rows = [], torch.arange(512)
+    for seed in range(10):
+        context = tiny_linear(seed)
+        losses, nearest = brute_force(context, rows)
+        Reconstruction(num_iters=400, lr=3e-2, batch_size=448, keep_best=False).run(context)
+        found = loss_of_codes(context, rows)
+        assert found >= losses.min() * (1 - 1e-4)
+        ratios.append(found / nearest)
+    assert sum(ratios) / 10 < 0.95 and sum(r <= 1 for r in ratios) >= 7, ratios
+
+
+def test_keep_best_off_keeps_what_was_learned():
+    """A rate so high that learning spoils the unit: keep_best falls back, without it the damage stays."""
+    kept = {}
+    for keep_best in (True, False):
+        context = tiny_linear(0)
+        Reconstruction(num_iters=20, lr=30.0, keep_best=keep_best, regularizer=dict(weight=0.0)).run(context)
+        record, = unit_records(context)
+        assert record['held_tuned'] > 2 * record['held_nearest']
+        kept[keep_best] = loss_of_codes(context, split_rows(512, 64, 0)[1]), record
+    for keep_best, which in ((True, 'nearest'), (False, 'tuned')):
+        loss, record = kept[keep_best]
+        assert loss == pytest.approx(record[f'held_{which}'], rel=1e-3) and record['kept'] == which
+
+
+# ---- whole nets -----------------------------------------------------------------------------------------------
+
+
+def resnet(**cfg):
+    return calibrated(randomize(ResNet()), images(40, 3, 8, 8), chunk=16, **cfg)
+
+
+def reconstructed(target='weight', w_bits=3, a_bits=4, iters=40, **more):
+    context = resnet(w_bits=w_bits, a_bits=a_bits)
+    Reconstruction(target=target, num_iters=iters, lr=1e-2, **more).run(context)
+    return context
+
+
+@pytest.fixture(scope='module')
+def weights_done():
+    return reconstructed()
+
+
+def test_weights_change_codes_and_reduce_the_error(weights_done):
+    context = copy.deepcopy(weights_done)
+    records, model = unit_records(context), context.model
+    assert [r['unit'] for r in records] == ['layer1.0', 'layer1.1', 'layer2.0', 'layer2.1', 'fc']
+    codes = codes_of(model)
+    assert sorted(codes) == sorted(set(model.quantized_layers()) - {'conv1'})  # the 8-bit stem keeps nearest rounding
+    tuned = [r for r in records if r['kept'] == 'tuned']
+    assert len(tuned) >= 3 and all(r['held_tuned'] <= r['held_nearest'] for r in tuned)
+    assert sum(r['held_tuned'] for r in tuned) < 0.9 * sum(r['held_nearest'] for r in tuned)
+    for record in records:
+        steps = {}
+        for name in (n for n in codes if n.startswith(record['unit'])):
+            layer = model.quantized_layers()[name]
+            steps[name] = codes[name].int() - layer.weight_quantizer.encode(layer._parameters['weight']).int()
+        assert all(x.abs().max() <= 1 for x in steps.values())  # up or down
+        share = sum(x.count_nonzero() for x in steps.values()) / sum(x.numel() for x in steps.values())
+        assert share == (pytest.approx(record['flipped']) if record['kept'] == 'tuned' else 0)
+        assert 0.01 < record['flipped'] < 0.5 and 0 < record['undecided'] <= 1 and record['loss'] > 0
+    x = images(40, 3, 8, 8)
+    plain = resnet(w_bits=3, a_bits=4).model
+    with torch.no_grad(), model.quantization(True, False), plain.quantization(True, False):
+        tuned_out, nearest_out = model(x), plain(x)
+    with torch.no_grad(), model.quantization(False, False):
+        exact = model(x)
+    assert (tuned_out - exact).norm() < 0.9 * (nearest_out - exact).norm()
+
+
+def test_float_output_is_bit_identical_before_and_after(weights_done):
+    x = images(40, 3, 8, 8)
+    before, after = resnet(w_bits=3).model, weights_done.model
+    with torch.no_grad(), before.quantization(False, False), after.quantization(False, False):
+        assert torch.equal(before(x), after(x))
+    assert all(q.rounding is None for q in after.weight_quantizers().values())
+    assert not any(p.requires_grad for p in after.parameters())
+    assert not any(m.training for m in after.modules())
+
+
+def test_same_seed_is_bit_identical(weights_done):
+    again = reconstructed()
+    assert same(codes_of(weights_done.model), codes_of(again.model)) and weights_done.records == again.records
+    other = resnet(w_bits=3, a_bits=4)
+    other.seed = 1
+    Reconstruction(num_iters=40, lr=1e-2).run(other)
+    assert not same(codes_of(weights_done.model), codes_of(other.model))
+
+
+def test_global_random_state_plays_no_part(weights_done):
+    torch.manual_seed(1234)
+    torch.rand(7)
+    assert same(codes_of(reconstructed().model), codes_of(weights_done.model))
+
+
+@pytest.mark.parametrize('target', ['weight', 'activation'])
+def test_resumed_run_is_identical(target):
+    """Stop behind any unit, start a new process with the saved state: the same codes and scales."""
+    states = {}
+    full = resnet(w_bits=3, a_bits=4)
+    full.unit_done = lambda unit: states.update({unit: copy.deepcopy(full.model.architecture.state_dict())})
+    step = dict(target=target, num_iters=12, lr=1e-2)
+    Reconstruction(**step).run(full)
+    assert len(states) >= 5
+    for unit in (sorted(states)[0], sorted(states)[2]):
+        part = resnet(w_bits=3, a_bits=4)
+        part.model.architecture.load_state_dict(states[unit])
+        part.first_unit = unit + 1
+        Reconstruction(**step).run(part)
+        assert same(codes_of(part.model), codes_of(full.model)) and same(scales_of(part.model), scales_of(full.model))
+        assert [r['unit'] for r in unit_records(part, f'{target}s' if target == 'weight' else 'activations')] == [
+            r['unit'] for r in unit_records(full, f'{target}s' if target == 'weight' else 'activations')
+        ][sorted(states).index(unit) + 1:]
+    done = resnet(w_bits=3, a_bits=4)
+    done.first_unit = max(states) + 1
+    Reconstruction(**step).run(done)
+    assert not unit_records(done) and not unit_records(done, 'activations')
+
+
+def test_eight_bits_change_the_logits_by_less_than_one_percent():
+    x = images(64, 3, 8, 8)
+    context = calibrated(randomize(ResNet(width=8)), x, w_bits=8, a_bits=8, overrides=())
+    with torch.no_grad(), context.model.quantization(False, False):
+        exact = context.model(x)
+    Reconstruction(num_iters=60).run(context)
+    with torch.no_grad(), context.model.quantization(True, False):
+        assert (context.model(x) - exact).norm() < 0.01 * exact.norm()
+    Reconstruction(target='activation', num_iters=60, lr=4e-4).run(context)
+    with torch.no_grad():
+        assert 0 < (context.model(x) - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize('lr', [1e-3, 1.0])
+def test_step_sizes_stay_positive_and_never_get_worse(lr):
+    """Also with a rate far too high: the best of the held-out rows wins."""
+    context = resnet(w_bits=8, a_bits=3)
+    before = scales_of(context.model)
+    Reconstruction(target='activation', num_iters=24, lr=lr, loss=dict(type='mmquant.LpLoss', p=2.4)).run(context)
+    after, records = scales_of(context.model), unit_records(context, 'activations')
+    assert all((s > 0).all() and torch.isfinite(s).all() and not s.requires_grad for s in after.values())
+    assert all(r['held_tuned'] <= r['held_nearest'] for r in records)
+    assert all((r['kept'] == 'tuned') == (r['held_tuned'] < r['held_nearest']) for r in records)
+    changed = sum(not torch.equal(before[n], after[n]) for n in before)
+    assert changed >= 5 if lr < 1 else True
+    assert not codes_of(context.model)  # weights are left alone
+
+
+def test_learning_step_sizes_helps_where_ranges_are_bad():
+    context = resnet(w_bits=8, a_bits=3)
+    for quantizer in context.model.activation_quantizers().values():
+        quantizer.scale.mul_(3)
+    Reconstruction(target='activation', num_iters=200, lr=2e-2).run(context)
+    records = unit_records(context, 'activations')
+    assert sum(r['held_tuned'] for r in records) < 0.7 * sum(r['held_nearest'] for r in records)
+
+
+def test_weight_stage_reads_the_quantized_prefix():
+    """What the units in front were rounded to changes what the next one learns; with float inputs it does not."""
+    found = {}
+    for inputs in ('quant', 'float'):
+        for start in ('nearest', 'spoiled'):
+            context = calibrated(randomize(Chain(depth=3)), images(40, 3, 8, 8), w_bits=3, a_bits=None, overrides=())
+            if start == 'spoiled':
+                quantizer = context.model.weight_quantizers()['convs.0']
+                quantizer.set_range(quantizer.scale.flatten() * -1, quantizer.scale.flatten() * 1)
+            Reconstruction(num_iters=20, lr=1e-2, unit='layer', inputs=inputs).run(context)
+            found[inputs, start] = codes_of(context.model)['convs.2']
+    assert torch.equal(found['float', 'nearest'], found['float', 'spoiled'])
+    assert not torch.equal(found['quant', 'nearest'], found['quant', 'spoiled'])
+
+
+@pytest.mark.parametrize('unit, count', [('layer', 10), ('block', 5), ('stage', 3), ('net', 1)])
+def test_granularities(unit, count):
+    context = reconstructed(unit=unit, iters=4)
+    records = unit_records(context)
+    assert len(records) == count and all(r['held_nearest'] > 0 for r in records)
+    assert len(codes_of(context.model)) == (11 if unit == 'net' else 10)
+
+
+def test_stem_is_reconstructed_on_demand():
+    context = reconstructed(iters=3, skip_first=False)
+    assert [r['unit'] for r in unit_records(context)][0] == 'conv1' and 'conv1' in codes_of(context.model)
+    low = calibrated(randomize(ResNet()), images(16, 3, 8, 8), w_bits=3, overrides=())
+    Reconstruction(num_iters=2).run(low)
+    assert 'conv1' in codes_of(low.model)
+
+
+def test_more_losses_and_attention():
+    context = reconstructed(iters=8, loss=dict(type='mmquant.FisherDiagLoss'))
+    assert len(unit_records(context)) == 5
+    context = reconstructed('activation', iters=8, loss=dict(type='mmquant.FisherDiagLoss'))
+    assert all(r['held_tuned'] <= r['held_nearest'] for r in unit_records(context, 'activations'))
+    vit = calibrated(randomize(ViT()), images(24, 3, 16, 16))
+    Reconstruction(num_iters=5).run(vit)
+    Reconstruction(target='activation', num_iters=5).run(vit)
+    assert [r['unit'] for r in unit_records(vit, 'activations')] == ['layers.0', 'layers.1', 'head']
+
+
+def test_nearest_rounding_learns_nothing():
+    context = reconstructed(iters=3, rounding=dict(type='mmquant.NearestRounding'))
+    model = context.model
+    for name, codes in codes_of(model).items():
+        layer = model.quantized_layers()[name]
+        assert torch.equal(codes, layer.weight_quantizer.encode(layer._parameters['weight']))
+    assert all(r['flipped'] == 0 and r['undecided'] == 0 for r in unit_records(context))
+
+
+def test_few_images_and_big_batches():
+    for rows in (1, 3, 9):
+        context = calibrated(MLP(), images(rows, 8), chunk=4, overrides=())
+        Reconstruction(num_iters=3, batch_size=64).run(context)
+        Reconstruction(target='activation', num_iters=3, batch_size=64).run(context)
+        assert [r['unit'] for r in context.records[1:]] == ['fc1', 'fc2', 'fc2']
+
+
+def test_progress_counts_all_steps():
+    seen = []
+
+    class Bar:
+
+        def __init__(self, description, total):
+            seen.append((description, total))
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *exc: False  # noqa: E731
+
+        def update(self, done, text=''):
+            seen.append((done, text))
+
+    context = resnet(w_bits=3)
+    context.progress = Bar
+    Reconstruction(num_iters=10).run(context)
+    assert seen[0] == ('weights (5 units)', 50) and seen[-1][0] == 50 and seen[-1][1].startswith('fc loss')
+    assert [s for s, _ in seen[1:]] == sorted(s for s, _ in seen[1:])
+
+
+def test_nan_names_the_unit():
+    context = resnet(w_bits=3)
+    with torch.no_grad():
+        context.model.architecture.layer2[0].conv1.bias[0] = float('nan')
+    with pytest.raises(FloatingPointError, match=r'float output of unit layer2\.0 holds NaN or infinite values; check '
+                       'the calibration images, the float checkpoint'):
+        Reconstruction(num_iters=2).run(context)
+    assert all(q.rounding is None for q in context.model.weight_quantizers().values())
+
+
+def test_block_that_writes_into_its_input():
+    """Pre-activation blocks with a functional in-place ReLU: cached inputs stay as they are."""
+
+    class Pre(nn.Module):
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            x -= 0.25
+            return self.conv(x) + x
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Pre(), Pre(), nn.Conv2d(3, 3, 1))
+    x = images(16, 3, 6, 6)
+    for chunk in (16, 4):
+        context = calibrated(randomize(model), x, chunk=chunk, w_bits=8, a_bits=None, overrides=())
+        Reconstruction(num_iters=4, regularizer=dict(weight=0.0), inputs='float').run(context)
+        for record in unit_records(context):
+            assert record['held_nearest'] < 1e-3, (record['unit'], record['held_nearest'])
+        assert torch.equal(torch.cat(context.chunks), x)
+
+
+@pytest.mark.parametrize('wrong, text', [
+    (dict(target='weights'), r"target must be one of \('weight', 'activation'\), got 'weights'"),
+    (dict(unit='blok'), "unit must be one of .* got 'blok'"), (dict(inputs='fp'), "inputs must be one of .* got 'fp'"),
+    (dict(num_iters=0), 'num_iters must be positive, got 0'), (dict(batch_size=0), 'batch_size must be positive'),
+    (dict(lr=0), 'lr must be positive'), (dict(chunk=0), 'chunk must be positive'),
+    (dict(regularizer=dict(wieght=0.1)), r"Reconstruction\.regularizer: unknown key 'wieght'; did you mean 'weight'\?"),
+    (dict(loss=dict(type='mmquant.LpLos')), r"Reconstruction\.loss: unknown type 'mmquant.LpLos'; did you mean"),
+    (dict(rounding=dict(type='mmquant.AdaRond')), r"Reconstruction\.rounding: unknown type .* 'mmquant.AdaRound'"),
+    (dict(loss=dict(type='mmquant.LpLoss', p=0.1)), r'Reconstruction\.loss \(LpLoss\): p must be at least 1'),
+])
+def test_wrong_settings(wrong, text):
+    with pytest.raises(ConfigError, match=text):
+        Reconstruction(**wrong)
+
+
+def test_names_and_stages():
+    assert Reconstruction().name == 'weights' and Reconstruction().evaluates == (True, False)
+    step = Reconstruction(target='activation')
+    assert step.name == 'activations' and step.evaluates == (True, True) and not step.structural
+    assert Reconstruction(name='x').name == 'x'
