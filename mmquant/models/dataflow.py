@@ -24,7 +24,7 @@ MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor._
 MOVEMENT = frozenset(
     'view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand clone contiguous alias '
     'detach slice select split split_with_sizes chunk unbind flatten roll constant_pad_nd _to_copy lift_fresh '
-    'channel_shuffle native_channel_shuffle'.split())
+    'channel_shuffle native_channel_shuffle as_strided'.split())
 POOLING = frozenset('mean _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices max_pool2d '
                     'amax'.split())
 

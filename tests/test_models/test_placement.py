@@ -38,6 +38,19 @@ def notes(plan) -> dict:
     return {x.name: x.note for x in plan.layers if x.note}
 
 
+class TwoPools(nn.Module):
+    """Global pooling as a function and as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.pool = nn.Conv2d(3, 4, 1), BasicBlock(4, 4), nn.AdaptiveAvgPool2d((1, 1))
+        self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.block(self.stem(x))
+        return self.a(self.pool(x).view(x.size(0), -1)) + self.b(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 def test_resnet_has_brecqs_points():
     """Behind each inner ReLU, behind add and ReLU; 8 bits for what the stem makes and the head is made from."""
     plan = plan_of(randomize(ResNet()), w_bits=2)
@@ -50,6 +63,16 @@ def test_resnet_has_brecqs_points():
         'layer1.1.conv1': 'quantized at layer1.0', 'layer2.0.conv1': 'quantized at layer1.1',
         'layer2.0.downsample.0': 'quantized at layer1.1', 'layer2.1.conv1': 'quantized at layer2.0'}
     assert len(plan.folded) == 10 and not plan.matmuls
+
+
+@pytest.mark.parametrize('make', [ResNet, TwoPools, Chain])
+def test_memory_layout_changes_nothing(make):
+    """Global pooling of channels_last maps ends with another view than that of contiguous ones."""
+    plans = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model, x = randomize(make()).to(memory_format=layout), images(2, 3, 16, 16).contiguous(memory_format=layout)
+        plans.append(plan_of(model, x))
+    assert plans[0] == plans[1]
 
 
 def test_quantized_tensors_are_the_ones_behind_relu():
