@@ -58,7 +58,7 @@ def main() -> None:
     if args.out and args.out_item == 'pred':
         from mmengine.evaluator import DumpResults
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with model.frozen(weights=True, activations=True):
+    with model.frozen(*model.ready):
         metrics = runner.test()
     metrics = {key: float(value) for key, value in metrics.items()}
     runner.logger.info(json.dumps(metrics))

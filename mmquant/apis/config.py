@@ -1,13 +1,16 @@
 """From a config file to a Runner."""
 from __future__ import annotations
 
+import inspect
 import os.path as osp
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmquant.datasets.checks import check_dataset_cfg
-from mmquant.utils.building import ConfigError, closest
+from mmquant.engine import CalibrationLoop
+from mmquant.models import QuantizedModel
+from mmquant.utils.building import ConfigError, check_keys, closest
 
 LOOP = 'mmquant.CalibrationLoop'
 # A Runner insists on an optimizer in its train slot; calibration steps bring their own.
@@ -55,6 +58,13 @@ def check_quantized(cfg: Config) -> None:
         raise ConfigError(f'{cfg.filename}: model.type is {cfg.get("model", {}).get("type")!r}, expected '
                           '"mmquant.QuantizedModel"; use a config below configs/brecq, or tools/train.py for float '
                           'models')
+    _check_arguments(QuantizedModel, cfg.model, 'model')
+
+
+def _check_arguments(cls: type, cfg: dict, where: str) -> None:
+    """Raise ConfigError for a key that ``cls`` does not take."""
+    valid = [p for p in inspect.signature(cls.__init__).parameters if p not in ('self', 'runner')]
+    check_keys([k for k in cfg if k not in ('type', '_scope_')], valid, f'{where} ({cls.__name__})')
 
 
 def calibration_config(cfg: Config) -> Config:
@@ -67,6 +77,7 @@ def calibration_config(cfg: Config) -> Config:
     loop = cfg.get('train_cfg') or {}
     if loop.get('type') != LOOP:
         raise ConfigError(f'{cfg.filename}: train_cfg.type is {loop.get("type")!r}, expected {LOOP!r}')
+    _check_arguments(CalibrationLoop, loop, 'train_cfg')
     if not isinstance(loop.get('dataloader'), dict):
         raise ConfigError(f'{cfg.filename}: train_cfg.dataloader is missing; set it to the calibration_dataloader of a '
                           'file in configs/_base_/calibration')

@@ -52,8 +52,7 @@ class EvaluationHook(Hook):
 
     def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
         """Evaluate the finished model; write results, log the tables."""
-        modes = [s.evaluates for s in runner.train_loop.steps if s.evaluates is not None]
-        self._evaluate(runner, context, 'final', modes[-1] if modes else (False, False))
+        self._evaluate(runner, context, 'final', context.model.ready)  # as tools/test.py does
         cost = model_cost(context.model, len(context.sample))
         total, peak = time.monotonic() - self.started, peak_memory_bytes()
         results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,

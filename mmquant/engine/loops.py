@@ -14,6 +14,8 @@ from mmquant.registry import LOOPS, STEPS
 from mmquant.utils.building import ConfigError, build
 from mmquant.utils.progress import progress
 
+EMPTY = 'the calibration set is empty; check train_cfg.dataloader.dataset'
+
 
 @LOOPS.register_module()
 class CalibrationLoop(BaseLoop):
@@ -42,7 +44,12 @@ class CalibrationLoop(BaseLoop):
         self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
         if chunk_size < 1:
             raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
-        super().__init__(runner, dataloader)
+        try:
+            super().__init__(runner, dataloader)
+        except ValueError as error:
+            if 'need at least one array' in str(error):  # what mmengine says of a data set without samples
+                raise ValueError(EMPTY) from error
+            raise
         self.chunk_size, self.amp, self.resume = chunk_size, amp, resume
         self.stages: list[dict] = []
         self._iter = 0
@@ -78,6 +85,9 @@ class CalibrationLoop(BaseLoop):
         runner.call_hook('before_calibration', context=context)
         for index, step in enumerate(self.steps):
             self._run_step(index, step, context, saved, state)
+        if state and state['step'] >= len(self.steps):
+            model.architecture.load_state_dict(state['state_dict'])
+        self._warn_of_idle_quantizers(model)
         path = model.save(osp.join(runner.work_dir, 'quantized.pth'), self._meta(context))
         runner.call_hook('after_calibration', context=context, path=path)
         runner.call_hook('after_train')
@@ -88,7 +98,11 @@ class CalibrationLoop(BaseLoop):
 
     def _run_step(self, index: int, step: Step, context: CalibrationContext, saved: ProgressFile, state) -> None:
         resumed_at = state['step'] if state else 0
-        if index < resumed_at and not step.structural:
+        if index < resumed_at:
+            if step.structural:
+                records = list(context.records)  # these hold what the step reported the first time
+                step.run(context)
+                context.records[:] = records
             return
         if state and index == resumed_at:
             context.model.architecture.load_state_dict(state['state_dict'])
@@ -99,11 +113,17 @@ class CalibrationLoop(BaseLoop):
         step.run(context)
         context.first_unit = 0
         self._iter = index + 1
-        if index >= resumed_at:
-            self.runner.call_hook('after_calibration_step', context=context, step=step,
-                                  seconds=time.monotonic() - started)
-            if not step.structural:
-                saved.save(context, index + 1, -1, self.stages)
+        self.runner.call_hook('after_calibration_step', context=context, step=step, seconds=time.monotonic() - started)
+        if not step.structural:
+            saved.save(context, index + 1, -1, self.stages)
+
+    def _warn_of_idle_quantizers(self, model) -> None:
+        for kind, quantizers in (('weight', model.weight_quantizers()), ('activation', model.activation_quantizers())):
+            idle = [name for name, q in quantizers.items() if not q.initialized]
+            if idle:
+                self.runner.logger.warning(
+                    f'{len(idle)} {kind} quantizers have no range (first: {idle[0]}), so {kind}s stay float: add a '
+                    f'step mmquant.Init{kind.capitalize()}Range to train_cfg.steps, or set quantizer.{kind}.bits=None')
 
     def _meta(self, context: CalibrationContext) -> dict:
         return dict(config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages,
@@ -118,7 +138,7 @@ class CalibrationLoop(BaseLoop):
         """
         parts = [model.data_preprocessor(batch, False)['inputs'] for batch in self.dataloader]
         if not parts:
-            raise ValueError('the calibration set is empty; check train_cfg.dataloader.dataset')
+            raise ValueError(EMPTY)
         for i, part in enumerate(parts):
             if not torch.isfinite(part).all():
                 raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '

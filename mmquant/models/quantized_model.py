@@ -191,6 +191,12 @@ class QuantizedModel(BaseModel):
         return {name: q for name, q in found.items() if q is next(v for v in found.values() if v is q)
                 and name == next(k for k, v in found.items() if v is q)}
 
+    @property
+    def ready(self) -> tuple[bool, bool]:
+        """Whether all quantizers of (weights, activations) have a range; those without cannot be switched on."""
+        return (all(q.initialized for q in self.weight_quantizers().values()),
+                all(q.initialized for q in self.activation_quantizers().values()))
+
     @contextlib.contextmanager
     def quantization(self, weights: bool, activations: bool):
         """Quantize weights and activations, or not, inside a ``with`` block; both off is the float model."""

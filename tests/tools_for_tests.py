@@ -1,0 +1,57 @@
+"""Running the command-line tools inside the test process."""
+import contextlib
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / 'configs/brecq/resnet18_w2a4_digits.py')
+# A run of a few seconds: 4 steps a unit, 32 calibration and 100 evaluation images.
+TINY = ('train_cfg.steps.4.num_iters=4', 'train_cfg.steps.6.num_iters=4', 'train_cfg.dataloader.dataset.indices=32',
+        'val_dataloader.dataset.indices=100', 'test_dataloader.dataset.indices=100',
+        'train_cfg.steps.2.observer.num_candidates=20', 'train_cfg.steps.3.observer.num_candidates=20',
+        'train_cfg.steps.5.observer.num_candidates=20')
+
+
+def run_tool(script: str, *args) -> None:
+    """``python tools/<script> <args>``; an error for the user raises SystemExit with its text."""
+    argv, rank = sys.argv, os.environ.get('LOCAL_RANK')
+    try:
+        sys.argv = [script, *map(str, args)]
+        with contextlib.chdir(ROOT) if hasattr(contextlib, 'chdir') else _chdir(ROOT):
+            runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+    finally:
+        sys.argv = argv
+        if rank is None:
+            os.environ.pop('LOCAL_RANK', None)
+
+
+@contextlib.contextmanager
+def _chdir(path):
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def results_of(work_dir) -> dict:
+    return json.loads((Path(work_dir) / 'results.json').read_text())
+
+
+def quantized_of(work_dir) -> dict:
+    return torch.load(Path(work_dir) / 'quantized.pth', weights_only=True)
+
+
+def without_seconds(results: dict) -> list:
+    """Stages and records of a run, but for what depends on the clock."""
+    return [{k: v for k, v in s.items() if k != 'seconds'} for s in results['stages']] + results['records']
+
+
+def log_of(work_dir) -> str:
+    return '\n'.join(p.read_text() for p in sorted(Path(work_dir).glob('*/*.log')))
