@@ -128,6 +128,13 @@ def test_context():
     assert len(seeds) == 250 and context.seed_for(0) not in seeds
 
 
+def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
+    for able in (True, False):
+        monkeypatch.setattr(step_module, 'computes_bfloat16', lambda device, able=able: able)
+        assert CalibrationContext(QuantizedModel(MLP(), quantizer_cfg()), [images(2, 8)], amp=True).amp is able
+        assert CalibrationContext(QuantizedModel(MLP(), quantizer_cfg()), [images(2, 8)], amp=False).amp is False
+
+
 def test_a_step_of_ones_own():
     with pytest.raises(NotImplementedError, match=r'Own does not define run\(context\)'):
         type('Own', (Step,), {})().run(None)

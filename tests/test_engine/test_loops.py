@@ -1,0 +1,117 @@
+"""The calibration loop and the evaluation hook in a Runner, without the command line."""
+import json
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from models_for_tests import MIN_MAX
+from tools_for_tests import CONFIG, log_of
+
+from mmquant.algorithms import Step
+from mmquant.apis.config import build_runner, calibration_config, load_config
+from mmquant.engine import CalibrationLoop, EvaluationHook
+from mmquant.registry import HOOKS, LOOPS
+
+STEPS = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
+         dict(type='mmquant.InitWeightRange', observer=MIN_MAX),
+         dict(type='mmquant.InitActivationRange', observer=MIN_MAX, name='nearest')]
+
+
+def runner_of(work_dir, steps=STEPS, hooks=(), images=24, **loop):
+    cfg = load_config(CONFIG)
+    cfg.train_cfg.steps, cfg.work_dir, cfg.custom_hooks = list(steps), str(work_dir), list(hooks)
+    cfg.train_cfg.update(loop)
+    cfg.train_cfg.dataloader.dataset.indices = images
+    cfg.val_dataloader.dataset.indices = 20
+    cfg.randomness = dict(seed=5)
+    return build_runner(calibration_config(cfg))
+
+
+class Spy(Hook):
+    """Notes the hook points."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def before_train(self, runner) -> None:
+        self.seen.append('before_train')
+
+    def before_calibration(self, runner, context) -> None:
+        self.seen.append(('before_calibration', [len(c) for c in context.chunks], context.seed, context.amp))
+
+    def after_calibration_step(self, runner, context, step: Step, seconds: float) -> None:
+        self.seen.append((step.name, runner.iter, seconds >= 0))
+
+    def after_calibration(self, runner, context, path: str) -> None:
+        self.seen.append(('after_calibration', path))
+
+    def after_train(self, runner) -> None:
+        self.seen.append('after_train')
+
+
+def test_hook_points_and_chunks(tmp_path):
+    spy = Spy()
+    runner = runner_of(tmp_path, chunk_size=10)
+    runner.register_hook(spy)
+    model = runner.train()
+    path = str(tmp_path / 'quantized.pth')
+    assert spy.seen == [
+        'before_train', ('before_calibration', [10, 10, 4], 5, False), ('FoldBatchNorm', 1, True),
+        ('InsertQuantizers', 2, True), ('nearest_weights', 3, True), ('nearest', 4, True), ('after_calibration', path),
+        'after_train']
+    assert model is runner.model and runner.train_loop.max_iters == 4 == runner.train_loop.iter
+    saved = torch.load(path, weights_only=True)
+    assert saved['meta']['seed'] == 5 and "type='mmquant.QuantizedModel'" in saved['meta']['config']
+    assert not (tmp_path / 'results.json').exists()
+
+
+def test_images_are_preprocessed(tmp_path):
+    runner = runner_of(tmp_path)
+    loop = CalibrationLoop(runner, runner.cfg.train_dataloader, STEPS, chunk_size=7)
+    chunks = loop.collect(runner.model)
+    images = torch.cat(chunks)
+    assert [len(c) for c in chunks] == [7, 7, 7, 3] and images.shape == (24, 3, 32, 32)
+    assert abs(images.mean()) < 0.3 and abs(images.std() - 1) < 0.3 and images.dtype == torch.float32
+    assert chunks[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_chosen_stages(tmp_path):
+    runner_of(tmp_path, hooks=[dict(type='mmquant.EvaluationHook', stages=['nearest'])]).train()
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert [s['name'] for s in results['stages']] == ['nearest', 'final'] and results['seed'] == 5
+    assert results['stages'][0]['metrics'] == results['stages'][1]['metrics']
+    scalars = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    assert any('nearest/accuracy/top1' in s for s in scalars) and any('final/accuracy/top1' in s for s in scalars)
+
+
+def test_the_final_stage_is_the_whole_checkpoint(tmp_path):
+    """Also when the last step looked at weights alone."""
+    steps = [*STEPS, STEPS[2] | dict(name='again')]
+    runner = runner_of(tmp_path, steps, hooks=[dict(type='mmquant.EvaluationHook')])
+    model = runner.train()
+    stages = {s['name']: s['metrics'] for s in json.loads((tmp_path / 'results.json').read_text())['stages']}
+    assert model.ready == (True, True)
+    assert stages['final'] == stages['nearest'] and stages['again'] == stages['nearest_weights']
+
+
+def test_overlap_that_cannot_be_checked_is_said(tmp_path, monkeypatch):
+    from mmquant.engine import hooks
+
+    def fails(a, b):
+        raise ValueError('no identity')
+
+    monkeypatch.setattr(hooks, 'overlap', fails)
+    runner_of(tmp_path, hooks=[dict(type='mmquant.EvaluationHook', stages=[])]).train()
+    assert 'Could not check whether calibration and evaluation images overlap: no identity' in log_of(tmp_path)
+
+
+@pytest.mark.parametrize('loop, text', [(dict(chunk_size=0), 'train_cfg.chunk_size must be at least 1, got 0'),
+                                        (dict(steps=dict(a=1)), 'train_cfg.steps must be a list of at least one step')])
+def test_wrong_arguments(tmp_path, loop, text):
+    with pytest.raises(ValueError, match=text):
+        CalibrationLoop(None, None, **{'steps': STEPS, **loop})
+
+
+def test_registered():
+    assert LOOPS.get('mmquant.CalibrationLoop') is CalibrationLoop
+    assert HOOKS.get('mmquant.EvaluationHook') is EvaluationHook

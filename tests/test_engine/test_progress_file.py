@@ -1,0 +1,69 @@
+import copy
+
+import pytest
+import torch
+from models_for_tests import MLP, calibrated, images
+
+from mmquant.engine.progress_file import ProgressFile, digest, fingerprint
+from mmquant.models.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def context():
+    return calibrated(MLP(), images(8, 8))
+
+
+def test_digest_sees_every_bit_and_no_layout():
+    x = images(2, 3, 4, 4)
+    assert digest([x]) == digest([x.contiguous(memory_format=torch.channels_last)]) == digest([x.clone()])
+    y = x.clone()
+    y[1, 2, 3, 3] = torch.nextafter(y[1, 2, 3, 3], torch.tensor(9.))
+    assert digest([y]) != digest([x]) and digest([torch.tensor(1)]) != digest([torch.tensor(2)])
+    assert digest([x.bfloat16()]) != digest([x]) and len(digest([])) == 64
+
+
+def test_fingerprint_tells_apart_settings_weights_and_images(context):
+    before = fingerprint(context, dict(lr=1, steps=['a']))
+    assert before == fingerprint(context, dict(steps=['a'], lr=1))
+    assert set(before) == {'config', 'weights', 'calibration'}
+
+    def differing(after):
+        return [k for k in before if before[k] != after[k]]
+
+    assert differing(fingerprint(context, dict(lr=2, steps=['a']))) == ['config']
+    other = copy.deepcopy(context)
+    with torch.no_grad():
+        other.model.architecture.fc1.bias[0] += 1e-6
+    assert differing(fingerprint(other, dict(lr=1, steps=['a']))) == ['weights']
+    context.chunks[0][0, 0] += 1e-6
+    assert differing(fingerprint(context, dict(lr=1, steps=['a']))) == ['calibration']
+
+
+def test_round_trip(context, tmp_path):
+    file = ProgressFile(str(tmp_path / 'progress.pth'), dict(config='a', weights='b', calibration='c'))
+    context.records = [dict(kind='unit', loss=0.5, unit='fc1')]
+    file.save(context, 3, 7, [dict(name='float', metrics=dict(top1=99.2), seconds=0.1)])
+    state = file.load(file.path)
+    assert (state['step'], state['unit'], state['records']) == (3, 7, context.records)
+    assert state['stages'][0]['metrics'] == dict(top1=99.2) and state['plan'] == context.model.plan.to_dict()
+    own = context.model.architecture.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in state['state_dict'].items()) and len(own) == len(state['state_dict'])
+    torch.load(file.path, weights_only=True)
+
+
+def test_refusals(context, tmp_path):
+    file = ProgressFile(str(tmp_path / 'progress.pth'), dict(config='a', weights='b', calibration='c'))
+    with pytest.raises(CheckpointError, match=r'nothing to resume: .*progress\.pth does not exist; start without'):
+        file.load(file.path)
+    file.save(context, 0, -1, [])
+    for key in ('config', 'weights', 'calibration'):
+        other = ProgressFile(file.path, {**file.fingerprint, key: 'x'})
+        with pytest.raises(CheckpointError, match=f"its {key} differs from this run's"):
+            other.load(file.path)
+    (tmp_path / 'progress.pth').write_bytes((tmp_path / 'progress.pth').read_bytes()[:200])
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        file.load(file.path)
+    foreign = tmp_path / 'w.pth'
+    torch.save(MLP().state_dict(), foreign)
+    with pytest.raises(CheckpointError, match='its config differs'):
+        file.load(str(foreign))
