@@ -33,4 +33,4 @@ class _PowerDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         slope, = ctx.saved_tensors
-        return slope * grad, None, None
+        return slope.mul_(grad), None, None  # in place: a second backward is refused by autograd

@@ -85,7 +85,7 @@ class _SoftWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         slope, = ctx.saved_tensors
-        return (grad * slope, ) + (None, ) * 7
+        return (slope.mul_(grad), ) + (None, ) * 7  # in place: a second backward is refused by autograd
 
 
 def _soft_weight_natively(v: Tensor, base: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor], gamma: float,
@@ -132,4 +132,4 @@ class _RoundingRegularizer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         slope, = ctx.saved_tensors
-        return slope * grad, None, None, None
+        return slope.mul_(grad), None, None, None  # in place, as above
