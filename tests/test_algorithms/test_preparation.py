@@ -130,7 +130,7 @@ def test_context():
 
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
     for able in (True, False):
-        monkeypatch.setattr(step_module, 'computes_bfloat16', lambda device, able=able: able)
+        monkeypatch.setattr('mmquant.algorithms.step.computes_bfloat16', lambda device, able=able: able)
         assert CalibrationContext(QuantizedModel(MLP(), quantizer_cfg()), [images(2, 8)], amp=True).amp is able
         assert CalibrationContext(QuantizedModel(MLP(), quantizer_cfg()), [images(2, 8)], amp=False).amp is False
 
