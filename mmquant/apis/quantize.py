@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from mmengine.config import Config
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.models import QuantizedModel
 from mmquant.registry import STEPS
-from mmquant.utils.building import ConfigError, build, closest
+from mmquant.utils.building import ConfigError, build, check_keys, closest
 from mmquant.utils.progress import progress
 
 
@@ -26,22 +27,33 @@ def config_root() -> str:
     raise FileNotFoundError(f'the configs folder is neither in {package}/.mim nor beside it; reinstall mmquant')
 
 
-def recipe_steps(recipe: str, num_iters: Mapping[str, int] | None = None) -> list[dict]:
-    """Step configs of a recipe in ``configs/_base_/algorithms``.
+def recipe_steps(recipe: str | list, num_iters: Mapping[str, int] | None = None) -> list[dict]:
+    """Step configs of a recipe.
 
     Args:
-        recipe (str): Name of the file: ``'brecq'``, ``'brecq_2k'``, ...
+        recipe (str | list[dict]): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_2k'``, ...),
+            or the steps themselves.
         num_iters (Mapping | None): Steps a unit for ``'weight'`` and ``'activation'``, instead of the recipe's.
+
+    Raises:
+        ConfigError: For an unknown name or key, or no steps.
     """
+    check_keys(num_iters or {}, ('weight', 'activation'), 'num_iters')
+    if not recipe or not isinstance(recipe, (str, list, tuple)):
+        raise ConfigError(f'recipe must be a name or a list of at least one step, got {recipe!r}')
+    steps = _shipped_steps(recipe) if isinstance(recipe, str) else recipe
+    return [dict(s, num_iters=num_iters[s['target']]) if num_iters and s.get('target') in num_iters else dict(s)
+            for s in steps]
+
+
+def _shipped_steps(recipe: str) -> list[dict]:
     folder = osp.join(config_root(), '_base_', 'algorithms')
     path = osp.join(folder, f'{recipe}.py')
     if not osp.isfile(path):
         names = [n[:-3] for n in os.listdir(folder) if n.endswith('.py')]
         raise ConfigError(f'unknown recipe {recipe!r}; {closest(recipe, names)}')
     cfg = Config.fromfile(path)
-    steps = next(v for k, v in cfg.items() if isinstance(v, list) and recipe.startswith(k))
-    return [dict(s, num_iters=num_iters[s['target']]) if num_iters and s.get('target') in num_iters else dict(s)
-            for s in steps]
+    return next(v for k, v in cfg.items() if isinstance(v, list) and recipe.startswith(k))
 
 
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'brecq', w_bits: int | None = 4,
@@ -76,8 +88,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
     spec = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=w_bits, granularity='channel'),
                 activation=dict(type='mmquant.UniformAffineQuantizer', bits=a_bits), overrides=overrides,
                 block_types=block_types)
-    configs = recipe_steps(recipe, num_iters) if isinstance(recipe, str) else recipe
-    steps = [build(STEPS, s, f'recipe[{i}]') for i, s in enumerate(configs)]
+    steps = [build(STEPS, s, f'recipe[{i}]') for i, s in enumerate(recipe_steps(recipe, num_iters))]
     model.eval()
     model.to(memory_format=torch.channels_last)
     wrapped = QuantizedModel(model, spec, 'random')
@@ -86,8 +97,9 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
     return wrapped
 
 
+@torch.enable_grad()
 def run_steps(context: CalibrationContext, steps: list[Step]) -> None:
-    """Run steps one after another."""
+    """Run steps one after another; reconstruction needs gradients, also where the caller has switched them off."""
     for index, step in enumerate(steps):
         context.step_index = index
         step.run(context)
@@ -98,13 +110,19 @@ def _collect(loader: Iterable, model: QuantizedModel, chunk_size: int) -> list[t
     parts = [_images(batch).to(device) for batch in loader]
     if not parts:
         raise ValueError('the calibration set is empty: calib_loader yielded nothing')
-    images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    images = torch.cat(parts)
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
     if not torch.isfinite(images).all():
         raise ValueError('the calibration images hold NaN or infinite values')
     return list(images.split(chunk_size))
 
 
 def _images(batch) -> torch.Tensor:
-    while not isinstance(batch, torch.Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return batch
+    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    found = next((x for x in leaves if isinstance(x, torch.Tensor)), None)
+    if found is None:
+        kinds = ', '.join(dict.fromkeys(type(x).__name__ for x in leaves)) or 'an empty batch'
+        raise ConfigError(f'calib_loader: expected image tensors, or tuples and dicts that hold one, got {kinds}; '
+                          'convert the images to tensors first')
+    return found

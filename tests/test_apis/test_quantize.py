@@ -1,0 +1,159 @@
+import copy
+
+import pytest
+import torch
+from models_for_tests import MIN_MAX, MLP, ResNet, ViT, images, quantizer_cfg, randomize
+from torch import nn
+
+import mmquant
+from mmquant.apis.quantize import config_root, recipe_steps
+from mmquant.models import QuantizedModel
+from mmquant.utils.building import ConfigError
+
+FEW = dict(weight=5, activation=5)
+NEAREST = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
+           dict(type='mmquant.InitWeightRange', observer=MIN_MAX),
+           dict(type='mmquant.InitActivationRange', observer=MIN_MAX)]
+
+
+def loader(n=24, batch=8, seed=0):
+    return list(images(n, 3, 16, 16, seed=seed).split(batch))
+
+
+@pytest.fixture(scope='module')
+def done():
+    model = randomize(ResNet())
+    return mmquant.quantize(model, loader(), 'brecq', 3, 4, num_iters=FEW, seed=1), model
+
+
+@torch.no_grad()
+def test_quantizes_any_module(done):
+    quantized, model = done
+    x = images(6, 3, 16, 16, seed=5)
+    exact = randomize(ResNet())(x)
+    out = quantized(x)
+    assert isinstance(quantized, QuantizedModel) and quantized.architecture is model and out.shape == (6, 5)
+    assert 0 < (out - exact).norm() / exact.norm() < 1
+    bits = {n: q.bits.item() for n, q in quantized.weight_quantizers().items()}
+    assert bits['conv1'] == bits['fc'] == 8 and set(bits.values()) == {3, 8}
+    codes = [q.codes for n, q in quantized.weight_quantizers().items() if n != 'conv1']
+    assert all(c is not None for c in codes) and quantized.ready == (True, True)
+
+
+@torch.no_grad()
+def test_same_seed_same_result(done):
+    x = images(6, 3, 16, 16, seed=5)
+    torch.manual_seed(99)
+    again = mmquant.quantize(randomize(ResNet()), iter(loader()), 'brecq', 3, 4, num_iters=FEW, seed=1)
+    assert torch.equal(again(x), done[0](x))
+    state, other = done[0].state_dict(), again.state_dict()
+    assert state.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in state.items())
+    third = mmquant.quantize(randomize(ResNet()), loader(), 'brecq', 3, 4, num_iters=FEW, seed=2)
+    assert not torch.equal(third(x), done[0](x))
+
+
+@torch.no_grad()
+def test_saved_and_loaded(done, tmp_path):
+    x = images(6, 3, 16, 16, seed=5)
+    fresh = QuantizedModel(ResNet(), done[0].quantizer_cfg, 'random')
+    fresh.load(done[0].save(str(tmp_path / 'q.pth')))
+    assert torch.equal(fresh(x), done[0](x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('batch', ['tensor', 'pair', 'dict', 'nested'])
+def test_kinds_of_batches(batch):
+    wrap = dict(tensor=lambda x: x, pair=lambda x: (x, torch.zeros(len(x))), dict=lambda x: dict(img=x, label=[1]),
+                nested=lambda x: [[dict(a=x)], 3])[batch]
+    quantized = mmquant.quantize(randomize(MLPOnImages()), [wrap(x) for x in loader()], NEAREST, 8, 8)
+    reference = mmquant.quantize(randomize(MLPOnImages()), loader(), NEAREST, 8, 8)
+    x = images(2, 3, 16, 16)
+    assert torch.equal(quantized(x), reference(x))
+
+
+class MLPOnImages(nn.Module):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = MLP(width=12)
+
+    def forward(self, x):
+        return self.mlp(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+@torch.no_grad()
+def test_vectors_and_tokens_as_inputs():
+    """Inputs that are no maps."""
+    model = randomize(MLP())
+    exact = copy.deepcopy(model)
+    x = images(32, 8)
+    quantized = mmquant.quantize(model, x.split(10), NEAREST, 8, 8)
+    assert 0 < (quantized(x) - exact(x)).norm() < 0.05 * exact(x).norm()
+
+
+@torch.no_grad()
+def test_weights_only_and_activations_only():
+    x = images(8, 3, 16, 16)
+    weights = mmquant.quantize(randomize(ResNet()), loader(), NEAREST[:3], 4, None)
+    assert not weights.activation_quantizers() and weights.ready == (True, True) and weights(x).shape == (8, 5)
+    activations = mmquant.quantize(randomize(ResNet()), loader(), NEAREST, None, 4, overrides=[])
+    assert not activations.weight_quantizers() and len(activations.activation_quantizers()) == 10
+
+
+def test_overrides_and_block_types():
+    overrides = [dict(pattern='head', w_bits=6), dict(pattern=r'.*\.attn', matmul_bits=None)]
+    quantized = mmquant.quantize(randomize(ViT()), loader(), NEAREST, 4, 4, block_types=('Attention',),
+                                 overrides=overrides)
+    bits = {n: q.bits.item() for n, q in quantized.weight_quantizers().items()}
+    assert bits.pop('head') == 6 and set(bits.values()) == {4} and not quantized.plan.matmuls
+    assert quantized.block_types == ('Attention',)
+
+
+def test_recipes_are_the_shipped_files():
+    steps = recipe_steps('brecq')
+    assert [s['type'].split('.')[1] for s in steps] == [
+        'FoldBatchNorm', 'InsertQuantizers', 'InitWeightRange', 'InitActivationRange', 'Reconstruction',
+        'InitActivationRange', 'Reconstruction']
+    assert [s['num_iters'] for s in steps if 'num_iters' in s] == [20000, 5000]
+    changed = recipe_steps('brecq', dict(weight=7))
+    assert [s['num_iters'] for s in changed if 'num_iters' in s] == [7, 5000]
+    assert [s['num_iters'] for s in recipe_steps('brecq') if 'num_iters' in s] == [20000, 5000]
+    assert config_root().endswith('configs')
+
+
+@pytest.mark.parametrize('change, error, text', [
+    (dict(recipe='breqc'), ConfigError, r"unknown recipe 'breqc'; did you mean 'brecq'\?"),
+    (dict(recipe='xyz'), ConfigError, "unknown recipe 'xyz'; valid ones: brecq"),
+    (dict(w_bits=1), ConfigError, r'quantizer\.weight .*bits=1 is not supported: expected an int in 2\.\.16'),
+    (dict(a_bits=17), ConfigError, r'quantizer\.activation .*bits=17 is not supported'),
+    (dict(w_bits=4.5), ConfigError, r'bits=4\.5 is not supported'),
+    (dict(overrides=[dict(position='frist')]), ConfigError, 'position must be "first" or "last"'),
+    (dict(overrides=[dict(pattern='a', w_bit=3)]), ConfigError, r"unknown key 'w_bit'; did you mean 'w_bits'\?"),
+    (dict(recipe=[dict(type='mmquant.FoldBatchNrm')]), ConfigError,
+     r"recipe\[0\]: unknown type .* 'mmquant.FoldBatchNorm'\?"),
+    (dict(recipe=[dict(type='mmquant.Reconstruction', iters=3)]), ConfigError,
+     r"recipe\[0\] \(Reconstruction\): unknown key 'iters'"),
+    (dict(num_iters=dict(weights=3)), ConfigError, r"num_iters: unknown key 'weights'; did you mean 'weight'\?"),
+    (dict(recipe=[]), ConfigError, 'recipe must be a name or a list of at least one step'),
+    (dict(calib_loader=[]), ValueError, 'the calibration set is empty: calib_loader yielded nothing'),
+    (dict(calib_loader=iter(())), ValueError, 'the calibration set is empty'),
+    (dict(calib_loader=[torch.full((2, 3, 16, 16), float('nan'))]), ValueError,
+     'the calibration images hold NaN or infinite values'),
+    (dict(calib_loader=[torch.full((2, 3, 16, 16), float('inf'))]), ValueError, 'hold NaN or infinite values'),
+    (dict(calib_loader=[dict(paths=['a.png'])]), ConfigError, 'calib_loader.*expected image tensors.*got str'),
+    (dict(calib_loader=[[]]), ConfigError, 'calib_loader.*expected image tensors.*empty'),
+    (dict(w_bits=None, a_bits=None, overrides=[], recipe=NEAREST), ValueError, 'leaves every layer float'),
+])
+def test_wrong_input(change, error, text):
+    arguments = dict(model=randomize(ResNet()), calib_loader=loader(), recipe='brecq', num_iters=FEW)
+    with pytest.raises(error, match=text):
+        mmquant.quantize(**{**arguments, **change})
+
+
+def test_mistakes_are_found_before_the_model_is_touched():
+    model = randomize(ResNet())
+    for change in (dict(w_bits=1), dict(recipe='breqc'), dict(calib_loader=[])):
+        with pytest.raises(ValueError):
+            mmquant.quantize(**{**dict(model=model, calib_loader=loader()), **change})
+    assert not any('uantiz' in type(m).__name__ for m in model.modules()) and isinstance(model.bn1, nn.BatchNorm2d)
+    assert model.conv1.bias is None and quantizer_cfg()['weight']['bits'] == 4

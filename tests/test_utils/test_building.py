@@ -1,0 +1,47 @@
+import pytest
+from mmengine.registry import Registry
+
+from mmquant.utils.building import ConfigError, build, check_keys, closest
+
+THINGS = Registry('thing', scope='mmquant')
+
+
+@THINGS.register_module()
+class Thing:
+
+    def __init__(self, size: int, color: str = 'red') -> None:
+        if size < 0:
+            raise ValueError(f'size must not be negative, got {size}')
+        self.size, self.color = size, color
+
+
+def test_closest():
+    assert closest('sise', ['size', 'color']) == "did you mean 'size'?"
+    assert closest('xyz', ['size', 'color']) == 'valid ones: color, size' and closest(3, [3]) == "did you mean '3'?"
+
+
+def test_check_keys():
+    check_keys({}, ('a',), 'here')
+    check_keys(dict(a=1), ('a',), 'here')
+    with pytest.raises(ConfigError, match=r"here: unknown key 'colour'; did you mean 'color'\?"):
+        check_keys(dict(colour=1), ('size', 'color'), 'here')
+
+
+def test_build():
+    built = build(THINGS, dict(type='Thing', size=3), 'x', color='blue')
+    assert (built.size, built.color) == (3, 'blue') and build(THINGS, built, 'x') is built
+    assert build(THINGS, dict(type=Thing, size=3, color='green'), 'x', color='blue').color == 'green'
+
+
+@pytest.mark.parametrize('cfg, text', [
+    (None, r'x: expected dict\(type=...\), got None'), ('Thing', r"x: expected dict\(type=...\), got 'Thing'"),
+    (dict(size=3), r'x: the key "type" is missing in'), (dict(type='Thng', size=3), r"x: unknown type 'Thng'"),
+    (dict(type='Thing', sise=3), r"x \(Thing\): unknown key 'sise'; did you mean 'size'\?"),
+    (dict(type='Thing'), r"x \(Thing\): the key 'size' is required"),
+    (dict(type='Thing', size=-1), r'x \(Thing\): size must not be negative, got -1'),
+    (dict(type='Thing', size='a'), r"x \(Thing\): '<' not supported"),
+])
+def test_mistakes(cfg, text):
+    with pytest.raises(ConfigError, match=text):
+        build(THINGS, cfg, 'x')
+    assert issubclass(ConfigError, ValueError)
