@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 
 from mmquant.models.checkpoint import CheckpointError
 from mmquant.utils.building import ConfigError
+from mmquant.utils.registry_errors import explain
 
 # Errors whose text is written for the user: shown without a traceback.
 USER_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, FloatingPointError, ValueError)
@@ -49,4 +50,13 @@ def run_as_script(main) -> None:
     except USER_ERRORS as error:
         if os.environ.get('MMQUANT_TRACEBACK'):
             raise
-        sys.exit(f'{type(error).__name__}: {error}\n(set MMQUANT_TRACEBACK=1 to see where it came from)')
+        _exit(type(error).__name__, str(error))
+    except (KeyError, TypeError) as error:
+        text = explain(error)
+        if text is None or os.environ.get('MMQUANT_TRACEBACK'):
+            raise
+        _exit('ConfigError', text)
+
+
+def _exit(kind: str, text: str) -> None:
+    sys.exit(f'{kind}: {text}\n(set MMQUANT_TRACEBACK=1 to see where it came from)')

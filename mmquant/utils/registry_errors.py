@@ -1,0 +1,57 @@
+"""What mmengine raises for an unknown type or key of a config, told with the closest valid one."""
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+
+import mmengine.registry
+from mmengine.registry import Registry
+
+_UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (?:\S+::)?(\S+) registry')
+_UNKNOWN_KEY = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+
+
+def explain(error: Exception) -> str | None:
+    """Text for the user if ``error`` comes from building a config with an unknown type or key, else None."""
+    text = str(error)
+    if isinstance(error, KeyError) and (found := _UNKNOWN_TYPE.search(text.strip('"\''))):
+        name, kind = found.groups()
+        return f'unknown type {name!r} in the config (kind: {kind}); {_near(name, _type_names(kind))}'
+    if isinstance(error, TypeError) and (found := _UNKNOWN_KEY.search(text)):
+        cls, key = found.groups()
+        return f'unknown key {key!r} for {cls} in the config; {_near(key, _keys(cls))}'
+    return None
+
+
+def _near(word: str, choices: set[str]) -> str:
+    near = difflib.get_close_matches(word, sorted(choices), 1, 0.5)
+    return f'did you mean {near[0]!r}?' if near else 'there is nothing of a similar name'
+
+
+def _registries() -> Iterator[Registry]:
+    stack = [x for x in vars(mmengine.registry).values() if isinstance(x, Registry)]
+    while stack:
+        registry = stack.pop()
+        yield registry
+        stack += registry.children.values()
+
+
+def _type_names(kind: str) -> set[str]:
+    """Names of the registered types of a kind, bare and with their prefix."""
+    found = set()
+    for registry in _registries():
+        if registry.name == kind:
+            found |= {name for n in registry.module_dict for name in (n, f'{registry.scope}.{n}')}
+    return found
+
+
+def _keys(class_name: str) -> set[str]:
+    """Arguments of the registered classes of a name, and of their bases."""
+    found = set()
+    for registry in _registries():
+        for cls in registry.module_dict.values():
+            if inspect.isclass(cls) and cls.__name__ == class_name:
+                found |= {p for base in cls.__mro__[:-1] for p in inspect.signature(base.__init__).parameters}
+    return found - {'self', 'args', 'kwargs'}

@@ -1,0 +1,31 @@
+import mmengine.hooks  # noqa: F401  registers its hooks
+import pytest
+from mmengine.registry import HOOKS, MODELS
+
+from mmquant.utils.registry_errors import explain
+
+
+def raised(function, *args, **kwargs) -> Exception:
+    with pytest.raises(Exception) as caught:
+        function(*args, **kwargs)
+    return caught.value
+
+
+def test_unknown_type():
+    error = raised(HOOKS.build, dict(type='LogerHook'))
+    assert isinstance(error, KeyError)
+    assert explain(error) == "unknown type 'LogerHook' in the config (kind: hook); did you mean 'LoggerHook'?"
+    assert explain(raised(HOOKS.build, dict(type='xyzzyx'))).endswith('there is nothing of a similar name')
+    text = explain(raised(MODELS.build, dict(type='mmquant.QuantisedModel')))
+    assert "did you mean 'mmquant.QuantizedModel'?" in text
+
+
+def test_unknown_key():
+    error = raised(HOOKS.build, dict(type='LoggerHook', intervall=3))
+    assert explain(error) == "unknown key 'intervall' for LoggerHook in the config; did you mean 'interval'?"
+
+
+def test_other_errors_are_left_alone():
+    own = TypeError("f() got an unexpected keyword argument 'x'")
+    for error in (KeyError('a'), TypeError("'<' not supported"), own, ValueError('x is not in the y registry')):
+        assert explain(error) is None
