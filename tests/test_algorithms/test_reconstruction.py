@@ -88,6 +88,38 @@ def test_better_than_nearest_on_average():
     assert sum(ratios) / 10 < 0.95 and sum(r <= 1 for r in ratios) >= 7, ratios
 
 
+def test_fully_correlated_inputs_need_a_small_sum_of_errors():
+    """With equal inputs only the sum of a row's rounding errors matters: it gets smaller than with nearest rounding."""
+    torch.manual_seed(0)
+    x = images(256, 1).abs().expand(-1, 16).contiguous()
+    context = calibrated(nn.Sequential(nn.Linear(16, 64)), x, chunk=64, w_bits=3, a_bits=None, overrides=())
+    Reconstruction(num_iters=300, lr=3e-2, keep_best=False).run(context)
+    layer = context.model.architecture[0]
+    with torch.no_grad():
+        weight, quantizer = layer._parameters['weight'], layer.weight_quantizer
+        found = (quantizer(weight) - weight).sum(1).abs() / quantizer.scale.flatten()
+        nearest = (quantizer.decode(quantizer.encode(weight)) - weight).sum(1).abs() / quantizer.scale.flatten()
+    assert found.mean() < 0.5 * nearest.mean() and found.max() < nearest.max()
+
+
+def test_all_roundings_are_decided_after_2000_steps():
+    context = calibrated(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), images(64, 8), w_bits=3,
+                         a_bits=None, overrides=())
+    Reconstruction(num_iters=2000, lr=1e-2, unit='net').run(context)
+    assert unit_records(context)[0]['undecided'] < 0.01
+
+
+def test_bfloat16():
+    """Fitting runs in bfloat16, choosing in float32."""
+    exact, half = (calibrated(randomize(ResNet()), images(40, 3, 8, 8), chunk=16, w_bits=3) for _ in range(2))
+    half.amp = True
+    for context in (exact, half):
+        Reconstruction(num_iters=20, lr=1e-2).run(context)
+    a, b = unit_records(exact), unit_records(half)
+    assert a[0]['held_nearest'] == b[0]['held_nearest'] and a[0]['loss'] != b[0]['loss']
+    assert all(r['loss'] == pytest.approx(s['loss'], rel=0.1) for r, s in zip(a, b))
+
+
 def test_keep_best_off_keeps_what_was_learned():
     """A rate so high that learning spoils the unit: keep_best falls back, without it the damage stays."""
     kept = {}
