@@ -236,6 +236,21 @@ def test_shared_layer_belongs_to_one_unit():
     assert [(u.name, u.layers) for u in units] == [('0', ('0.own', '0.shared')), ('1', ('1.own',))]
 
 
+def test_block_called_twice_is_no_unit():
+    """Recurrent use: its layers are units, each once."""
+
+    class Recurrent(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.last = nn.Conv2d(3, 3, 1), BasicBlock(3, 3), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.last(self.block(self.block(self.stem(x))))
+
+    assert names(units_of(Recurrent())) == ['stem', 'block.conv1', 'block.conv2', 'last']
+
+
 def test_head_shared_over_levels_is_one_unit():
 
     class Pyramid(nn.Module):

@@ -53,6 +53,27 @@ def shared_modules(self, x):
     return self.c(self.shared(z)) + y
 
 
+class Sharing(nn.Module):
+    """A block with a layer of its own and one that others call too."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.own, self.shared = nn.Conv2d(3, 3, 1), shared
+
+    def forward(self, x):
+        return x + self.shared(F.relu(self.own(x)))
+
+
+def sharing_blocks() -> nn.Module:
+
+    def forward(self, x):
+        x = self.shared(self.one(self.stem(x)))
+        return self.last(self.shared(self.mid(self.two(x))))
+
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    return Net(forward, **convs('stem', 'mid', 'last', one=Sharing(shared), two=Sharing(shared), shared=shared))
+
+
 def inplace_glue(self, x):
     """Values that a later statement overwrites, also through views."""
     y = self.a(x)
@@ -121,6 +142,7 @@ GRAPHS = dict(
                                                   d=nn.Conv2d(6, 3, 1))), (3, 8, 8)),
     pyramid=(lambda: Net(pyramid, **convs('a', 'b', 'c', 'l1', 'l2', 'out')), (3, 8, 8)),
     shared=(lambda: Net(shared_modules, **convs('a', 'b', 'c', 'shared', relu=nn.ReLU(inplace=True))), (3, 6, 6)),
+    shared_inside=(sharing_blocks, (3, 6, 6)),
     inplace=(lambda: Net(inplace_glue, **convs(*'abcdef')), (3, 6, 6)),
     inplace_input=(lambda: Net(inplace_on_the_input, **convs(*'abc')), (3, 6, 6)),
     leaking=(lambda: Net(leaking, **convs('b', 'c', leaver=Leaver())), (3, 6, 6)),
