@@ -18,6 +18,8 @@ class CalibrationContext:
     Attributes:
         model (QuantizedModel): Changed by the steps.
         chunks (list[Tensor]): Preprocessed calibration inputs, one forward pass each.
+        samples (list[list] | None): Data samples of each chunk (labels, image sizes), one an input; None where the
+            caller gave tensors alone.
         seed (int): Base of all random numbers.
         amp (bool): bfloat16 autocast inside reconstruction.
         step_index (int): Number of the running step.
@@ -35,6 +37,7 @@ class CalibrationContext:
     unit_done: Callable[[int], None] = lambda index: None
     progress: Callable | None = None
     records: list[dict] = field(default_factory=list)
+    samples: list[list] | None = None
 
     def __post_init__(self) -> None:
         if self.amp and not computes_bfloat16(self.device):

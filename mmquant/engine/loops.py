@@ -73,7 +73,8 @@ class CalibrationLoop(BaseLoop):
         model.load_float_checkpoint()
         runner.call_hook('before_train')
         model.architecture.to(memory_format=torch.channels_last)
-        context = CalibrationContext(model, self.collect(model), seed=runner.seed, amp=self.amp, progress=progress)
+        chunks, samples = self.collect(model)
+        context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples)
         settings = dict(steps=[dict(s) for s in runner.cfg.train_cfg.get('steps', ())], quantizer=model.quantizer_cfg,
                         seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp)
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
@@ -130,18 +131,22 @@ class CalibrationLoop(BaseLoop):
                     records=context.records)
 
     @torch.no_grad()
-    def collect(self, model) -> list[torch.Tensor]:
-        """All calibration images, preprocessed, in chunks on the model's device.
+    def collect(self, model) -> tuple[list[torch.Tensor], list[list] | None]:
+        """All calibration images, preprocessed, in chunks on the model's device, and the data samples of each chunk.
 
         Raises:
             ValueError: If there are none, or one holds NaN or infinite values.
         """
-        parts = [model.data_preprocessor(batch, False)['inputs'] for batch in self.dataloader]
-        if not parts:
+        batches = [model.data_preprocessor(batch, False) for batch in self.dataloader]
+        if not batches:
             raise ValueError(EMPTY)
-        for i, part in enumerate(parts):
-            if not torch.isfinite(part).all():
+        for i, batch in enumerate(batches):
+            if not torch.isfinite(batch['inputs']).all():
                 raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '
                                  'images and data_preprocessor (a std of 0?)')
-        images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-        return list(images.split(self.chunk_size))
+        images = torch.cat([b['inputs'] for b in batches]).contiguous(memory_format=torch.channels_last)
+        chunks = list(images.split(self.chunk_size))
+        samples = [x for b in batches for x in b.get('data_samples') or ()]
+        if len(samples) != len(images):
+            return chunks, None
+        return chunks, [samples[i:i + self.chunk_size] for i in range(0, len(samples), self.chunk_size)]

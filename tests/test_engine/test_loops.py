@@ -68,7 +68,10 @@ def test_hook_points_and_chunks(tmp_path):
 def test_images_are_preprocessed(tmp_path):
     runner = runner_of(tmp_path)
     loop = CalibrationLoop(runner, runner.cfg.train_dataloader, STEPS, chunk_size=7)
-    chunks = loop.collect(runner.model)
+    chunks, samples = loop.collect(runner.model)
+    assert [len(x) for x in samples] == [len(x) for x in chunks]
+    dataset = loop.dataloader.dataset
+    assert [int(x.gt_label) for x in samples[1]] == [int(dataset[i]['data_samples'].gt_label) for i in range(7, 14)]
     images = torch.cat(chunks)
     assert [len(c) for c in chunks] == [7, 7, 7, 3] and images.shape == (24, 3, 32, 32)
     assert abs(images.mean()) < 0.3 and abs(images.std() - 1) < 0.3 and images.dtype == torch.float32
