@@ -174,16 +174,13 @@ class Reconstruction(Step):
             layer.weight_quantizer.rounding = roundings[name]
         params = [p for r in roundings.values() for p in r.parameters()]
 
-        def regularizer(step):
-            if not self.schedule.active(step, self.num_iters):
-                return None
-            beta = self.schedule.beta(step, self.num_iters)
-            return self.schedule.weight * sum(r.regularizer(beta) for r in roundings.values())
+        def regularizer(beta):
+            return sum(r.regularizer(beta) for r in roundings.values())
 
         with context.model.quantization(weights=True, activations=False):
             try:
-                loss = fit(problem, params, self.num_iters, self.batch_size, self.lr, seed, regularizer=regularizer,
-                           report=report) if params else float('nan')
+                loss = fit(problem, params, self.num_iters, self.batch_size, self.lr, seed, schedule=self.schedule,
+                           regularizer=regularizer, report=report) if params else float('nan')
             finally:
                 for layer in layers.values():
                     layer.weight_quantizer.rounding = None

@@ -2,7 +2,7 @@
 from torch import Tensor
 
 
-def power_(x: Tensor, exponent: float) -> Tensor:
+def power_(x: Tensor, exponent: float | Tensor) -> Tensor:
     """``x ** exponent`` in place, for ``x >= 0``, without gradient; returns ``x``.
 
     On a CPU the vectorised ``exp(exponent * log(x))`` is four times faster than ``pow`` and good to about 1e-6 relative
@@ -10,8 +10,10 @@ def power_(x: Tensor, exponent: float) -> Tensor:
 
     Args:
         x: Non-negative float tensor.
-        exponent: >= 0.
+        exponent: >= 0; a scalar tensor where its value must not be looked at (captured CUDA graphs).
     """
+    if isinstance(exponent, Tensor):
+        return x.pow_(exponent)
     if exponent == 1:
         return x
     if exponent == 2:

@@ -39,21 +39,22 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_mi
     return _SoftWeight.apply(v, base, scale, zero_point, q_min, q_max, gamma, zeta)
 
 
-def rounding_regularizer(v: Tensor, beta: float, gamma: float = GAMMA, zeta: float = ZETA) -> Tensor:
+def rounding_regularizer(v: Tensor, beta: float | Tensor, gamma: float = GAMMA, zeta: float = ZETA) -> Tensor:
     """``sum(1 - |2 h(v) - 1|^beta)``: a scalar, 0 when every ``h`` is 0 or 1 and ``v.numel()`` when every ``h`` is 1/2.
 
     Its gradient is exactly 0 where ``h`` is saturated.
 
     Args:
         v: Rounding variables, any shape.
-        beta: Exponent, >= 1; high values (20) leave most variables free, low ones (2) push them to 0 or 1.
+        beta: Exponent, >= 1; high values (20) leave most variables free, low ones (2) push them to 0 or 1. A scalar
+            tensor is not checked.
         gamma: Lower stretch of the sigmoid, < 0.
         zeta: Upper stretch of the sigmoid, > 1.
 
     Raises:
         ValueError: ``beta`` < 1.
     """
-    if beta < 1:
+    if not isinstance(beta, Tensor) and beta < 1:
         raise ValueError(f'beta={beta} is not supported: the regularizer needs an exponent >= 1 (usual: 20 to 2).')
     return _RoundingRegularizer.apply(v, beta, gamma, zeta)
 
@@ -106,9 +107,9 @@ def _soft_weight_natively(v: Tensor, base: Tensor, scale: Tensor, bounds: tuple[
 class _RoundingRegularizer(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, v: Tensor, beta: float, gamma: float, zeta: float) -> Tensor:
+    def forward(ctx, v: Tensor, beta: float | Tensor, gamma: float, zeta: float) -> Tensor:
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d value / d v
-        kernels = native.usable(v, slope) if slope is not None and v.numel() else None
+        kernels = native.usable(v, slope) if slope is not None and v.numel() and not isinstance(beta, Tensor) else None
         if kernels is not None:
             sums = native.chunk_sums(v.numel())
             kernels.rounding_regularizer(v.numel(), v.data_ptr(), beta, gamma, zeta, slope.data_ptr(), sums.data_ptr())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmquant.reconstruction.graphed import GraphedUpdate
 from mmquant.reconstruction.unit_data import pick
 
 
@@ -95,13 +96,25 @@ def split_rows(num_rows: int, held: int, seed: int) -> tuple[torch.Tensor, torch
 
 
 def make_adam(params: list, lr: float) -> torch.optim.Adam:
-    """Adam, fused where the parameters allow."""
-    return torch.optim.Adam(params, lr=lr, fused=params[0].device.type in ('cpu', 'cuda'))
+    """Adam, fused where the parameters allow; on a GPU its rate is a tensor, so that captured steps can change it."""
+    device = params[0].device
+    on_gpu = device.type == 'cuda'
+    rate = torch.tensor(lr, device=device) if on_gpu else lr
+    return torch.optim.Adam(params, lr=rate, fused=on_gpu or device.type == 'cpu', capturable=on_gpu)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Change the learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group['lr'], torch.Tensor):
+            group['lr'].fill_(lr)
+        else:
+            group['lr'] = lr
 
 
 def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: float, seed: int, cosine: bool = False,
-        regularizer: Callable | None = None, after_step: Callable | None = None,
-        report: Callable | None = None) -> float:
+        schedule: RoundingSchedule | None = None, regularizer: Callable | None = None,
+        after_step: Callable | None = None, report: Callable | None = None) -> float:
     """Adam on ``params``; returns the mean reconstruction loss of the last tenth of the steps.
 
     Args:
@@ -110,7 +123,9 @@ def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: flo
         num_iters, batch_size (int): Steps, and rows a step, drawn without replacement.
         lr (float): Learning rate; falls to 0 along a cosine if ``cosine``.
         seed (int): Seed of the row sampler.
-        regularizer (Callable | None): ``regularizer(step)`` -> scalar added to the loss, or None.
+        schedule (RoundingSchedule | None): When the regularizer counts, and its exponent.
+        regularizer (Callable | None): ``regularizer(beta)`` -> scalar added to the loss; ``beta`` is a float, on a GPU
+            a scalar tensor.
         after_step (Callable | None): ``after_step(step)`` runs behind each update.
         report (Callable | None): ``report(step, loss)`` now and then.
 
@@ -120,20 +135,34 @@ def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: flo
     optimizer = make_adam(params, lr)
     sampler = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(problem.train_rows))
+
+    def clear():
+        optimizer.zero_grad(set_to_none=True)
+
+    def update(rows, beta):
+        loss = problem.loss_on(rows)
+        total = loss if beta is None else loss + schedule.weight * regularizer(beta)
+        total.backward()
+        optimizer.step()
+        return loss.detach()
+
+    device = problem.inputs.device
+    step_on = GraphedUpdate(update, clear, batch_size, device) if device.type == 'cuda' else None
     recent, count, every = torch.zeros((), device=problem.device), 0, max(1, num_iters // 20)
     for step in range(num_iters):
         rows = problem.train_rows[torch.randperm(len(problem.train_rows), generator=sampler)[:batch_size]]
+        beta = schedule.beta(step, num_iters) if schedule and schedule.active(step, num_iters) else None
         if cosine:
-            optimizer.param_groups[0]['lr'] = lr * 0.5 * (1 + math.cos(math.pi * step / num_iters))
-        loss = problem.loss_on(rows.to(problem.inputs.device))
-        extra = regularizer(step) if regularizer else None
-        optimizer.zero_grad(set_to_none=True)
-        (loss if extra is None else loss + extra).backward()
-        optimizer.step()
+            set_rate(optimizer, lr * 0.5 * (1 + math.cos(math.pi * step / num_iters)))
+        if step_on is None:
+            clear()
+            loss = update(rows, beta)
+        else:
+            loss = step_on(rows, beta)
         if after_step:
             after_step(step)
         if step >= num_iters * 0.9:
-            recent, count = recent + loss.detach(), count + 1
+            recent, count = recent + loss, count + 1
         if report and (step % every == 0 or step == num_iters - 1):
             value = loss.item()
             if not math.isfinite(value):

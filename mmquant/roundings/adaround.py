@@ -54,7 +54,7 @@ class AdaRound(Rounding):
         codes = self.base + (self.v >= 0).to(self.base.dtype)
         return codes.add_(self.zero_point).clamp_(self.grid.q_min, self.grid.q_max).to(self.grid.code_dtype)
 
-    def regularizer(self, beta: float) -> Tensor:
+    def regularizer(self, beta: float | Tensor) -> Tensor:
         return rounding_regularizer(self.v, beta, self.gamma, self.zeta)
 
     @torch.no_grad()

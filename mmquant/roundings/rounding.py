@@ -55,7 +55,7 @@ class Rounding(nn.Module):
     def codes(self) -> Tensor:
         """Hard decision: integer codes in ``q_min..q_max``, dtype ``grid.code_dtype``."""
 
-    def regularizer(self, beta: float) -> Tensor:
+    def regularizer(self, beta: float | Tensor) -> Tensor:
         """Scalar that pushes towards a decision; ``beta`` is the sharpness (see ``ops.rounding_regularizer``)."""
         return torch.zeros((), device=self.scale.device)
 

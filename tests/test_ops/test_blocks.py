@@ -42,6 +42,6 @@ def test_clamp(shape):
 
 @pytest.mark.parametrize('exponent', [0, 0.5, 1, 2, 2.4, 19])
 def test_power(exponent):
-    x = torch.cat([torch.rand(1000), torch.tensor([0., 1., 30.])])
+    x = torch.cat([torch.rand(1000) * 0.98 + 0.02, torch.tensor([0., 1., 30.])])  # no power is subnormal
     torch.testing.assert_close(power_(x.clone(), exponent), x**exponent, rtol=1e-5, atol=0)
     assert power_(torch.ones(3), exponent).tolist() == [1, 1, 1]
