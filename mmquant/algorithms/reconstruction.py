@@ -174,13 +174,10 @@ class Reconstruction(Step):
             layer.weight_quantizer.rounding = roundings[name]
         params = [p for r in roundings.values() for p in r.parameters()]
 
-        def regularizer(beta):
-            return sum(r.regularizer(beta) for r in roundings.values())
-
         with context.model.quantization(weights=True, activations=False):
             try:
                 loss = fit(problem, params, self.num_iters, self.batch_size, self.lr, seed, schedule=self.schedule,
-                           regularizer=regularizer, report=report) if params else float('nan')
+                           roundings=list(roundings.values()), report=report) if params else float('nan')
             finally:
                 for layer in layers.values():
                     layer.weight_quantizer.rounding = None

@@ -40,6 +40,40 @@ void soft_weight(long rows, long length, const float *v, const float *base, cons
     }
 }
 
+/* soft_weight with the rounding regularizer: sums[r] = sum over row r of 1 - |2 h(v) - 1|^beta, pull = its slope. */
+void soft_weight_regularized(long rows, long length, const float *v, const float *base, const float *scale,
+                             const float *low, const float *high, float gamma, float zeta, float beta, float *weight,
+                             float *slope, float *pull, double *sums) {
+    float width = zeta - gamma;
+#pragma omp parallel for schedule(static) if (rows * length > THREADED)
+    for (long r = 0; r < rows; r++) {
+        float step = scale[r], lo = low[r], hi = high[r], sum = 0.0f;
+        const float *vr = v + r * length, *br = base + r * length;
+        float *wr = weight + r * length, *sr = slope + r * length, *pr = pull + r * length;
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < length; i++) {
+            float s = 1.0f / (1.0f + expf(-vr[i]));
+            float raw = s * width + gamma, h = clampf(raw, 0.0f, 1.0f);
+            float rise = (raw > 0.0f && raw < 1.0f) ? s * (1.0f - s) * width : 0.0f;
+            float level = br[i] + h;
+            float signed_distance = 2.0f * h - 1.0f, distance = fabsf(signed_distance);
+            float power = expf((beta - 1.0f) * logf(distance + 1e-30f));
+            power = distance > 0.0f ? power : 0.0f;
+            sum += 1.0f - distance * power;
+            wr[i] = clampf(level, lo, hi) * step;
+            sr[i] = (level >= lo && level <= hi) ? rise * step : 0.0f;
+            pr[i] = -2.0f * beta * copysignf(power, signed_distance) * rise;
+        }
+        sums[r] = sum;
+    }
+}
+
+/* slope = slope * grad + pull * factor. */
+void combine_slopes(long n, const float *grad, const float *pull, float factor, float *slope) {
+#pragma omp parallel for simd schedule(static) if (n > THREADED)
+    for (long i = 0; i < n; i++) slope[i] = slope[i] * grad[i] + pull[i] * factor;
+}
+
 /* sums[c] = sum over chunk c of 1 - |2 h(v) - 1|^beta, slope = its derivative by v. */
 void rounding_regularizer(long n, const float *v, float beta, float gamma, float zeta, float *slope, double *sums) {
     float width = zeta - gamma;

@@ -65,13 +65,15 @@ def _compile(compiler: str, path: Path) -> None:
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
     lib.soft_weight.argtypes = [count, count] + [pointer] * 5 + [real, real, pointer, pointer]
+    lib.soft_weight_regularized.argtypes = [count, count] + [pointer] * 5 + [real] * 3 + [pointer] * 4
+    lib.combine_slopes.argtypes = [count, pointer, pointer, real, pointer]
     lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
     lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
     lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
     lib.lp_errors.argtypes = [count, count, count] + [pointer] * 4 + [real, pointer]
     lib.power_distance.argtypes = [count, pointer, pointer, real, pointer, pointer]
-    for name in ('power_distance', 'lp_errors', 'soft_weight', 'rounding_regularizer',
-                 'fake_quantize', 'fake_quantize_backward'):
+    for name in ('power_distance', 'lp_errors', 'soft_weight', 'soft_weight_regularized', 'combine_slopes',
+                 'rounding_regularizer', 'fake_quantize', 'fake_quantize_backward'):
         getattr(lib, name).restype = None
     return lib
 

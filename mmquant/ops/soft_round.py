@@ -59,6 +59,65 @@ def rounding_regularizer(v: Tensor, beta: float | Tensor, gamma: float = GAMMA, 
     return _RoundingRegularizer.apply(v, beta, gamma, zeta)
 
 
+def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int,
+                            beta: float | Tensor, gamma: float = GAMMA, zeta: float = ZETA) -> tuple[Tensor, Tensor]:
+    """``soft_weight`` and ``rounding_regularizer`` of the same variables, in fewer trips through memory.
+
+    Args:
+        v, base, scale, zero_point, q_min, q_max, gamma, zeta: As in ``soft_weight``.
+        beta: As in ``rounding_regularizer``.
+
+    Returns:
+        The weight and the scalar.
+
+    Raises:
+        ValueError: ``beta`` < 1.
+    """
+    fused = _fusable(v, base, scale) if torch.is_grad_enabled() and v.requires_grad else None
+    if fused is None or isinstance(beta, Tensor) or beta < 1:
+        weight = soft_weight(v, base, scale, zero_point, q_min, q_max, gamma, zeta)
+        return weight, rounding_regularizer(v, beta, gamma, zeta)
+    return _RegularizedSoftWeight.apply(v, base, scale, q_min - zero_point, q_max - zero_point, beta, gamma, zeta)
+
+
+class _RegularizedSoftWeight(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, beta: float, gamma: float,
+                zeta: float) -> tuple[Tensor, Tensor]:
+        rows = v.shape[0]
+        weight, slope, pull = (torch.empty_like(v) for _ in range(3))
+        sums = torch.empty(rows, dtype=torch.float64)
+        per_row = [_per_row(t, rows) for t in (scale, low, high)]
+        native.library().soft_weight_regularized(
+            rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma, zeta, beta,
+            weight.data_ptr(), slope.data_ptr(), pull.data_ptr(), sums.data_ptr())
+        ctx.save_for_backward(slope, pull)
+        return weight, sums.sum().to(v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, factor: Tensor) -> tuple:
+        slope, pull = ctx.saved_tensors
+        if grad.stride() != slope.stride() or grad.dtype != slope.dtype:
+            grad = torch.empty_like(slope).copy_(grad)
+        native.library().combine_slopes(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
+                                        slope.data_ptr())
+        return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd
+
+
+def _per_row(t: Tensor, rows: int) -> Tensor:
+    return t.reshape(-1).expand(rows).contiguous()
+
+
+def _fusable(v: Tensor, base: Tensor, scale: Tensor):
+    """The compiled kernels where they fit: one scale, or one a row."""
+    rows = v.shape[0] if v.dim() else 1
+    if scale.numel() not in (1, rows) or (scale.numel() == rows > 1 and scale.shape[0] != rows) or not v.numel():
+        return None
+    return native.usable(v, base) if v.dim() and scale.dtype == torch.float32 else None
+
+
 class _SoftWeight(torch.autograd.Function):
 
     @staticmethod
@@ -92,13 +151,11 @@ class _SoftWeight(torch.autograd.Function):
 def _soft_weight_natively(v: Tensor, base: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor], gamma: float,
                           zeta: float, weight: Tensor, slope: Tensor) -> bool:
     """Fill ``weight`` and ``slope`` by the compiled kernel; False where it does not fit."""
-    rows = v.shape[0] if v.dim() else 1
-    if scale.numel() not in (1, rows) or (scale.numel() == rows > 1 and scale.shape[0] != rows) or not v.numel():
+    kernels = _fusable(v, base, scale)
+    if kernels is None:
         return False
-    kernels = native.usable(v, base, weight, slope)
-    if kernels is None or scale.dtype != torch.float32:
-        return False
-    per_row = [t.reshape(-1).expand(rows).contiguous() for t in (scale, *bounds)]
+    rows = v.shape[0]
+    per_row = [_per_row(t, rows) for t in (scale, *bounds)]
     kernels.soft_weight(rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma,
                         zeta, weight.data_ptr(), slope.data_ptr())
     return True

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,9 +112,34 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group['lr'] = lr
 
 
+def make_update(problem: Problem, optimizer: torch.optim.Optimizer, schedule: RoundingSchedule | None,
+                roundings: Sequence, batch_size: int) -> Callable:
+    """One training step as ``update(rows, beta)`` -> reconstruction loss; without regularizer where beta is None."""
+
+    def clear():
+        optimizer.zero_grad(set_to_none=True)
+
+    def step(rows, beta):
+        if beta is not None:
+            for rounding in roundings:
+                rounding.sharpen(beta)
+        loss = problem.loss_on(rows)
+        total = loss if beta is None else loss + schedule.weight * sum(r.regularizer(beta) for r in roundings)
+        total.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def cleared_step(rows, beta):
+        clear()
+        return step(rows, beta)
+
+    device = problem.inputs.device
+    return GraphedUpdate(step, clear, batch_size, device) if device.type == 'cuda' else cleared_step
+
+
 def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: float, seed: int, cosine: bool = False,
-        schedule: RoundingSchedule | None = None, regularizer: Callable | None = None,
-        after_step: Callable | None = None, report: Callable | None = None) -> float:
+        schedule: RoundingSchedule | None = None, roundings: Sequence = (), after_step: Callable | None = None,
+        report: Callable | None = None) -> float:
     """Adam on ``params``; returns the mean reconstruction loss of the last tenth of the steps.
 
     Args:
@@ -123,9 +148,8 @@ def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: flo
         num_iters, batch_size (int): Steps, and rows a step, drawn without replacement.
         lr (float): Learning rate; falls to 0 along a cosine if ``cosine``.
         seed (int): Seed of the row sampler.
-        schedule (RoundingSchedule | None): When the regularizer counts, and its exponent.
-        regularizer (Callable | None): ``regularizer(beta)`` -> scalar added to the loss; ``beta`` is a float, on a GPU
-            a scalar tensor.
+        schedule (RoundingSchedule | None): When and how hard the roundings' regularizer pushes.
+        roundings (Sequence[Rounding]): Whose regularizers are added to the loss.
         after_step (Callable | None): ``after_step(step)`` runs behind each update.
         report (Callable | None): ``report(step, loss)`` now and then.
 
@@ -135,30 +159,14 @@ def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: flo
     optimizer = make_adam(params, lr)
     sampler = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(problem.train_rows))
-
-    def clear():
-        optimizer.zero_grad(set_to_none=True)
-
-    def update(rows, beta):
-        loss = problem.loss_on(rows)
-        total = loss if beta is None else loss + schedule.weight * regularizer(beta)
-        total.backward()
-        optimizer.step()
-        return loss.detach()
-
-    device = problem.inputs.device
-    step_on = GraphedUpdate(update, clear, batch_size, device) if device.type == 'cuda' else None
+    update = make_update(problem, optimizer, schedule, roundings, batch_size)
     recent, count, every = torch.zeros((), device=problem.device), 0, max(1, num_iters // 20)
     for step in range(num_iters):
         rows = problem.train_rows[torch.randperm(len(problem.train_rows), generator=sampler)[:batch_size]]
         beta = schedule.beta(step, num_iters) if schedule and schedule.active(step, num_iters) else None
         if cosine:
             set_rate(optimizer, lr * 0.5 * (1 + math.cos(math.pi * step / num_iters)))
-        if step_on is None:
-            clear()
-            loss = update(rows, beta)
-        else:
-            loss = step_on(rows, beta)
+        loss = update(rows, beta)
         if after_step:
             after_step(step)
         if step >= num_iters * 0.9:

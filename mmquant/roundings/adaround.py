@@ -8,7 +8,7 @@ The loss and its schedule belong to the reconstruction; this file holds the vari
 import torch
 from torch import Tensor, nn
 
-from mmquant.ops import rectified_sigmoid, rounding_regularizer, soft_weight
+from mmquant.ops import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 from mmquant.registry import ROUNDINGS
 
 from .rounding import Rounding
@@ -35,6 +35,7 @@ class AdaRound(Rounding):
             raise ValueError(f'AdaRound got gamma={gamma}, zeta={zeta}: expected gamma < 0 and zeta > 1, such as -0.1 '
                              'and 1.1.')
         self.gamma, self.zeta = gamma, zeta
+        self._beta, self._penalty = None, None  # what sharpen announced, and the regularizer that forward computed
         self.register_parameter('v', None)
         self.register_buffer('base', None, persistent=False)
 
@@ -46,15 +47,25 @@ class AdaRound(Rounding):
         self.v = nn.Parameter(odds.log_().neg_())
 
     def forward(self) -> Tensor:
-        return soft_weight(self.v, self.base, self.scale, self.zero_point, self.grid.q_min, self.grid.q_max, self.gamma,
-                           self.zeta).to(self.weight_dtype)
+        variables = self.v, self.base, self.scale, self.zero_point, self.grid.q_min, self.grid.q_max
+        if self._beta is None:
+            return soft_weight(*variables, self.gamma, self.zeta).to(self.weight_dtype)
+        weight, self._penalty = regularized_soft_weight(*variables, self._beta, self.gamma, self.zeta)
+        return weight.to(self.weight_dtype)
 
     @torch.no_grad()
     def codes(self) -> Tensor:
         codes = self.base + (self.v >= 0).to(self.base.dtype)
         return codes.add_(self.zero_point).clamp_(self.grid.q_min, self.grid.q_max).to(self.grid.code_dtype)
 
+    def sharpen(self, beta: float | Tensor) -> None:
+        self._beta = beta
+
     def regularizer(self, beta: float | Tensor) -> Tensor:
+        penalty, known = self._penalty, self._beta is beta
+        self._beta = self._penalty = None
+        if penalty is not None and known:
+            return penalty
         return rounding_regularizer(self.v, beta, self.gamma, self.zeta)
 
     @torch.no_grad()

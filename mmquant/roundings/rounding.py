@@ -55,6 +55,9 @@ class Rounding(nn.Module):
     def codes(self) -> Tensor:
         """Hard decision: integer codes in ``q_min..q_max``, dtype ``grid.code_dtype``."""
 
+    def sharpen(self, beta: float | Tensor) -> None:  # noqa: B027 (optional)
+        """Announces that ``regularizer(beta)`` is asked for behind the next ``forward``, which may compute it too."""
+
     def regularizer(self, beta: float | Tensor) -> Tensor:
         """Scalar that pushes towards a decision; ``beta`` is the sharpness (see ``ops.rounding_regularizer``)."""
         return torch.zeros((), device=self.scale.device)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmquant.ops import rectified_sigmoid, rounding_regularizer, soft_weight
+from mmquant.ops import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 
 
 def logit(h):
@@ -104,3 +104,31 @@ def test_regularizer_gradient_is_exactly_zero_where_saturated():
 def test_beta_below_one_is_refused():
     with pytest.raises(ValueError, match='beta=0.5 is not supported: the regularizer needs an exponent >= 1'):
         rounding_regularizer(torch.zeros(3), 0.5)
+
+
+@pytest.mark.parametrize('shape, scale_shape', [((6, 5), (6, 1)), ((6, 5), ()), ((20, 100, 3, 3), (20, 1, 1, 1)),
+                                                ((12, 6), (6, )), ((0, 3), ())])
+@pytest.mark.parametrize('beta', [1.0, 2.0, 11.5, torch.tensor(3.0)])
+def test_both_at_once_is_the_same(shape, scale_shape, beta):
+    torch.manual_seed(1)
+    v = (torch.randn(shape) * 2).requires_grad_()
+    base = torch.randint(-6, 5, shape).float()
+    scale, zero_point = torch.rand(scale_shape) + 0.1, torch.full(scale_shape, 3.)
+    direction = torch.randn(shape)
+    results = []
+    for both in (True, False):
+        if both:
+            weight, penalty = regularized_soft_weight(v, base, scale, zero_point, 0, 7, beta)
+        else:
+            weight = soft_weight(v, base, scale, zero_point, 0, 7)
+            penalty = rounding_regularizer(v, beta)
+        grad, = torch.autograd.grad((weight * direction).sum() + 0.3 * penalty, v)
+        results.append((weight.detach(), penalty.detach(), grad))
+    for mine, theirs in zip(*results):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_both_at_once_checks_the_exponent():
+    with pytest.raises(ValueError, match='exponent >= 1'):
+        regularized_soft_weight(torch.zeros(2, requires_grad=True), torch.zeros(2), torch.tensor(1.), torch.tensor(0.),
+                                0, 3, 0.5)

@@ -103,12 +103,18 @@ def test_regularizer_and_callbacks():
     problem, guess, _, _ = linear_problem()
     steps, betas, reports = [], [], []
 
-    def regularizer(beta):
-        betas.append(beta)
-        return guess.square().sum()
+    class Spring:
+        """Pulls to zero; notes what it is told."""
+
+        def sharpen(self, beta):
+            betas.append(beta)
+
+        def regularizer(self, beta):
+            assert beta == betas[-1]
+            return guess.square().sum()
 
     fit(problem, [guess], 100, 8, 0.1, seed=0, schedule=RoundingSchedule(weight=1e4, warmup=0.05),
-        regularizer=regularizer, after_step=steps.append, report=lambda step, loss: reports.append((step, loss)))
+        roundings=[Spring()], after_step=steps.append, report=lambda step, loss: reports.append((step, loss)))
     assert steps == list(range(100)) and guess.abs().max() < 0.1
     assert len(betas) == 95 and betas[0] == 20 and betas[-1] == pytest.approx(2 + 18 / 95)
     assert [s for s, _ in reports] == [*range(1, 100, 5), 100] and all(math.isfinite(x) for _, x in reports)

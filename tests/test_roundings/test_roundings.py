@@ -143,3 +143,21 @@ def test_errors_say_what_to_do(weight):
 
 def test_registry():
     assert ROUNDINGS.build(dict(type='AdaRound', zeta=1.2)).zeta == 1.2
+
+
+def test_the_announced_regularizer_is_computed_with_the_weight():
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    quantizer = UniformAffineQuantizer(3, granularity='channel')
+    quantizer.allocate(weight.shape)
+    quantizer.set_range(*weight.aminmax(dim=1))
+    rounding = AdaRound()
+    rounding.start(weight, quantizer)
+    plain = rounding.regularizer(5.0)
+    rounding.sharpen(5.0)
+    rounding().sum().backward(retain_graph=False)
+    assert rounding._penalty is not None
+    torch.testing.assert_close(rounding.regularizer(5.0), plain)
+    assert rounding._penalty is None  # nothing is left for a later step
+    rounding.sharpen(5.0)
+    rounding()
+    assert rounding.regularizer(3.0).item() != pytest.approx(plain.item())  # another exponent is computed anew

@@ -19,7 +19,7 @@ from mmquant.apis.cli import run_as_script
 from mmquant.models import QuantizedModel
 from mmquant.reconstruction import LpLoss
 from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.training import Problem, make_adam
+from mmquant.reconstruction.training import Problem, RoundingSchedule, make_adam, make_update
 from mmquant.reconstruction.unit_data import UnitInput
 from mmquant.registry import ROUNDINGS
 from mmquant.utils.tables import render
@@ -82,7 +82,7 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
     unit = wrapped.units('block')[0]
     data = UnitInput.gather([((x,), {})])
     run = UnitRun(wrapped.architecture, unit, data)
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     problem = Problem(run, data.data, y.contiguous(memory_format=torch.channels_last), None, LpLoss(), 1, rows, rows,
                       x.device, amp)
     roundings = []
@@ -95,13 +95,8 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
         q.enabled = False
     optimizer = make_adam([p for r in roundings for p in r.parameters()], 1e-3)
 
-    def step():
-        loss = problem.loss_on(rows) + 0.01 * sum(r.regularizer(11.0) for r in roundings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    update = make_update(problem, optimizer, RoundingSchedule(), roundings, len(rows))
+    return lambda: update(rows, 11.0)
 
 
 def timed(step, device: str) -> float:
