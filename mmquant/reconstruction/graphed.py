@@ -58,7 +58,7 @@ class GraphedUpdate:
         graph = torch.cuda.CUDAGraph()
         self.clear()
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode='thread_local'):
                 loss = self.update(self.rows, self.beta if regularized else None)
         except RuntimeError as error:
             self.usable = False
