@@ -1,13 +1,19 @@
-"""Evaluate a quantized checkpoint with the Runner's own test loop."""
+"""Evaluate a quantized checkpoint with the Runner's own test loop; write a results record."""
 import argparse
 import json
 import os.path as osp
 
 import mmengine
 
+from mmengine.dist import is_main_process
+
 import mmquant  # noqa: F401  checks the versions
+from mmquant.analysis.model_zoo import data_name, update_folder
+from mmquant.analysis.results import check_publishable, make_record, results_folder, write_json
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
+from mmquant.datasets.checks import without_roots
+from mmquant.utils.building import ConfigError, plain
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='evaluate in autocast')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config (tta_model)')
     parser.add_argument('--no-pin-memory', action='store_true', help='do not pin memory in data loaders')
+    parser.add_argument('--update-results', action='store_true',
+                        help='publish the record: store it in the results folder beside the config, and make the tables '
+                        'of README.md and metafile.yml there anew')
     return parser.parse_args()
 
 
@@ -45,16 +54,39 @@ def merge_test_args(cfg, args):
     return cfg
 
 
+def check_unchanged(cfg, args) -> None:
+    """Raise ConfigError where arguments make the evaluation another one than the config's."""
+    own = load_config(args.config)
+    if args.tta or args.amp:
+        raise ConfigError('--update-results: published numbers are measured without --tta and --amp')
+    for key in ('model', 'data_preprocessor', 'test_evaluator', 'test_dataloader.dataset'):
+        a, b = (plain(c.get(key) if '.' not in key else c.test_dataloader.dataset) for c in (cfg, own))
+        if a != b:
+            raise ConfigError(f'--update-results: --cfg-options change {key}; published numbers are those of the config')
+
+
+def publish(record: dict, meta: dict, args) -> None:
+    """Store the record beside the config, if the run was the config's; then the tables."""
+    own = load_config(args.config)
+    loop = own.train_cfg
+    settings = plain(dict(steps=loop.steps, quantizer=own.model.quantizer, dataset=without_roots(loop.dataloader.dataset)))
+    check_publishable(meta, settings, record['data'])
+    write_json(osp.join(results_folder(args.config), f'seed{record["seed"]}.json'), record)
+    update_folder(osp.dirname(args.config))
+
+
 def main() -> None:
-    """Load the checkpoint into the quantized model and run the test loop."""
+    """Load the checkpoint into the quantized model, run the test loop, write the record."""
     args = parse_args()
     cfg = merge_common(load_config(args.config, args.cfg_options), args)
     check_quantized(cfg)
+    if args.update_results:
+        check_unchanged(cfg, args)
     cfg = merge_test_args(cfg, args)
     check_data(cfg, 'test_dataloader')
     runner = build_runner(cfg)
     model = runner.model.module if args.tta else runner.model
-    model.load(args.checkpoint)
+    meta = model.load(args.checkpoint)
     if args.out and args.out_item == 'pred':
         from mmengine.evaluator import DumpResults
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
@@ -62,9 +94,24 @@ def main() -> None:
         metrics = runner.test()
     metrics = {key: float(value) for key, value in metrics.items()}
     runner.logger.info(json.dumps(metrics))
+    if not is_main_process():
+        return
     if args.out and args.out_item == 'metrics':
         mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
         mmengine.dump(metrics, args.out)
+    dataset = runner.test_loop.dataloader.dataset
+    try:
+        data = dict(name=data_name(args.config), type=type(dataset).__name__, images=len(dataset))
+        record = make_record(args.config, args.checkpoint, meta, metrics, data)
+    except ConfigError as error:
+        if args.update_results:
+            raise
+        runner.logger.warning(f'No results record: {error}')
+        return
+    path = write_json(osp.join(runner.work_dir, f'record_seed{record["seed"]}.json'), record)
+    runner.logger.info(f'Results record: {path}')
+    if args.update_results:
+        publish(record, meta, args)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.reconstruction import Reconstruction
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.analysis.cost import model_cost
+from mmquant.analysis.cost import ModelCost, model_cost
 from mmquant.analysis.tables import coverage_table, units_table
 from mmquant.models import QuantizedModel
 from mmquant.registry import MODELS, STEPS
@@ -34,6 +34,20 @@ def dry_run(cfg: Config) -> dict:
         dict: ``units`` (name, kind, layers, bits), ``layers``, ``size_mb``, ``bops``, ``macs``, ``params``,
         ``estimated_seconds``.
     """
+    context, steps = prepare(cfg)
+    model = context.model
+    granularity = next((s.unit for s in steps if isinstance(s, Reconstruction)), 'block')
+    report = describe(model, granularity)
+    report['estimated_seconds'] = estimate_seconds(context, steps, report)
+    folder = cfg.get('work_dir') or '.'
+    os.makedirs(folder, exist_ok=True)
+    with open(osp.join(folder, 'dry_run.json'), 'w') as f:
+        json.dump(report, f, indent=1)
+    return report
+
+
+def prepare(cfg: Config) -> tuple[CalibrationContext, list[Step]]:
+    """The model of a config, with random weights, behind the structural steps; and all steps."""
     shape = cfg.get('calibration_input_shape')
     if not shape:
         raise ConfigError(f'{cfg.filename}: calibration_input_shape is missing; set it to the shape of one '
@@ -50,14 +64,12 @@ def dry_run(cfg: Config) -> dict:
     for step in steps:
         if step.structural:
             step.run(context)
-    granularity = next((s.unit for s in steps if isinstance(s, Reconstruction)), 'block')
-    report = describe(model, granularity)
-    report['estimated_seconds'] = estimate_seconds(context, steps, report)
-    folder = cfg.get('work_dir') or '.'
-    os.makedirs(folder, exist_ok=True)
-    with open(osp.join(folder, 'dry_run.json'), 'w') as f:
-        json.dump(report, f, indent=1)
-    return report
+    return context, steps
+
+
+def model_cost_of(cfg: Config) -> ModelCost:
+    """Parameters, operations and size of a calibration config's model, without data and without weights."""
+    return model_cost(prepare(cfg)[0].model, BATCH)
 
 
 def describe(model: QuantizedModel, granularity: str) -> dict:
@@ -97,5 +109,3 @@ def estimate_seconds(context: CalibrationContext, steps: list[Step], report: dic
     print_log(f'Estimated time of reconstruction on this machine: {total / 60:.1f} min ({passes} images through each '
               f'of {len(report["units"])} units, {seconds * 1e3:.1f} ms an image through all)')
     return total
-
-

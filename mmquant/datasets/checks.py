@@ -57,9 +57,35 @@ def overlap(dataset_a, dataset_b) -> int:
     return len(set(_identities(dataset_a)) & set(_identities(dataset_b)))
 
 
+def list_digest(dataset) -> str:
+    """SHA-256 over the samples of a data set in their order; the same wherever the files lie.
+
+    A sample counts by its content where the image is in memory, else by its file name and the folder it lies in.
+
+    Raises:
+        ValueError: As :func:`overlap`.
+    """
+    total = hashlib.sha256()
+    for kind, *rest in _identities(dataset):
+        names = rest if kind == 'content' else ['/'.join(path.split('/')[-2:]) for path in rest]
+        total.update(repr((kind, *names)).encode())
+    return total.hexdigest()
+
+
+def without_roots(dataset_cfg):
+    """A data set config as plain values, without ``data_root``: what is read, not where it lies."""
+    if isinstance(dataset_cfg, dict):
+        return {k: without_roots(v) for k, v in dataset_cfg.items() if k != 'data_root'}
+    if isinstance(dataset_cfg, (list, tuple)):
+        return [without_roots(x) for x in dataset_cfg]
+    return dataset_cfg if isinstance(dataset_cfg, (str, int, float, bool, type(None))) else str(dataset_cfg)
+
+
 def _identities(dataset) -> Iterator[tuple]:
     while not hasattr(dataset, 'get_data_info') and hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
+    if not hasattr(dataset, 'get_data_info'):
+        raise ValueError(f'{type(dataset).__name__} has no get_data_info(index), so its samples cannot be told apart.')
     for index in range(len(dataset)):
         yield _identity(dataset.get_data_info(index), dataset)
 

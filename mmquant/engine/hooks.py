@@ -3,11 +3,8 @@ from __future__ import annotations
 
 import json
 import os.path as osp
-import resource
-import sys
 import time
 
-import torch
 from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext, Step
@@ -15,6 +12,7 @@ from mmquant.analysis.cost import model_cost
 from mmquant.analysis.tables import coverage_table, summary_table
 from mmquant.datasets.checks import overlap
 from mmquant.registry import HOOKS
+from mmquant.utils.hardware import peak_memory_bytes
 
 
 @HOOKS.register_module()
@@ -39,6 +37,8 @@ class EvaluationHook(Hook):
             runner.logger.warning(f'Could not check whether calibration and evaluation images overlap: {error}')
             shared = 0
         if shared:
+            if not any(r['kind'] == 'shared_images' for r in context.records):  # a resumed run knows already
+                context.records.append(dict(kind='shared_images', count=shared))
             runner.logger.warning(
                 f'WARNING: {shared} of the calibration images are also EVALUATION images. Accuracies of this run are '
                 'too good and must not be published; calibrate on training images (train_cfg.dataloader).')
@@ -78,11 +78,3 @@ class EvaluationHook(Hook):
         runner.logger.info(f'Stage {name}: {text} ({seconds:.1f} s)')
         for key, value in metrics.items():
             runner.visualizer.add_scalar(f'{name}/{key}', value, len(runner.train_loop.stages))
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of this process: on the GPU where there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024

@@ -9,10 +9,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.analysis.cost import model_cost
+from mmquant.datasets.checks import list_digest, without_roots
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
 from mmquant.registry import LOOPS, STEPS
-from mmquant.utils.building import ConfigError, build
+from mmquant.utils.building import ConfigError, build, plain
+from mmquant.utils.hardware import device_name, peak_memory_bytes
 from mmquant.utils.progress import progress
+from mmquant.utils.versions import found_versions
 
 EMPTY = 'the calibration set is empty; check train_cfg.dataloader.dataset'
 
@@ -52,6 +56,7 @@ class CalibrationLoop(BaseLoop):
             raise
         self.chunk_size, self.amp, self.resume = chunk_size, amp, resume
         self.stages: list[dict] = []
+        self.spent = dict(seconds=0.0, peak_memory_bytes=0)  # by the steps, in all sessions of a resumed run
         self._iter = 0
 
     @property
@@ -75,12 +80,13 @@ class CalibrationLoop(BaseLoop):
         model.architecture.to(memory_format=torch.channels_last)
         chunks, samples = self.collect(model)
         context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples)
-        settings = dict(steps=[dict(s) for s in runner.cfg.train_cfg.get('steps', ())], quantizer=model.quantizer_cfg,
-                        seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp)
+        settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
+                              seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
             self.stages, context.records = state['stages'], state['records']
+            self.spent = state.get('spent') or self.spent
             runner.logger.info(f'Resuming at step {state["step"]} ({self._name(state["step"])}), behind unit '
                                f'{state["unit"]}')
         runner.call_hook('before_calibration', context=context)
@@ -89,7 +95,7 @@ class CalibrationLoop(BaseLoop):
         if state and state['step'] >= len(self.steps):
             model.architecture.load_state_dict(state['state_dict'])
         self._warn_of_idle_quantizers(model)
-        path = model.save(osp.join(runner.work_dir, 'quantized.pth'), self._meta(context))
+        path = model.save(osp.join(runner.work_dir, 'quantized.pth'), self._meta(context, settings))
         runner.call_hook('after_calibration', context=context, path=path)
         runner.call_hook('after_train')
         return runner.model
@@ -109,14 +115,21 @@ class CalibrationLoop(BaseLoop):
             context.model.architecture.load_state_dict(state['state_dict'])
             context.first_unit = state['unit'] + 1
         started = time.monotonic()
+        before = self.spent
+
+        def spent() -> dict:
+            return dict(seconds=before['seconds'] + time.monotonic() - started,
+                        peak_memory_bytes=max(before['peak_memory_bytes'], peak_memory_bytes()))
+
         context.step_index = index
-        context.unit_done = lambda unit: saved.save(context, index, unit, self.stages)
+        context.unit_done = lambda unit: saved.save(context, index, unit, self.stages, spent())
         step.run(context)
         context.first_unit = 0
         self._iter = index + 1
+        self.spent = spent()
         self.runner.call_hook('after_calibration_step', context=context, step=step, seconds=time.monotonic() - started)
         if not step.structural:
-            saved.save(context, index + 1, -1, self.stages)
+            saved.save(context, index + 1, -1, self.stages, self.spent)
 
     def _warn_of_idle_quantizers(self, model) -> None:
         for kind, quantizers in (('weight', model.weight_quantizers()), ('activation', model.activation_quantizers())):
@@ -126,9 +139,20 @@ class CalibrationLoop(BaseLoop):
                     f'{len(idle)} {kind} quantizers have no range (first: {idle[0]}), so {kind}s stay float: add a '
                     f'step mmquant.Init{kind.capitalize()}Range to train_cfg.steps, or set quantizer.{kind}.bits=None')
 
-    def _meta(self, context: CalibrationContext) -> dict:
+    def _meta(self, context: CalibrationContext, settings: dict) -> dict:
+        """What a results record needs beside the weights: how the checkpoint was made, at which cost."""
+        cost = model_cost(context.model, len(context.sample)).to_dict()
+        del cost['layers']
+        try:
+            listed = list_digest(self.dataloader.dataset)
+        except ValueError:  # samples without names
+            listed = None
+        evaluation, dataset = self.runner.val_loop, self.runner.cfg.train_dataloader.get('dataset')
+        calibration = dict(images=sum(map(len, context.chunks)), list_sha256=listed, dataset=without_roots(dataset))
         return dict(config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages,
-                    records=context.records)
+                    records=context.records, settings=settings, cost=cost, device=device_name(context.device),
+                    versions=found_versions(), calibration=calibration,
+                    evaluated_images=len(evaluation.dataloader.dataset) if evaluation else 0, **self.spent)
 
     @torch.no_grad()
     def collect(self, model) -> tuple[list[torch.Tensor], list[list] | None]:

@@ -40,11 +40,13 @@ class ProgressFile:
     def __init__(self, path: str, fingerprint: dict[str, str]) -> None:
         self.path, self.fingerprint = path, fingerprint
 
-    def save(self, context: CalibrationContext, step: int, unit: int, stages: list[dict]) -> None:
-        """Steps before ``step`` are done, in ``step`` the units up to ``unit`` (-1: none)."""
+    def save(self, context: CalibrationContext, step: int, unit: int, stages: list[dict],
+             spent: dict | None = None) -> None:
+        """Steps before ``step`` are done, in ``step`` the units up to ``unit`` (-1: none), at the cost of ``spent``."""
         model = context.model
         write_atomically(self.path, dict(
             fingerprint=self.fingerprint, step=step, unit=unit, stages=stages, records=context.records,
+            spent=spent or {},
             plan=model.plan.to_dict() if model.plan else None, state_dict=model.architecture.state_dict()))
 
     def load(self, path: str) -> dict:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 
 from mmengine.registry import Registry
 
@@ -23,6 +24,11 @@ def check_keys(given, valid, where: str) -> None:
     for key in given:
         if key not in valid:
             raise ConfigError(f'{where}: unknown key {key!r}; {closest(key, valid)}')
+
+
+def plain(cfg):
+    """A config as dicts, lists, strings and numbers only; classes and other objects become their text."""
+    return json.loads(json.dumps(cfg, default=str))
 
 
 def build(registry: Registry, cfg, where: str, **extra):

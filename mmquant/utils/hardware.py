@@ -1,5 +1,9 @@
-"""What the processor can do."""
+"""What the processor is, and what it can do."""
 from __future__ import annotations
+
+import platform
+import resource
+import sys
 
 import torch
 
@@ -12,3 +16,27 @@ def computes_bfloat16(device: torch.device) -> bool:
     if known.get('architecture') == 'x86_64':
         return bool(known.get('amx_bf16') or known.get('avx512_bf16'))
     return bool(known.get('bf16') or known.get('sve_bf16') or known.get('arm_bf16'))
+
+
+def device_name(device: torch.device) -> str:
+    """Kind of the device, such as ``'NVIDIA H100 80GB HBM3'``, or the processor's name with the threads in use."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{_processor()} ({torch.get_num_threads()} threads)' if device.type == 'cpu' else device.type
+
+
+def _processor() -> str:
+    try:
+        with open('/proc/cpuinfo') as f:
+            names = [line.split(':', 1)[1].strip() for line in f if line.startswith('model name')]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: on the GPU where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024

@@ -13,6 +13,8 @@ from typing import List, Optional, Sequence, Tuple
 
 from packaging.version import InvalidVersion, Version
 
+from ..version import __version__
+
 
 @dataclass(frozen=True)
 class PackageRange:
@@ -128,3 +130,10 @@ def check_versions(packages: Sequence[PackageRange] = PACKAGES) -> None:
     """Check torch and the OpenMMLab packages; see :func:`check_package`."""
     for package in packages:
         check_package(package)
+
+
+def found_versions() -> dict:
+    """Versions of Python and of the packages in :data:`PACKAGES` that are installed, by import name."""
+    versions = {p.module: installed_version(p.module, p.distributions) for p in PACKAGES}
+    return {'python': '.'.join(map(str, sys.version_info[:3])), 'mmquant': __version__,
+            **{k: v for k, v in versions.items() if v}}

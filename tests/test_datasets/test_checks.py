@@ -6,6 +6,7 @@ import pytest
 from mmengine.dataset import BaseDataset
 
 from mmquant.datasets import check_dataset_cfg, overlap
+from mmquant.datasets.checks import list_digest, without_roots
 
 
 class Listed(BaseDataset):
@@ -89,3 +90,20 @@ def test_overlap_of_archive_members(root):
 def test_overlap_needs_an_image():
     with pytest.raises(ValueError, match=r"Listed has the keys .*'text'.*neither"):
         overlap(Listed([dict(text='a')]), Listed([]))
+
+
+def listed(paths):
+    return list_digest(Listed([dict(img_path=path) for path in paths]))
+
+
+def test_list_digest_knows_files_and_order_but_no_place():
+    here = listed(['/data/n01/a.png', '/data/n02/a.png'])
+    assert here == listed(['/elsewhere/x/n01/a.png', '/elsewhere/x/n02/a.png']) and len(here) == 64
+    assert here != listed(['/data/n02/a.png', '/data/n01/a.png']) != listed(['/data/n02/a.png'])
+    with pytest.raises(ValueError, match=r'list has no get_data_info\(index\)'):
+        list_digest([1, 2])
+
+
+def test_without_roots():
+    cfg = dict(type='A', num=3, dataset=dict(data_root='/x', pipeline=[dict(type=int, size=(2, 3))]))
+    assert without_roots(cfg) == dict(type='A', num=3, dataset=dict(pipeline=[dict(type="<class 'int'>", size=[2, 3])]))

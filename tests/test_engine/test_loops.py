@@ -24,6 +24,7 @@ def runner_of(work_dir, steps=STEPS, hooks=(), images=24, **loop):
     cfg.train_cfg.dataloader.dataset.indices = images
     cfg.val_dataloader.dataset.indices = 20
     cfg.randomness = dict(seed=5)
+    cfg.experiment_name = f'loops_{work_dir.name}'  # by default the second it started in
     return build_runner(calibration_config(cfg))
 
 
