@@ -2,9 +2,9 @@
 import argparse
 import json
 import os.path as osp
+from functools import reduce
 
 import mmengine
-
 from mmengine.dist import is_main_process
 
 import mmquant  # noqa: F401  checks the versions
@@ -32,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config (tta_model)')
     parser.add_argument('--no-pin-memory', action='store_true', help='do not pin memory in data loaders')
     parser.add_argument('--update-results', action='store_true',
-                        help='publish the record: store it in the results folder beside the config, and make the tables '
-                        'of README.md and metafile.yml there anew')
+                        help='publish the record: store it in the results folder beside the config, and make the '
+                        'tables of README.md and metafile.yml there anew')
     return parser.parse_args()
 
 
@@ -59,18 +59,19 @@ def check_unchanged(cfg, args) -> None:
     own = load_config(args.config)
     if args.tta or args.amp:
         raise ConfigError('--update-results: published numbers are measured without --tta and --amp')
-    for key in ('model', 'data_preprocessor', 'test_evaluator', 'test_dataloader.dataset'):
-        a, b = (plain(c.get(key) if '.' not in key else c.test_dataloader.dataset) for c in (cfg, own))
-        if a != b:
-            raise ConfigError(f'--update-results: --cfg-options change {key}; published numbers are those of the config')
+    for keys in (('model',), ('data_preprocessor',), ('test_evaluator',), ('test_dataloader', 'dataset')):
+        given, written = (plain(reduce(lambda node, key: node.get(key) or {}, keys, c)) for c in (cfg, own))
+        if given != written:
+            raise ConfigError(f'--update-results: --cfg-options change {".".join(keys)}; published numbers are those '
+                              'of the config')
 
 
 def publish(record: dict, meta: dict, args) -> None:
     """Store the record beside the config, if the run was the config's; then the tables."""
     own = load_config(args.config)
-    loop = own.train_cfg
-    settings = plain(dict(steps=loop.steps, quantizer=own.model.quantizer, dataset=without_roots(loop.dataloader.dataset)))
-    check_publishable(meta, settings, record['data'])
+    settings = dict(steps=own.train_cfg.steps, quantizer=own.model.quantizer,
+                    dataset=without_roots(own.train_cfg.dataloader.dataset))
+    check_publishable(meta, plain(settings), record['data'])
     write_json(osp.join(results_folder(args.config), f'seed{record["seed"]}.json'), record)
     update_folder(osp.dirname(args.config))
 

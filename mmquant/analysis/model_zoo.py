@@ -117,12 +117,13 @@ def read_entry(config: str, zoo: dict) -> Entry:
         if len(kinds) > 1:
             raise ConfigError(f'the records of {config} differ in {part}: {" and ".join(sorted(kinds))}; their mean '
                               'would mean nothing. Measure all seeds again')
-    quantizer, dataset = cfg.model.quantizer, cfg.train_cfg.dataloader.dataset
+    dataset = cfg.train_cfg.dataloader.dataset
     images = records[0]['calibration']['images'] if records else dataset.get('num_samples')
+    bits = [cfg.model.quantizer[part].bits or FLOAT_BITS for part in ('weight', 'activation')]
     return Entry(config, names.get(key, model) + (f', {variant}' if variant else ''),
                  list(names).index(key) if key in names else len(names), data, zoo['Data'][data]['Task'],
-                 zoo['Data'][data]['Name'], quantizer.weight.bits or FLOAT_BITS, quantizer.activation.bits or FLOAT_BITS,
-                 cfg.model.float_checkpoint, images, records, read_cost(config, list(records)))
+                 zoo['Data'][data]['Name'], *bits, cfg.model.float_checkpoint, images, records,
+                 read_cost(config, list(records)))
 
 
 def read_folder(folder: str, zoo: dict) -> list[Entry]:

@@ -2,7 +2,8 @@
 
 One record is one evaluation by ``tools/test.py``: plain values, no path of a machine. Published records lie in
 ``configs/<algorithm>/results/<config stem>/seed<N>.json``, beside ``cost.json`` with what needs no measurement
-(parameters, operations, size). Tables and metafiles are made from these files alone (:mod:`mmquant.analysis.model_zoo`).
+(parameters, operations, size). Tables and metafiles are made from these files alone, by
+:mod:`mmquant.analysis.model_zoo`.
 """
 from __future__ import annotations
 

@@ -188,8 +188,9 @@ def test_committed_records_are_whole():
             assert set(data) == {'params', 'macs', 'bops', 'size_mb', 'float_size_mb'}
             continue
         assert path.name == f'seed{data["seed"]}.json' and data['config'] == str(config.relative_to(ROOT))
-        first = TASKS[read_zoo(str(CONFIGS))['Data'][split_stem(config.stem, read_zoo(str(CONFIGS))['Data'])[2]]['Task']]
-        assert first[0].key in data['metrics'] and data['data']['name'] == data_name(str(config))
+        known = read_zoo(str(CONFIGS))['Data']
+        first = TASKS[known[split_stem(config.stem, known)[2]]['Task']][0]
+        assert first.key in data['metrics'] and data['data']['name'] == data_name(str(config))
         assert not any(p in path.read_text() for p in ('/work', '/tmp', '/home', '/root'))
 
 
@@ -223,4 +224,5 @@ def test_costs_are_those_of_the_configs(tmp_path):
         cost = config.parent / 'results' / config.stem / 'cost.json'
         if config.parent in FOLDERS:
             again = model_cost_of(calibration_config(load_config(str(config)))).to_dict()
-            assert json.loads(cost.read_text()) == pytest.approx({k: v for k, v in again.items() if k != 'layers'}), config
+            del again['layers']
+            assert json.loads(cost.read_text()) == pytest.approx(again), config

@@ -1,4 +1,4 @@
-"""Make the tables of every config folder's README.md and its metafile.yml anew, from the records in its results folder."""
+"""Make the tables of every config folder's README.md and its metafile.yml anew, from the records in its results."""
 import argparse
 import os.path as osp
 import sys
@@ -20,17 +20,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('folders', nargs='*', help='config folders; default: all with a README.md')
     parser.add_argument('--check', action='store_true', help='write nothing; fail if a file is not up to date')
     parser.add_argument('--costs', action='store_true',
-                        help='first compute parameters, operations and size of each config into its cost.json; needs '
-                        'no data and no weights')
+                        help='first compute parameters, operations and size of each config that has no cost.json yet; '
+                        'needs no data and no weights')
     return parser.parse_args()
 
 
 def compute_costs(folder: str) -> None:
-    """Write ``cost.json`` of every config of a folder."""
+    """Write ``cost.json`` of every config of a folder that has none."""
     for config in sorted(glob(osp.join(folder, '*.py'))):
+        path = osp.join(results_folder(config), 'cost.json')
+        if osp.exists(path):
+            continue
         cost = model_cost_of(calibration_config(load_config(config))).to_dict()
         del cost['layers']
-        write_json(osp.join(results_folder(config), 'cost.json'), cost)
+        write_json(path, cost)
 
 
 def main() -> None:
