@@ -18,7 +18,7 @@ from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.fisher import fisher_diagonal
 from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.training import Problem, RoundingSchedule, fit, split_rows
+from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
 from mmquant.reconstruction.unit_data import UnitInput, run_in_chunks, single_tensor
 from mmquant.registry import LOSSES, ROUNDINGS, STEPS
 from mmquant.structures.unit import GRANULARITIES, Unit
@@ -176,8 +176,8 @@ class Reconstruction(Step):
 
         with context.model.quantization(weights=True, activations=False):
             try:
-                loss = fit(problem, params, self.num_iters, self.batch_size, self.lr, seed, schedule=self.schedule,
-                           roundings=list(roundings.values()), report=report) if params else float('nan')
+                loss = fit(problem, [ParamGroup(params, self.lr)], self.num_iters, self.batch_size, seed, self.schedule,
+                           list(roundings.values()), report=report) if params else float('nan')
             finally:
                 for layer in layers.values():
                     layer.weight_quantizer.rounding = None
@@ -220,7 +220,7 @@ class Reconstruction(Step):
             for scale in scales:
                 scale.requires_grad_(True)
             try:
-                loss = fit(problem, scales, self.num_iters, self.batch_size, self.lr, seed, cosine=True,
+                loss = fit(problem, [ParamGroup(scales, self.lr, cosine=True)], self.num_iters, self.batch_size, seed,
                            after_step=after_step, report=report)
             finally:
                 for scale, value in zip(scales, best):

@@ -95,21 +95,38 @@ def split_rows(num_rows: int, held: int, seed: int) -> tuple[torch.Tensor, torch
     return (order[held:], order[:held]) if held else (order, order)
 
 
-def make_adam(params: list, lr: float) -> torch.optim.Adam:
-    """Adam, fused where the parameters allow; on a GPU its rate is a tensor, so that captured steps can change it."""
-    device = params[0].device
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a learning rate.
+
+    Attributes:
+        params (list[Tensor]): Leaf tensors that require gradients.
+        lr (float): Adam's rate.
+        cosine (bool): Whether the rate falls to 0 along a cosine. Default False.
+    """
+    params: list
+    lr: float
+    cosine: bool = False
+
+
+def make_adam(groups: Sequence[ParamGroup]) -> torch.optim.Adam:
+    """Adam, fused where the parameters allow; on a GPU its rates are tensors, so that captured steps can change them."""
+    device = groups[0].params[0].device
     on_gpu = device.type == 'cuda'
-    rate = torch.tensor(lr, device=device) if on_gpu else lr
-    return torch.optim.Adam(params, lr=rate, fused=on_gpu or device.type == 'cpu', capturable=on_gpu)
+    rated = [dict(params=g.params, lr=torch.tensor(g.lr, device=device) if on_gpu else g.lr) for g in groups]
+    return torch.optim.Adam(rated, lr=rated[0]['lr'], fused=on_gpu or device.type == 'cpu', capturable=on_gpu)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Change the learning rate."""
-    for group in optimizer.param_groups:
-        if isinstance(group['lr'], torch.Tensor):
-            group['lr'].fill_(lr)
+def set_rates(optimizer: torch.optim.Optimizer, groups: Sequence[ParamGroup], progress: float) -> None:
+    """Move the rates of groups with a cosine to where they belong at ``progress`` (0..1)."""
+    for state, group in zip(optimizer.param_groups, groups, strict=True):
+        if not group.cosine:
+            continue
+        lr = group.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if isinstance(state['lr'], torch.Tensor):
+            state['lr'].fill_(lr)
         else:
-            group['lr'] = lr
+            state['lr'] = lr
 
 
 def make_update(problem: Problem, optimizer: torch.optim.Optimizer, schedule: RoundingSchedule | None,
@@ -137,16 +154,15 @@ def make_update(problem: Problem, optimizer: torch.optim.Optimizer, schedule: Ro
     return GraphedUpdate(step, clear, batch_size, device) if device.type == 'cuda' else cleared_step
 
 
-def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: float, seed: int, cosine: bool = False,
+def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_size: int, seed: int,
         schedule: RoundingSchedule | None = None, roundings: Sequence = (), after_step: Callable | None = None,
         report: Callable | None = None) -> float:
-    """Adam on ``params``; returns the mean reconstruction loss of the last tenth of the steps.
+    """Adam on some parameters; returns the mean reconstruction loss of the last tenth of the steps.
 
     Args:
         problem (Problem): What to fit.
-        params (list[Tensor]): Leaf tensors that require gradients.
+        groups (Sequence[ParamGroup]): At least one, none of them empty.
         num_iters, batch_size (int): Steps, and rows a step, drawn without replacement.
-        lr (float): Learning rate; falls to 0 along a cosine if ``cosine``.
         seed (int): Seed of the row sampler.
         schedule (RoundingSchedule | None): When and how hard the roundings' regularizer pushes.
         roundings (Sequence[Rounding]): Whose regularizers are added to the loss.
@@ -156,7 +172,7 @@ def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: flo
     Raises:
         FloatingPointError: If the loss is NaN or infinite.
     """
-    optimizer = make_adam(params, lr)
+    optimizer = make_adam(groups)
     sampler = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(problem.train_rows))
     update = make_update(problem, optimizer, schedule, roundings, batch_size)
@@ -164,8 +180,7 @@ def fit(problem: Problem, params: list, num_iters: int, batch_size: int, lr: flo
     for step in range(num_iters):
         rows = problem.train_rows[torch.randperm(len(problem.train_rows), generator=sampler)[:batch_size]]
         beta = schedule.beta(step, num_iters) if schedule and schedule.active(step, num_iters) else None
-        if cosine:
-            set_rate(optimizer, lr * 0.5 * (1 + math.cos(math.pi * step / num_iters)))
+        set_rates(optimizer, groups, step / num_iters)
         loss = update(rows, beta)
         if after_step:
             after_step(step)

@@ -5,7 +5,7 @@ import torch
 from models_for_tests import images
 
 from mmquant.reconstruction import LpLoss
-from mmquant.reconstruction.training import Problem, RoundingSchedule, fit, split_rows
+from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
 
 
 @pytest.mark.parametrize('total', [10, 2000, 20000])
@@ -69,14 +69,14 @@ def linear_problem(rows=20, held=4, **more):
 def test_fit_finds_the_answer():
     problem, guess, w, seen = linear_problem()
     before = problem.held_loss()
-    loss = fit(problem, [guess], 400, 8, 0.1, seed=0, cosine=True)
+    loss = fit(problem, [ParamGroup([guess], 0.1, cosine=True)], 400, 8, seed=0)
     torch.testing.assert_close(guess.detach(), w, rtol=0, atol=1e-3)
     assert loss < 1e-5 and problem.held_loss() < 1e-5 < before and set(seen[1:401]) == {8}
 
 
 def test_batch_larger_than_the_data():
     problem, guess, _, seen = linear_problem(rows=5, held=0)
-    fit(problem, [guess], 3, 32, 0.1, seed=0)
+    fit(problem, [ParamGroup([guess], 0.1)], 3, 32, seed=0)
     assert seen == [5, 5, 5]
 
 
@@ -85,7 +85,7 @@ def test_rows_are_drawn_without_replacement_from_the_train_rows():
     drawn = []
     problem = Problem(**{**vars(problem), 'inputs': torch.arange(20.)[:, None].repeat(1, 3)})
     problem = Problem(**{**vars(problem), 'forward': lambda data: drawn.append(data[:, 0].tolist()) or data @ guess})
-    fit(problem, [guess], 50, 8, 1e-6, seed=0)
+    fit(problem, [ParamGroup([guess], 1e-6)], 50, 8, seed=0)
     assert all(len(set(rows)) == 8 and min(rows) >= 4 for rows in drawn)
     assert {r for rows in drawn for r in rows} == set(range(4, 20))
 
@@ -94,7 +94,7 @@ def test_same_seed_same_result():
     results = []
     for seed in (0, 0, 1):
         problem, guess, _, _ = linear_problem()
-        fit(problem, [guess], 20, 4, 0.1, seed=seed)
+        fit(problem, [ParamGroup([guess], 0.1)], 20, 4, seed=seed)
         results.append(guess.detach().clone())
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
@@ -113,7 +113,7 @@ def test_regularizer_and_callbacks():
             assert beta == betas[-1]
             return guess.square().sum()
 
-    fit(problem, [guess], 100, 8, 0.1, seed=0, schedule=RoundingSchedule(weight=1e4, warmup=0.05),
+    fit(problem, [ParamGroup([guess], 0.1)], 100, 8, seed=0, schedule=RoundingSchedule(weight=1e4, warmup=0.05),
         roundings=[Spring()], after_step=steps.append, report=lambda step, loss: reports.append((step, loss)))
     assert steps == list(range(100)) and guess.abs().max() < 0.1
     assert len(betas) == 95 and betas[0] == 20 and betas[-1] == pytest.approx(2 + 18 / 95)
@@ -125,7 +125,7 @@ def test_nan_in_the_loss_is_an_error():
     problem.targets[7] = float('nan')
     with pytest.raises(FloatingPointError, match='reconstruction loss became nan at step .* of 40; lower the learning '
                        'rate, or switch --amp off'):
-        fit(problem, [guess], 40, 16, 0.1, seed=0, report=lambda step, loss: None)
+        fit(problem, [ParamGroup([guess], 0.1)], 40, 16, seed=0, report=lambda step, loss: None)
 
 
 def test_held_loss_weighs_chunks_by_their_rows():
@@ -141,5 +141,19 @@ def test_importance_follows_its_rows():
     weight[8:24] = 1  # only these rows count
     problem.targets[24:] = 1e3
     problem = Problem(**{**vars(problem), 'weight': weight})
-    fit(problem, [guess], 400, 32, 0.1, seed=0, cosine=True)
+    fit(problem, [ParamGroup([guess], 0.1, cosine=True)], 400, 32, seed=0)
     torch.testing.assert_close(guess.detach(), w, rtol=0, atol=1e-3)
+
+
+def test_each_group_has_its_own_rate():
+    """Adam's first step is the rate; a cosine ends next to zero, a constant rate does not."""
+    x = images(20, 2)
+    a, b, moves = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True), []
+    target = 1e3 * x.sum(1, keepdim=True)
+    problem = Problem(lambda data: data[:, :1] * a + data[:, 1:] * b, x, target, None, LpLoss(), 1,
+                      torch.arange(20), torch.arange(20), torch.device('cpu'))
+    groups = [ParamGroup([a], 0.5), ParamGroup([b], 1e-2, cosine=True)]
+    fit(problem, groups, 20, 20, seed=0, after_step=lambda step: moves.append((a.item(), b.item())))
+    assert moves[0] == (pytest.approx(0.5, rel=1e-4), pytest.approx(1e-2, rel=1e-4))
+    last = moves[-1][0] - moves[-2][0], moves[-1][1] - moves[-2][1]
+    assert 0.3 < last[0] < 0.6 and 0 < last[1] < 1e-3

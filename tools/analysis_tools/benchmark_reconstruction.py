@@ -19,7 +19,7 @@ from mmquant.apis.cli import run_as_script
 from mmquant.models import QuantizedModel
 from mmquant.reconstruction import LpLoss
 from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.training import Problem, RoundingSchedule, make_adam, make_update
+from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, make_adam, make_update
 from mmquant.reconstruction.unit_data import UnitInput
 from mmquant.registry import ROUNDINGS
 from mmquant.utils.tables import render
@@ -93,7 +93,7 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
         roundings.append(rounding)
     for q in wrapped.activation_quantizers().values():
         q.enabled = False
-    optimizer = make_adam([p for r in roundings for p in r.parameters()], 1e-3)
+    optimizer = make_adam([ParamGroup([p for r in roundings for p in r.parameters()], 1e-3)])
 
     update = make_update(problem, optimizer, RoundingSchedule(), roundings, len(rows))
     return lambda: update(rows, 11.0)
