@@ -148,7 +148,7 @@ class QuantizedModel(BaseModel):
 
     def _weight(self, bits: int | None, layer: nn.Module) -> Quantizer:
         cfg = dict(self.quantizer_cfg['weight'], bits=bits or 8)
-        if cfg.get('granularity') in ('channel', 'group'):
+        if cfg.get('granularity') in ('channel', 'group') or cfg.get('keep_mean'):
             cfg['channel_axis'] = channel_axis(layer)
         quantizer = build(QUANTIZERS, cfg, 'quantizer.weight')
         quantizer.allocate(layer.weight.shape)

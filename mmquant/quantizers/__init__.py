@@ -1,4 +1,5 @@
+from .no_zero import NoZeroQuantizer
 from .quantizer import Quantizer
 from .uniform_affine import UniformAffineQuantizer
 
-__all__ = ['Quantizer', 'UniformAffineQuantizer']
+__all__ = ['NoZeroQuantizer', 'Quantizer', 'UniformAffineQuantizer']

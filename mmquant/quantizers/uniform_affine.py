@@ -20,6 +20,8 @@ class UniformAffineQuantizer(Quantizer):
         granularity: ``'tensor'``, ``'channel'``, ``'group'``, or what ``build_granularity`` takes. Default: tensor.
         channel_axis: Axis of ``'channel'`` and ``'group'``. Default: 0.
         group_size: Elements per group of ``'group'``.
+        keep_mean: Bias correction of weights: each channel gets back what rounding took from its mean, so its values
+            are the grid's plus one offset a channel (:meth:`offset`). Default: False.
 
     Attributes:
         codes: Integer buffer of the weight's shape once the rounding is decided (``set_codes``), else None. While
@@ -31,10 +33,11 @@ class UniformAffineQuantizer(Quantizer):
     """
 
     def __init__(self, bits: int = 8, symmetric: bool = False, granularity: str | dict | Granularity = 'tensor',
-                 channel_axis: int = 0, group_size: int | None = None) -> None:
+                 channel_axis: int = 0, group_size: int | None = None, keep_mean: bool = False) -> None:
         grid = IntegerGrid(bits, symmetric)
         super().__init__(bits)
         self._grid = grid
+        self.channel_axis, self.keep_mean = channel_axis, keep_mean
         self.granularity = build_granularity(granularity, channel_axis, group_size)
         self.register_buffer('codes', None)
         self.rounding = None
@@ -117,7 +120,19 @@ class UniformAffineQuantizer(Quantizer):
         """Back to nearest rounding of the float tensor."""
         self.codes = None
 
+    def offset(self, x: Tensor) -> Tensor | None:
+        """What ``forward`` adds to the grid's values of ``x``: one number a channel, or None without ``keep_mean``."""
+        return self._lost_mean(x, self._on_grid(x)) if self.keep_mean else None
+
+    def _lost_mean(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        others = [d for d in range(x.dim()) if d != self.channel_axis % x.dim()]
+        return (x - x_hat).mean(others, keepdim=True)
+
     def _forward(self, x: Tensor) -> Tensor:
+        x_hat = self._on_grid(x)
+        return x_hat + self._lost_mean(x, x_hat) if self.keep_mean else x_hat
+
+    def _on_grid(self, x: Tensor) -> Tensor:
         if self.rounding is not None:
             return self.rounding()
         if self.codes is not None:
@@ -125,6 +140,9 @@ class UniformAffineQuantizer(Quantizer):
                 raise ValueError(f'The quantizer holds codes of shape {tuple(self.codes.shape)} but was given a tensor '
                                  f'of shape {tuple(x.shape)}: call clear_codes() if the weight was replaced.')
             return self.decode(self.codes).to(x.dtype)
+        return self._nearest(x)
+
+    def _nearest(self, x: Tensor) -> Tensor:
         return fake_quantize(x, *self.expanded(x.shape), self._grid.q_min, self._grid.q_max)
 
     def _adopt_bits(self, bits: int) -> None:

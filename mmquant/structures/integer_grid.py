@@ -13,15 +13,20 @@ class IntegerGrid:
     Args:
         bits: Bit width, an int in 2..16.
         symmetric: False: ``0 .. 2^bits - 1`` with a zero point; True: ``-2^(bits-1) .. 2^(bits-1) - 1``, zero point 0.
+        half_step: Values lie half a step above the integers: ``scale * (code + 1/2)``, as many below zero as above it
+            and none at zero. Symmetric grids only.
 
     Raises:
-        ValueError: ``bits`` is no int in 2..16.
+        ValueError: ``bits`` is no int in 2..16, or ``half_step`` on a grid that is not symmetric.
     """
 
     bits: int
     symmetric: bool = False
+    half_step: bool = False
 
     def __post_init__(self) -> None:
+        if self.half_step and not self.symmetric:
+            raise ValueError('half_step needs a symmetric grid: an affine one keeps a level at zero.')
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
             raise ValueError(f'bits={self.bits!r} is not supported: expected an int in {MIN_BITS}..{MAX_BITS}. To keep '
                              'a tensor in floating point, disable its quantizer instead.')
@@ -35,6 +40,11 @@ class IntegerGrid:
     def q_max(self) -> int:
         """Largest integer."""
         return self.q_min + self.num_levels - 1
+
+    @property
+    def offset(self) -> float:
+        """Distance of a value from its integer, in steps: 0 or 0.5."""
+        return 0.5 if self.half_step else 0.0
 
     @property
     def num_levels(self) -> int:
