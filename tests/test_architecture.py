@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / 'mmquant'
 FILES = sorted(PACKAGE.rglob('*.py'))
 # A part may import what stands further up, and itself. Parts of one line do not know each other but for ALSO.
 FLOORS = [('structures', 'ops'), ('observers', 'quantizers', 'roundings'), ('models',), ('reconstruction',),
+          ('search',),
           ('algorithms',), ('engine', 'analysis', 'evaluation', 'export', 'visualization'), ('apis',)]
 LEVEL = {part: level for level, floor in enumerate(FLOORS) for part in floor}
 # Parts beside the stack: what they may import of ours.

@@ -1,7 +1,8 @@
+from mmquant.algorithms.lapq import JointSearch, NormSweep
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.reconstruction import Reconstruction
 from mmquant.algorithms.step import CalibrationContext, Step
 
 __all__ = ['CalibrationContext', 'FoldBatchNorm', 'InitActivationRange', 'InitWeightRange', 'InsertQuantizers',
-           'Reconstruction', 'Reparameterize', 'Step']
+           'JointSearch', 'NormSweep', 'Reconstruction', 'Reparameterize', 'Step']

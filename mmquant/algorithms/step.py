@@ -26,6 +26,8 @@ class CalibrationContext:
         first_unit (int): Unit to begin with, when the run is resumed.
         unit_done (Callable[[int], None]): Called after each finished unit.
         progress (Callable): ``progress(description, total)`` -> context manager with ``update(done, text)``.
+        state (dict): What the running step needs beside the model to go on when it is resumed: tensors and plain
+            values, saved after each unit. Empty when a step begins.
         records (list[dict]): Plain facts the steps report, for results and logs.
     """
     model: QuantizedModel
@@ -38,6 +40,7 @@ class CalibrationContext:
     progress: Callable | None = None
     records: list[dict] = field(default_factory=list)
     samples: list[list] | None = None
+    state: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.amp and not computes_bfloat16(self.device):

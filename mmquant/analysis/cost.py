@@ -2,13 +2,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
-
-from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.layers import TRANSPOSED_TYPES
-from mmquant.models.units import layer_calls
+from mmquant.models.macs import macs_of_calls
 
 FLOAT_BITS = 32
 
@@ -61,16 +57,6 @@ class ModelCost:
         return asdict(self)
 
 
-def _macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one call for one image (shapes include the batch)."""
-    if isinstance(layer, nn.Linear):
-        return prod(in_shape) * layer.out_features // in_shape[0]
-    kernel = prod(layer.kernel_size)
-    if isinstance(layer, TRANSPOSED_TYPES):
-        return prod(in_shape[1:]) * layer.out_channels // layer.groups * kernel
-    return prod(out_shape[1:]) * layer.in_channels // layer.groups * kernel
-
-
 def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
     """Cost of a model whose quantizers are inserted and whose data flow is recorded.
 
@@ -78,12 +64,10 @@ def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
         model (QuantizedModel): The model.
         batch (int): Images in the recorded batch; windows and tokens then count for one image.
     """
-    flow, modules = model.flow, dict(model.architecture.named_modules())
+    modules = dict(model.architecture.named_modules())
     macs: dict[str, int] = {}
-    for call in layer_calls(model.architecture, flow):
-        rows = flow.shapes[call.inputs[0]]
-        per_row = _macs(modules[call.name], rows, flow.shapes[call.outputs[0]])
-        macs[call.name] = macs.get(call.name, 0) + per_row * rows[0] // batch
+    for call, count in macs_of_calls(model.architecture, model.flow, batch):
+        macs[call.name] = macs.get(call.name, 0) + count
     outputs = {o.name: o.bits for o in model.plan.outputs}
     layers, bits_saved = [], 0
     for item in model.plan.layers:

@@ -101,7 +101,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
 def run_steps(context: CalibrationContext, steps: list[Step]) -> None:
     """Run steps one after another; reconstruction needs gradients, also where the caller has switched them off."""
     for index, step in enumerate(steps):
-        context.step_index = index
+        context.step_index, context.state = index, {}
         step.run(context)
 
 

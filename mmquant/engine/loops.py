@@ -113,7 +113,7 @@ class CalibrationLoop(BaseLoop):
             return
         if state and index == resumed_at:
             context.model.architecture.load_state_dict(state['state_dict'])
-            context.first_unit = state['unit'] + 1
+            context.first_unit, context.state = state['unit'] + 1, state['context_state']
         started = time.monotonic()
         before = self.spent
 
@@ -124,7 +124,7 @@ class CalibrationLoop(BaseLoop):
         context.step_index = index
         context.unit_done = lambda unit: saved.save(context, index, unit, self.stages, spent())
         step.run(context)
-        context.first_unit = 0
+        context.first_unit, context.state = 0, {}
         self._iter = index + 1
         self.spent = spent()
         self.runner.call_hook('after_calibration_step', context=context, step=step, seconds=time.monotonic() - started)

@@ -46,7 +46,7 @@ class ProgressFile:
         model = context.model
         write_atomically(self.path, dict(
             fingerprint=self.fingerprint, step=step, unit=unit, stages=stages, records=context.records,
-            spent=spent or {},
+            spent=spent or {}, context_state=context.state,
             plan=model.plan.to_dict() if model.plan else None, state_dict=model.architecture.state_dict()))
 
     def load(self, path: str) -> dict:

@@ -84,14 +84,19 @@ def enabled(quantizers, state: bool):
             q.enabled = was
 
 
+def fix_weight(layer) -> None:
+    """Quantize the weight of a quantized layer now; it stays as it is inside :func:`fixed_weights`."""
+    with torch.no_grad(), enabled([layer.weight_quantizer], True):
+        layer.__dict__['_active_weight'] = layer.weight_quantizer(layer._parameters['weight'])
+
+
 @contextlib.contextmanager
 def fixed_weights(layers):
     """Quantize the weights of quantized layers once instead of in every forward pass; float ones stay float."""
     layers = [layer for layer in layers if layer.weight_quantizer.enabled]
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.__dict__['_active_weight'] = layer.weight_quantizer(layer._parameters['weight'])
+        for layer in layers:
+            fix_weight(layer)
         with enabled([layer.weight_quantizer for layer in layers], False):
             yield
     finally:

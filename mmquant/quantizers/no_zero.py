@@ -12,7 +12,7 @@ from .uniform_affine import UniformAffineQuantizer
 
 @QUANTIZERS.register_module()
 class NoZeroQuantizer(UniformAffineQuantizer):
-    """``2 ** bits`` levels from ``-alpha`` to ``alpha``, evenly spaced, symmetric around zero: a zero becomes half a step.
+    """``2 ** bits`` evenly spaced levels from ``-alpha`` to ``alpha``: a zero becomes half a step.
 
     ``alpha = scale * (2 ** bits - 1) / 2``. For weights; a zero, as in padding or behind ReLU, is not representable.
 

@@ -84,23 +84,38 @@ class Stream:
         self.model, self.flow, self.chunks = model, model.flow, chunks
         self.leaking = _leaking(self.flow)
         self.stores: list[dict] = [{} for _ in chunks]
+        self._inner: dict[Key, dict[str, int]] = {}
 
     @torch.no_grad()
     def advance(self, unit: Unit) -> list[tuple[tuple, dict]]:
         """Move the frontier to the entry of ``unit``; returns its (args, kwargs) for each chunk."""
         target = next(c for c in self.flow.calls if c.name == unit.name and c.enter == unit.enter)
-        completed = _completed(self.flow, target.enter, self.leaking)
-        live = _live_values(self.flow, completed, target.enter)
+        return self._move(target.enter, target)
+
+    @torch.no_grad()
+    def advance_to(self, tick: float) -> None:
+        """Move the frontier to a time on the data flow's clock: calls that end before it will be stubs.
+
+        A hook of such a call still runs on what its stub answers.
+        """
+        self._move(tick, next((c for c in self.flow.calls if c.enter > tick), None))
+
+    def _move(self, tick: float, target: Call | None) -> list[tuple[tuple, dict]]:
+        completed = _completed(self.flow, tick, self.leaking)
+        live = _live_values(self.flow, completed, tick)
         arguments = []
         for chunk, store in zip(self.chunks, self.stores):
             fresh = {}
+            answers = {target.key: _raise_reached} if target else {}
             try:
-                self._run(chunk, store, self._capture(completed, store, live, fresh), {target.key: _raise_reached})
+                self._run(chunk, store, self._capture(completed, store, live, fresh), answers)
             except _Reached as reached:
                 arguments.append(reached.arguments)
             else:
-                raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when '
-                                   'its data flow was recorded; units need the same control flow for every image')
+                if target:
+                    raise RuntimeError(
+                        f'the model did not call {target.name or "itself"} for this input, though it did when its data '
+                        'flow was recorded; units need the same control flow for every image')
             store.update(fresh)
             for key in [k for k in store if k not in completed]:
                 del store[key]
@@ -118,6 +133,10 @@ class Stream:
         name, tick = (unit.activation, unit.exit) if unit.activation else (unit.name, unit.enter - 1)
         last = next(c for c in self.flow.calls if c.name == name and c.enter > tick)
         return self._run(self.chunks[index], self.stores[index], {}, {last.key: replace})
+
+    def run_rest(self, index: int):
+        """Outputs of the net for chunk ``index``; calls before the frontier are stubs."""
+        return self._run(self.chunks[index], self.stores[index], {}, {})
 
     def _capture(self, completed, store, live, fresh):
         wanted = {key: call for key, call in completed.items() if key not in store}
@@ -162,11 +181,15 @@ class Stream:
             return self.model.run(chunk)
 
     def _inner_counts(self, key: Key) -> dict[str, int]:
+        """How often the modules inside a call are called."""
+        if key in self._inner:
+            return self._inner[key]
         call = self.flow.calls_of[key[0]][key[1]]
         counts: dict[str, int] = defaultdict(int)
         for other in self.flow.calls:
             if call.enter < other.enter < call.exit:
                 counts[other.name] += 1
+        self._inner[key] = counts
         return counts
 
 

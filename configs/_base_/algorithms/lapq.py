@@ -1,0 +1,7 @@
+# LAPQ (arXiv 1911.07190): layer-wise optima for several norms, then all clips at once by the network's loss.
+lapq = [
+    dict(type='mmquant.FoldBatchNorm'),
+    dict(type='mmquant.InsertQuantizers'),
+    dict(type='mmquant.NormSweep', norms=(1.5, 2, 2.5, 3, 3.5, 4)),
+    dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.DescentAndPolish')),
+]

@@ -1,0 +1,187 @@
+"""LAPQ: loss aware post-training quantization (arXiv 1911.07190). Only clips are searched; nothing is trained.
+
+    phase 1   alpha_i(p) = argmin E |Q(x_i; alpha) - x_i|^p            for every quantizer i and some values of p
+    phase 2   p* = vertex of the parabola through (p, L(alpha(p)))
+    phase 3   min over alpha of L(alpha), from the best of these       all clips at once; L is the network's own loss
+
+Phases 1 and 2 are the step :class:`NormSweep`, phase 3 is :class:`JointSearch`. Differences from the authors' code: the
+vertex is used only where the parabola has a minimum inside the sampled interval; the result is the best point of all
+evaluated, the range of the whole tensors and every sampled p included; clips are searched in logarithms, so none gets
+negative; activation clips come from many calibration images, not from the first batch; the model is not rebuilt for
+each p; a layer with one clip a channel is searched by one common factor.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from mmengine.logging import print_log
+
+from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.registry import OBJECTIVES, OBSERVERS, SEARCHERS, STEPS
+from mmquant.search import ClipProblem, Objective, fit_parabola
+from mmquant.search.objectives import build_objective, labels_of
+from mmquant.utils.building import ConfigError, build
+
+NORMS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+OBSERVER = {'type': 'mmquant.LpNormObserver', 'max_samples': 2**17, 'refinements': 1}
+WHOLE_RANGE = {'type': 'mmquant.MinMaxObserver'}
+
+
+@torch.no_grad()
+def prepare_objective(context: CalibrationContext, chunks: list, cfg: dict | None, where: str) -> Objective:
+    """The objective for some calibration images, given their labels and the float network's outputs."""
+    model, labels = context.model, labels_of(context.samples)
+    if labels is not None:
+        labels = labels[:sum(len(chunk) for chunk in chunks)].to(context.device)
+    with model.quantization(weights=False, activations=False):
+        objective = build_objective(cfg, labels, model.run(chunks[0][:2]), where)
+        objective.prepare([model.run(chunk) for chunk in chunks] if objective.needs_float else [], labels)
+    return objective
+
+
+def _plain(loss: float) -> float | None:
+    """A loss as it goes into records: None where it is infinite."""
+    return loss if math.isfinite(loss) else None
+
+
+@STEPS.register_module()
+class NormSweep(Step):
+    """Layer-wise optima for several p, and for p* of the parabola through their losses; the best of all stays.
+
+    A unit is one candidate: the range of the whole tensors (p None), each p, p*.
+
+    Args:
+        norms (sequence[float]): Values of p, above 0. Default 1.5, 2, ..., 4. Three different ones or more for a fit;
+            with fewer the best of them stays.
+        observer (dict): Search of the optimum; ``p`` is filled in. Default: ``LpNormObserver`` with one refinement.
+        num_images (int): Images that activation clips are found on. Default 256.
+        objective (dict | None): See :class:`JointSearch`.
+
+    Raises:
+        ConfigError: For an empty list or a p that is not above 0.
+    """
+    evaluates = (True, True)
+
+    def __init__(self, norms: Sequence[float] = NORMS, observer: dict | None = None, num_images: int = 256,
+                 objective: dict | None = None, name: str = 'norm') -> None:
+        super().__init__(name)
+        if not norms or any(not p > 0 for p in norms):
+            raise ConfigError(f'norms must be at least one number above 0, got {norms!r}')
+        self.norms, self.num_images, self.objective = tuple(float(p) for p in norms), num_images, objective
+        self.observer = dict(observer or OBSERVER)
+        for p in self.norms:
+            build(OBSERVERS, {**self.observer, 'p': p}, 'NormSweep.observer')
+        if objective is not None:
+            build(OBJECTIVES, objective, 'NormSweep.objective')
+
+    def run(self, context: CalibrationContext) -> None:
+        """Try every candidate and leave the model at the best.
+
+        Raises:
+            ConfigError: If nothing can be searched, or the objective lacks labels.
+            FloatingPointError: If the loss is infinite for all of them.
+        """
+        objective = prepare_objective(context, context.chunks, self.objective, 'NormSweep.objective')
+        candidates = [None, *self.norms]
+        with context.progress(f'{self.name} ({len(candidates)} values of p)', len(candidates)) as bar:
+            for index, p in enumerate(candidates):
+                if index >= context.first_unit:
+                    loss = self._try(context, objective, index, p)
+                    bar.update(index + 1, f'p {p or "-"} loss {loss:.4g}')
+        losses = self._losses(context)
+        fit = fit_parabola(self.norms, [losses[p] for p in self.norms])
+        if fit.vertex is not None:
+            if context.first_unit <= len(candidates):
+                self._try(context, objective, len(candidates), fit.vertex)
+            losses = self._losses(context)
+        best = min(losses, key=losses.get)
+        if math.isinf(losses[best]):
+            raise FloatingPointError(f'the loss is NaN or infinite for all of {len(losses)} candidates (whole range, '
+                                     f'p = {self.norms}); check the float model and the calibration images')
+        context.records.append(dict(kind='norm_fit', step=self.name, branch=fit.branch, p_star=fit.vertex,
+                                    coefficients=fit.coefficients and list(fit.coefficients), best_p=best,
+                                    loss=losses[best]))
+        self._initialize(context, best)
+        print_log(f'{self.name}: parabola {fit.branch}, p* {fit.vertex}; best p {best}, loss {losses[best]:.5f} '
+                  f'(whole range {losses[None]:.5f})', 'current')
+
+    def _try(self, context: CalibrationContext, objective: Objective, index: int, p: float | None) -> float:
+        self._initialize(context, p)
+        with ClipProblem(context.model, context.chunks, objective, context.amp) as problem:
+            loss = problem.loss([0.0] * problem.size)
+        context.records.append(dict(kind='norm', step=self.name, p=p, loss=_plain(loss)))
+        context.unit_done(index)
+        return loss
+
+    def _losses(self, context: CalibrationContext) -> dict[float | None, float]:
+        """p -> loss, also of candidates tried before the run was interrupted."""
+        return {r['p']: math.inf if r['loss'] is None else r['loss'] for r in context.records
+                if r['kind'] == 'norm' and r['step'] == self.name}
+
+    def _initialize(self, context: CalibrationContext, p: float | None) -> None:
+        observer = WHOLE_RANGE if p is None else {**self.observer, 'p': p}
+        InitWeightRange(observer).run(context)
+        if context.model.activation_quantizers():
+            InitActivationRange(observer, self.num_images).run(context)
+
+
+@STEPS.register_module()
+class JointSearch(Step):
+    """Minimise the network's loss over all clips at once, from the present ones.
+
+    A unit is one phase or sweep of the searcher. The result is never worse than the start, on the calibration images.
+
+    Args:
+        searcher (dict): ``PowellSearch`` (the paper), ``CoordinateDescent`` or ``DescentAndPolish`` (default).
+        objective (dict | None): ``CrossEntropy``, ``OutputKL`` or ``OutputDistance``. Default: with labels the first,
+            without the second, for outputs that are no class scores the third.
+        num_images (int | None): Calibration images to evaluate on. Default: all.
+    """
+    evaluates = (True, True)
+
+    def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = None,
+                 name: str = 'joint') -> None:
+        super().__init__(name)
+        self.searcher = build(SEARCHERS, searcher or {'type': 'mmquant.DescentAndPolish'}, 'JointSearch.searcher')
+        if objective is not None:
+            build(OBJECTIVES, objective, 'JointSearch.objective')
+        if num_images is not None and num_images < 1:
+            raise ConfigError(f'num_images must be at least 1, or None for all, got {num_images}')
+        self.objective, self.num_images = objective, num_images
+
+    def run(self, context: CalibrationContext) -> None:
+        """Search; reports losses, evaluations and image-forwards of each unit.
+
+        Raises:
+            ConfigError: If nothing can be searched, the loss is random, or the objective lacks labels.
+            FloatingPointError: If the loss at the start is NaN or infinite.
+        """
+        chunks = context.chunks if self.num_images is None else context.images(self.num_images)
+        objective = prepare_objective(context, chunks, self.objective, 'JointSearch.objective')
+        units = self.searcher.num_units
+        with context.progress(f'{self.name} ({units} units)', units) as bar, \
+                ClipProblem(context.model, chunks, objective, context.amp) as problem:
+            problem.on_evaluation = lambda loss: bar.update(
+                index, f'{problem.counts.evaluations} evaluations, loss {problem.best_loss:.5g}')
+            for index in range(context.first_unit, units):
+                start = problem.check_deterministic()
+                if math.isinf(start):
+                    raise FloatingPointError('the loss is NaN or infinite at the clips that the search starts from')
+                self.searcher.run_unit(index, problem, context.state, context.seed_for(index))
+                counts, loss = problem.counts, problem.settle()
+                context.records.append(dict(kind='search', step=self.name, unit=index, clips=problem.size,
+                                            objective=type(objective).__name__, start_loss=start, loss=loss,
+                                            **asdict(counts)))
+                self._log(index, start, loss, counts)
+                problem.counts = type(counts)()
+                context.unit_done(index)
+
+    def _log(self, index: int, start: float, loss: float, counts) -> None:
+        undefined = f' ({counts.undefined} of them NaN or infinite)' if counts.undefined else ''
+        print_log(f'{self.name} {index}: loss {start:.5f} -> {loss:.5f}, {counts.evaluations} evaluations{undefined}, '
+                  f'{counts.gradients} gradient steps, {counts.image_forwards:.0f} image-forwards, '
+                  f'{counts.image_forwards_saved:.0f} saved', 'current')

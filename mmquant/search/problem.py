@@ -1,0 +1,245 @@
+"""The network's loss as a function of all its clips, evaluated from cached prefixes.
+
+    f(x) = mean over calibration images of loss(network with scale_i = base_i * exp(x_i))
+
+Consecutive points of a search mostly differ in one coordinate. What lies in front of that quantizer is then the same
+as in the evaluation before, so it is kept (:class:`mmquant.reconstruction.replay.Stream`) and only the rest runs, with
+one weight quantized anew. Every value equals that of a full forward pass to the bit.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmquant.models import QuantizedModel
+from mmquant.models.layers import enabled, fix_weight, fixed_weights
+from mmquant.ops import SCALE_FLOOR
+from mmquant.reconstruction.replay import Stream
+from mmquant.reconstruction.training import autocast
+from mmquant.search.clips import find_clips, shares_behind
+from mmquant.search.objectives import Objective
+from mmquant.utils.building import ConfigError
+
+GRADIENT_COST = 3  # image-forwards that one image costs forward and backward
+
+
+@dataclass
+class Counts:
+    """What a search has cost.
+
+    Attributes:
+        evaluations (int): Values of the loss.
+        undefined (int): Of these, NaN or infinite.
+        gradients (int): Gradient steps.
+        image_forwards (float): Images times the share of the network (multiply-accumulates) that ran; an image of a
+            gradient step counts three.
+        image_forwards_saved (float): What full-network evaluations would have cost on top.
+    """
+    evaluations: int = 0
+    undefined: int = 0
+    gradients: int = 0
+    image_forwards: float = 0.0
+    image_forwards_saved: float = 0.0
+
+
+class ClipProblem:
+    """The loss of a quantized model over the logarithms of its clips' factors.
+
+    Use inside ``with problem:``. Points are vectors relative to the origin, the scales that the model had at
+    construction or at the last :meth:`settle`.
+
+    Args:
+        model (QuantizedModel): Its quantizers have ranges and its data flow is recorded.
+        chunks (list[Tensor]): Calibration inputs, one forward pass each.
+        objective (Objective): Prepared.
+        amp (bool): Run in bfloat16 autocast.
+        use_cache (bool): Keep prefixes. Default True; off, every evaluation runs the whole network.
+        on_evaluation (Callable | None): ``on_evaluation(loss)`` behind each.
+
+    Attributes:
+        counts (Counts): What was spent so far.
+        best_loss (float), best (tuple[float, ...]): The best point evaluated since the origin was set.
+
+    Raises:
+        ConfigError: If no quantizer is there to be searched, or a module is in training mode.
+    """
+
+    def __init__(self, model: QuantizedModel, chunks: list, objective: Objective, amp: bool = False,
+                 use_cache: bool = True, on_evaluation: Callable[[float], None] | None = None) -> None:
+        check_eval_mode(model)
+        self.model, self.chunks, self.objective, self.amp, self.use_cache = model, chunks, objective, amp, use_cache
+        self.on_evaluation = on_evaluation
+        self.clips = find_clips(model)
+        if not self.clips:
+            raise ConfigError('no quantizer is selected, so there are no clips to search: give bits to '
+                              'quantizer.weight or quantizer.activation')
+        ticks = [clip.tick for clip in self.clips]
+        self.shares = shares_behind(model, ticks)
+        self.heads = [ticks.index(t) for t in ticks]  # first coordinate of the same tick
+        ends = torch.tensor([len(chunk) for chunk in chunks]).cumsum(0).tolist()
+        device = next(model.architecture.parameters()).device
+        self.rows = [torch.arange(end - len(c), end, device=device) for end, c in zip(ends, chunks)]
+        self.num_images, self.device = ends[-1], device
+        self.counts = Counts()
+        self._stack: contextlib.ExitStack | None = None
+        self._stale: set = set()  # layers whose quantized weight is out of date
+        self._read_origin()
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return len(self.clips)
+
+    @property
+    def weight_layers(self) -> list:
+        """Layers whose weights are searched."""
+        return [clip.layer for clip in self.clips if clip.layer is not None]
+
+    # ---- the state of the model ------------------------------------------------------------------------------------
+    def __enter__(self) -> 'ClipProblem':
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.model.quantization(weights=True, activations=True))
+            stack.enter_context(fixed_weights(self.weight_layers))
+            stack.enter_context(torch.backends.cudnn.flags(deterministic=True, benchmark=False))
+            self._stack = stack.pop_all()
+        self._stream = None
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._stack.close()
+        self._stream = None
+
+    def _read_origin(self) -> None:
+        self.base = [clip.quantizer.scale.detach().clone() for clip in self.clips]
+        self._installed = (0.0, ) * self.size
+        self._last: tuple[float, ...] | None = None
+        self._last_loss = math.inf
+        self.best, self.best_loss = self._installed, math.inf
+        self._stream, self._front, self._prefix = None, -1, self._installed
+
+    def settle(self) -> float:
+        """Leave the model at the best point evaluated, which becomes the origin; returns its loss."""
+        loss = self.best_loss
+        self._install(self.best)
+        self._read_origin()
+        return loss
+
+    def _install(self, x: tuple[float, ...]) -> None:
+        for i, (clip, old, new) in enumerate(zip(self.clips, self._installed, x)):
+            if old != new:
+                clip.quantizer.scale.copy_((self.base[i] * math.exp(new)).clamp_(min=SCALE_FLOOR))
+                if clip.layer is not None:
+                    self._stale.add(clip.layer)
+        self._installed = x
+
+    def _fix_weights(self) -> None:
+        for layer in self._stale:
+            fix_weight(layer)
+        self._stale.clear()
+
+    # ---- values ----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def loss(self, x: Sequence[float]) -> float:
+        """Mean loss over the calibration images at ``x``; infinite where the network's loss is NaN."""
+        x = tuple(float(v) for v in x)
+        if x == self._last:
+            return self._last_loss
+        self._install(x)
+        self._fix_weights()
+        share = self._advance(x)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for i, rows in enumerate(self.rows):
+            with autocast(self.device, self.amp):
+                output = self._stream.run_rest(i) if self._stream else self.model.run(self.chunks[i])
+            total += self.objective(output, rows)
+        loss = total.item() / self.num_images
+        counts = self.counts
+        counts.evaluations += 1
+        counts.image_forwards += share * self.num_images
+        counts.image_forwards_saved += (1 - share) * self.num_images
+        if not math.isfinite(loss):
+            counts.undefined, loss = counts.undefined + 1, math.inf
+        self._last, self._last_loss = x, loss
+        if loss < self.best_loss:
+            self.best, self.best_loss = x, loss
+        if self.on_evaluation:
+            self.on_evaluation(loss)
+        return loss
+
+    def along(self, i: int) -> Callable[[float], float]:
+        """The loss along coordinate ``i`` from the best point so far, which is 0."""
+        start = self.best
+        return lambda t: self.loss([*start[:i], start[i] + float(t), *start[i + 1:]])
+
+    def _advance(self, x: tuple[float, ...]) -> float:
+        """Move the kept prefix as far as this point shares it with the one before; the share of the net to pay for."""
+        if not self.use_cache:
+            return 1.0
+        if self._stream is None or x[:max(self._front, 0)] != self._prefix[:max(self._front, 0)]:
+            self._stream, self._front = Stream(self.model, self.chunks), -1
+        share = 1.0 if self._front < 0 else self.shares[self._front]
+        last = self._last or (math.nan, ) * self.size
+        changed = next(i for i, (a, b) in enumerate(zip(x, last)) if a != b)
+        front = self.heads[changed]
+        if front > self._front:
+            with autocast(self.device, self.amp):
+                self._stream.advance_to(self.clips[front].tick)
+            self._front = front
+        self._prefix = x
+        return share
+
+    def gradient(self, x: Sequence[float], chunk: int, rows: torch.Tensor) -> tuple[float, list[float]]:
+        """Mean loss of some images and its straight-through gradient at ``x``.
+
+        Args:
+            x (Sequence[float]): The point.
+            chunk (int): Which chunk the images are from.
+            rows (Tensor): Their numbers within it.
+        """
+        self._install(tuple(float(v) for v in x))
+        scales = [clip.quantizer.scale for clip in self.clips]
+        rows = rows.to(self.device)
+        for scale in scales:
+            scale.requires_grad_(True)
+        layers = self.weight_layers
+        try:
+            with torch.enable_grad(), enabled([layer.weight_quantizer for layer in layers], True):
+                with autocast(self.device, self.amp):
+                    output = self.model.run(self.chunks[chunk][rows])
+                loss = self.objective(output, self.rows[chunk][rows]) / len(rows)
+            grads = torch.autograd.grad(loss, scales, materialize_grads=True)
+        finally:
+            for scale in scales:
+                scale.requires_grad_(False)
+            self._stale.update(layers)  # their forward has let go of the quantized weight
+        self.counts.gradients += 1
+        self.counts.image_forwards += GRADIENT_COST * len(rows)
+        slopes = torch.stack([(g * s).double().sum() for g, s in zip(grads, scales)])
+        return loss.item(), slopes.tolist()
+
+    def check_deterministic(self) -> float:
+        """Loss at the last point, evaluated twice.
+
+        Raises:
+            ConfigError: If the two differ.
+        """
+        x = self._installed
+        first = self.loss(x)
+        self._last, self._stream = None, None
+        second = self.loss(x)
+        if first != second:
+            raise ConfigError(f'the loss is not deterministic: {first!r}, then {second!r} at the same clips; switch '
+                              'off dropout and other random parts of the model')
+        return first
+
+
+def check_eval_mode(model: QuantizedModel) -> None:
+    """Raise ConfigError if a module is in training mode (dropout, batch statistics)."""
+    training = [name or type(m).__name__ for name, m in model.architecture.named_modules() if m.training]
+    if training:
+        raise ConfigError(f'{len(training)} modules are in training mode (first: {training[0]}), so dropout or batch '
+                          'statistics would make the loss random: call model.eval()')

@@ -1,0 +1,160 @@
+"""How a search over clips goes: the contract, and line searches along the coordinates."""
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from mmquant.registry import SEARCHERS
+from mmquant.search.descent import descend
+from mmquant.search.problem import ClipProblem
+
+# What a line search is told where the loss is infinite: its parabolas need numbers.
+WALL = 1e10
+# How far trial steps along one coordinate may go, in log clip.
+LONGEST_WALK = 3.0
+
+
+def scipy_optimize():
+    """``scipy.optimize``.
+
+    Raises:
+        ModuleNotFoundError: If SciPy is not installed; says how to get it or do without.
+    """
+    try:
+        from scipy import optimize
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('this searcher needs SciPy: pip install scipy, or use '
+                                  'searcher=dict(type="mmquant.DescentAndPolish")') from error
+    return optimize
+
+
+class Searcher(ABC):
+    """Looks for a point of small loss, in units (phases or sweeps) behind each of which a run can be resumed.
+
+    A unit starts at the problem's origin and evaluates points; the caller then moves the origin to the best of them.
+
+    Attributes:
+        num_units (int): How many units there are.
+    """
+    num_units = 1
+
+    @abstractmethod
+    def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
+        """Search.
+
+        Args:
+            index (int): Number of the unit.
+            problem (ClipProblem): Entered; its origin is the best point so far, and its loss there is evaluated.
+            state (dict): Tensors and plain values kept from one unit to the next.
+            seed (int): For whatever is drawn.
+        """
+
+
+def positive(**values) -> None:
+    """Raise ValueError for a value that is not above 0."""
+    for key, value in values.items():
+        if not value > 0:
+            raise ValueError(f'{key} must be positive, got {value!r}')
+
+
+@SEARCHERS.register_module()
+class PowellSearch(Searcher):
+    """Powell's method of SciPy over the logarithms of the clips (LAPQ, phase 3).
+
+    One iteration is a line search along each direction; then one direction is replaced by the net displacement.
+
+    Args:
+        num_iters (int): Iterations. Default 2 (LAPQ's code for ResNet-18; 1 elsewhere).
+        max_evaluations (int | None): Stop behind this many. Default 30 per clip and iteration.
+        step (float): First trial step along each direction, in log clip. Default 0.1.
+        tolerance (float): Relative change of loss that ends the search, and of a clip. Default 1e-4, as in SciPy.
+    """
+
+    def __init__(self, num_iters: int = 2, max_evaluations: int | None = None, step: float = 0.1,
+                 tolerance: float = 1e-4) -> None:
+        positive(num_iters=num_iters, step=step, tolerance=tolerance, max_evaluations=max_evaluations or 1)
+        self.num_iters, self.max_evaluations, self.step, self.tolerance = num_iters, max_evaluations, step, tolerance
+
+    def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
+        n = problem.size
+        directions = [[self.step * (i == j) for j in range(n)] for i in range(n)]
+        limit = self.max_evaluations or 30 * n * self.num_iters
+        scipy_optimize().minimize(
+            lambda x: min(problem.loss(x), WALL), [0.0] * n, method='Powell',
+            options=dict(maxiter=self.num_iters, maxfev=limit, direc=directions, xtol=self.tolerance,
+                         ftol=self.tolerance))
+
+
+@SEARCHERS.register_module()
+class CoordinateDescent(Searcher):
+    """One line search (Brent's method of SciPy) along each coordinate, from the first quantizer to the last.
+
+    Args:
+        num_sweeps (int): Times through all coordinates; a unit each. Default 2.
+        step (float): First trial step, in log clip. Default 0.1.
+        tolerance (float): Relative precision of a line search. Default 0.01.
+    """
+
+    def __init__(self, num_sweeps: int = 2, step: float = 0.1, tolerance: float = 0.01) -> None:
+        positive(num_sweeps=num_sweeps, step=step, tolerance=tolerance)
+        self.num_units, self.step, self.tolerance = num_sweeps, step, tolerance
+
+    def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
+        for i in range(problem.size):
+            line = problem.along(i)
+            # the tolerance is relative to a step that may be next to 0: bounded by the number of trials as well
+            scipy_optimize().minimize_scalar(lambda t, line=line: min(line(t), WALL), bracket=(0.0, self.step),
+                                             method='brent', options=dict(xtol=self.tolerance, maxiter=20))
+
+
+@SEARCHERS.register_module()
+class DescentAndPolish(Searcher):
+    """Gradient steps on all clips at once, then a few sweeps of trial steps along the coordinates.
+
+    Unit 0: Adam on the log clips, with straight-through gradients of minibatches (LSQ, arXiv 1902.08153) and cosine
+    decay; the whole calibration loss is looked at a few times. Each further unit: from the first quantizer to the last,
+    one step up or down, whichever helps, kept going while it helps; a coordinate's step is halved where neither does.
+
+    Args:
+        num_steps (int): Gradient steps. Default 200.
+        batch_size (int): Images a step. Default 32.
+        lr (float): Adam's rate, in log clip. Default 0.01.
+        num_checks (int): Looks at the whole loss during the steps. Default 5.
+        num_sweeps (int): Sweeps of trial steps. Default 2; 0 for none.
+        step (float): First trial step, in log clip. Default 0.05.
+    """
+
+    def __init__(self, num_steps: int = 200, batch_size: int = 32, lr: float = 0.01, num_checks: int = 5,
+                 num_sweeps: int = 2, step: float = 0.05) -> None:
+        positive(num_steps=num_steps, batch_size=batch_size, lr=lr, num_checks=num_checks, step=step)
+        if num_sweeps < 0:
+            raise ValueError(f'num_sweeps must be at least 0, got {num_sweeps}')
+        self.num_steps, self.batch_size, self.lr, self.num_checks = num_steps, batch_size, lr, num_checks
+        self.num_units, self.step = 1 + num_sweeps, step
+
+    def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
+        if index == 0:
+            descend(problem, self.num_steps, self.batch_size, self.lr, self.num_checks, seed)
+        else:
+            state['steps'] = pattern_sweep(problem, state.get('steps') or [self.step] * problem.size)
+
+
+def pattern_sweep(problem: ClipProblem, steps: list[float]) -> list[float]:
+    """One sweep of trial steps along the coordinates; returns the step of each for the next sweep.
+
+    Args:
+        problem (ClipProblem): Entered, its loss at the origin evaluated.
+        steps (list[float]): Trial step of each coordinate, in log clip; the sign says which side goes first.
+    """
+    steps = list(steps)
+    for i in range(problem.size):
+        line, before, step = problem.along(i), problem.best_loss, steps[i]
+        if not line(step) < before:
+            step = -step
+            if not line(step) < before:
+                steps[i] /= 2
+                continue
+        reach, steps[i] = 2 * step, step
+        while line(reach) <= problem.best_loss and math.isfinite(problem.best_loss) and abs(reach) < LONGEST_WALK:
+            reach += step
+    return steps
