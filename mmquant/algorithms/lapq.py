@@ -43,11 +43,6 @@ def prepare_objective(context: CalibrationContext, chunks: list, cfg: dict | Non
     return objective
 
 
-def _plain(loss: float) -> float | None:
-    """A loss as it goes into records: None where it is infinite."""
-    return loss if math.isfinite(loss) else None
-
-
 @STEPS.register_module()
 class NormSweep(Step):
     """Layer-wise optima for several p, and for p* of the parabola through their losses; the best of all stays.
@@ -85,19 +80,19 @@ class NormSweep(Step):
             ConfigError: If nothing can be searched, or the objective lacks labels.
             FloatingPointError: If the loss is infinite for all of them.
         """
+        if context.first_unit == 0:
+            context.state = dict(losses=[])
         objective = prepare_objective(context, context.chunks, self.objective, 'NormSweep.objective')
         candidates = [None, *self.norms]
         with context.progress(f'{self.name} ({len(candidates)} values of p)', len(candidates)) as bar:
-            for index, p in enumerate(candidates):
-                if index >= context.first_unit:
-                    loss = self._try(context, objective, index, p)
-                    bar.update(index + 1, f'p {p or "-"} loss {loss:.4g}')
-        losses = self._losses(context)
+            for index in range(context.first_unit, len(candidates)):
+                loss = self._try(context, objective, index, candidates[index])
+                bar.update(index + 1, f'p {candidates[index] or "-"} loss {loss:.4g}')
+        losses = dict(context.state['losses'])
         fit = fit_parabola(self.norms, [losses[p] for p in self.norms])
-        if fit.vertex is not None:
-            if context.first_unit <= len(candidates):
-                self._try(context, objective, len(candidates), fit.vertex)
-            losses = self._losses(context)
+        if fit.vertex is not None and len(context.state['losses']) == len(candidates):
+            self._try(context, objective, len(candidates), fit.vertex)
+        losses = dict(context.state['losses'])
         best = min(losses, key=losses.get)
         if math.isinf(losses[best]):
             raise FloatingPointError(f'the loss is NaN or infinite for all of {len(losses)} candidates (whole range, '
@@ -113,14 +108,10 @@ class NormSweep(Step):
         self._initialize(context, p)
         with ClipProblem(context.model, context.chunks, objective, context.amp) as problem:
             loss = problem.loss([0.0] * problem.size)
-        context.records.append(dict(kind='norm', step=self.name, p=p, loss=_plain(loss)))
+        context.state['losses'].append((p, loss))
+        context.records.append(dict(kind='norm', step=self.name, p=p, loss=loss if math.isfinite(loss) else None))
         context.unit_done(index)
         return loss
-
-    def _losses(self, context: CalibrationContext) -> dict[float | None, float]:
-        """p -> loss, also of candidates tried before the run was interrupted."""
-        return {r['p']: math.inf if r['loss'] is None else r['loss'] for r in context.records
-                if r['kind'] == 'norm' and r['step'] == self.name}
 
     def _initialize(self, context: CalibrationContext, p: float | None) -> None:
         observer = WHOLE_RANGE if p is None else {**self.observer, 'p': p}
@@ -160,6 +151,8 @@ class JointSearch(Step):
             ConfigError: If nothing can be searched, the loss is random, or the objective lacks labels.
             FloatingPointError: If the loss at the start is NaN or infinite.
         """
+        if context.first_unit == 0:
+            context.state = {}
         chunks = context.chunks if self.num_images is None else context.images(self.num_images)
         objective = prepare_objective(context, chunks, self.objective, 'JointSearch.objective')
         units = self.searcher.num_units

@@ -3,6 +3,7 @@ import torch
 
 from mmquant.observers import LpNormObserver, MinMaxObserver, lp_norm
 from mmquant.ops import affine_parameters, fake_quantize
+from mmquant.quantizers import NoZeroQuantizer
 from mmquant.structures import IntegerGrid
 
 
@@ -63,7 +64,71 @@ def test_tiny_values_do_not_underflow():
     torch.testing.assert_close(LpNormObserver(4).range_of(tiny, grid, 'channel')[1] / tiny.amax(1), factor)
 
 
-@pytest.mark.parametrize('arguments', [dict(p=0), dict(num_candidates=0), dict(min_shrink=1), dict(min_shrink=-0.1)])
+@pytest.mark.parametrize('arguments', [dict(p=0), dict(num_candidates=0), dict(min_shrink=1), dict(min_shrink=-0.1),
+                                       dict(refinements=-1)])
 def test_unfit_arguments(arguments):
     with pytest.raises(ValueError, match='expected p > 0, num_candidates >= 1 and 0 <= min_shrink < 1'):
         LpNormObserver(**arguments)
+
+
+# ---- closed forms of LAPQ: what refinements are for ------------------------------------------------------------------
+HALF = dict(symmetric=True, half_step=True)
+
+
+def alpha_of(x, p, grid):
+    """Largest representable value of the optimum."""
+    low, high = LpNormObserver(p, refinements=2, max_samples=None).range_of(x, grid)
+    scale, zero_point = affine_parameters(low, high, grid)
+    return (scale * (grid.q_max - zero_point + grid.offset)).item()
+
+
+def normal_quantiles(n):
+    return torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
+
+
+@pytest.mark.parametrize('p', [1, 2, 3.3])
+@pytest.mark.parametrize('bits, expected', [(2, 0.75), (3, 0.875), (4, 0.9375)])
+def test_uniform_weights_without_a_zero_level(p, bits, expected):
+    x = torch.linspace(-1, 1, 20001)
+    assert alpha_of(x, p, IntegerGrid(bits, **HALF)) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize('p', [1, 2, 3.3])
+@pytest.mark.parametrize('bits, expected', [(2, 0.8571), (3, 0.9333), (4, 0.9677)])
+def test_uniform_activations(p, bits, expected):
+    x = torch.linspace(0, 1, 20001)
+    assert alpha_of(x, p, IntegerGrid(bits)) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize('bits, expected', [(2, (1.494, 1.578, 1.694, 1.870)), (3, (2.051, 2.171, 2.338, 2.589)),
+                                            (4, (2.514, 2.669, 2.885, 3.206))])
+def test_normal_weights_without_a_zero_level(bits, expected):
+    x, grid = normal_quantiles(100_000), IntegerGrid(bits, **HALF)
+    found = [alpha_of(x, p, grid) for p in (2, 2.4, 3, 4)]
+    assert found == pytest.approx(expected, abs=0.01) and found == sorted(found)
+
+
+@pytest.mark.parametrize('bits, expected', [(2, 0.11884), (3, 0.03744), (4, 0.01154)])
+def test_least_squared_error_of_normal_weights(bits, expected):
+    x, quantizer = normal_quantiles(100_000), NoZeroQuantizer(bits)
+    quantizer.set_range(*LpNormObserver(2, refinements=2).range_of(x, quantizer.grid))
+    assert (quantizer(x) - x).square().mean().item() == pytest.approx(expected, abs=2e-4)
+
+
+def test_optimum_scales_with_the_tensor_and_knows_no_order():
+    grid, observer = IntegerGrid(3, **HALF), LpNormObserver(3, refinements=2)
+    x = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([x, -x])
+    high = observer.range_of(x, grid)[1]
+    torch.testing.assert_close(observer.range_of(2.5 * x, grid)[1], 2.5 * high, rtol=1e-4, atol=0)
+    torch.testing.assert_close(observer.range_of(x.flip(0), grid)[1], high)
+    torch.testing.assert_close(observer.range_of(-x, grid)[1], high, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_refinements_never_hurt(symmetric):
+    grid, x = IntegerGrid(3, symmetric), torch.randn(12, 200, generator=torch.Generator().manual_seed(1))
+    errors = [lp_error(x, *LpNormObserver(2.4, refinements=n).range_of(x, grid, 'channel'), grid, 2.4)
+              for n in (0, 1, 2)]
+    assert (errors[1] <= errors[0] * (1 + 1e-5)).all() and (errors[2] <= errors[1] * (1 + 1e-5)).all()
+    assert errors[2].sum() < errors[0].sum()

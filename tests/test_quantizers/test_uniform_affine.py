@@ -246,3 +246,24 @@ def test_repr_and_registry(weight):
     quantizer = fitted(weight, granularity='channel')
     quantizer.set_codes(quantizer.encode(weight))
     assert 'scales=8, codes' in repr(quantizer)
+
+
+# ---- weights that keep each channel's mean --------------------------------------------------------------------------
+@pytest.mark.parametrize('kind', [dict(granularity='channel'), dict(granularity='tensor'),
+                                  dict(granularity='channel', channel_axis=1)], ids=['channel', 'tensor', 'axis 1'])
+def test_mean_of_each_channel_is_kept(weight, kind):
+    plain, kept = fitted(weight, 2, **kind), fitted(weight, 2, keep_mean=True, **kind)
+    others = [d for d in range(4) if d != kind.get('channel_axis', 0)]
+    out = kept(weight)
+    torch.testing.assert_close(out.mean(others), weight.mean(others), atol=1e-6, rtol=0)
+    assert (plain(weight).mean(others) - weight.mean(others)).abs().max() > 1e-3
+    torch.testing.assert_close(plain(weight) + kept.offset(weight), out)
+    assert kept.offset(weight).numel() == weight.shape[kind.get('channel_axis', 0)] and plain.offset(weight) is None
+    kept.set_codes(kept.encode(weight))
+    torch.testing.assert_close(kept(weight), out)
+
+
+def test_nothing_to_correct_where_quantization_is_exact():
+    exact = torch.arange(-8., 8.).repeat(4, 1)
+    quantizer = fitted(exact, 4, granularity='channel', keep_mean=True)
+    assert torch.equal(quantizer(exact), exact) and not quantizer.offset(exact).any()
