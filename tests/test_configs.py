@@ -46,7 +46,7 @@ def test_quantization_config_builds(name):
     source, lines = cfg.model.float_checkpoint, (ROOT / name).read_text().splitlines()
     assert source.endswith('.pth') and len(lines) <= 25
     bits = next(part for part in Path(name).stem.split('_') if part.startswith('w'))
-    assert f'w{cfg.model.quantizer.weight.bits}a{cfg.model.quantizer.activation.bits}' == bits
+    assert f'w{cfg.model.quantizer.weight.bits or 32}a{cfg.model.quantizer.activation.bits or 32}' == bits
     cfg = calibration_config(cfg)
     assert cfg.val_cfg is not None and cfg.test_cfg is not None
     assert cfg.train_dataloader.dataset and cfg.calibration_input_shape

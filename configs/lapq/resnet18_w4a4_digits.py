@@ -1,6 +1,6 @@
 _base_ = [
-    '../float/resnet18_digits.py', '../_base_/quantizers/w4a4_affine.py', '../_base_/algorithms/lapq.py',
-    '../_base_/calibration/digits_256.py'
+    '../float/resnet18_digits.py', '../_base_/quantizers/w4a4_affine.py',
+    '../_base_/algorithms/lapq.py', '../_base_/calibration/digits_256.py'
 ]
 
 model = dict(

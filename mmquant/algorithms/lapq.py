@@ -43,6 +43,16 @@ def prepare_objective(context: CalibrationContext, chunks: list, cfg: dict | Non
     return objective
 
 
+def _checked_count(num_images: int | None) -> int | None:
+    if num_images is not None and num_images < 1:
+        raise ConfigError(f'num_images must be at least 1, or None for all, got {num_images}')
+    return num_images
+
+
+def _chosen(context: CalibrationContext, num_images: int | None) -> list:
+    return context.chunks if num_images is None else context.images(num_images)
+
+
 @STEPS.register_module()
 class NormSweep(Step):
     """Layer-wise optima for several p, and for p* of the parabola through their losses; the best of all stays.
@@ -53,20 +63,22 @@ class NormSweep(Step):
         norms (sequence[float]): Values of p, above 0. Default 1.5, 2, ..., 4. Three different ones or more for a fit;
             with fewer the best of them stays.
         observer (dict): Search of the optimum; ``p`` is filled in. Default: ``LpNormObserver`` with one refinement.
-        num_images (int): Images that activation clips are found on. Default 256.
+        num_images (int | None): Calibration images whose loss counts; None for all. Default 512.
+        init_images (int): Images that activation clips are found on, in one forward pass. Default 128.
         objective (dict | None): See :class:`JointSearch`.
 
     Raises:
-        ConfigError: For an empty list or a p that is not above 0.
+        ConfigError: For an empty list, a p that is not above 0, or no images.
     """
     evaluates = (True, True)
 
-    def __init__(self, norms: Sequence[float] = NORMS, observer: dict | None = None, num_images: int = 256,
-                 objective: dict | None = None, name: str = 'norm') -> None:
+    def __init__(self, norms: Sequence[float] = NORMS, observer: dict | None = None, num_images: int | None = 512,
+                 init_images: int = 128, objective: dict | None = None, name: str = 'norm') -> None:
         super().__init__(name)
         if not norms or any(not p > 0 for p in norms):
             raise ConfigError(f'norms must be at least one number above 0, got {norms!r}')
-        self.norms, self.num_images, self.objective = tuple(float(p) for p in norms), num_images, objective
+        self.norms, self.objective = tuple(float(p) for p in norms), objective
+        self.num_images, self.init_images = _checked_count(num_images), init_images
         self.observer = dict(observer or OBSERVER)
         for p in self.norms:
             build(OBSERVERS, {**self.observer, 'p': p}, 'NormSweep.observer')
@@ -82,7 +94,8 @@ class NormSweep(Step):
         """
         if context.first_unit == 0:
             context.state = dict(losses=[])
-        objective = prepare_objective(context, context.chunks, self.objective, 'NormSweep.objective')
+        objective = prepare_objective(context, _chosen(context, self.num_images), self.objective,
+                                      'NormSweep.objective')
         candidates = [None, *self.norms]
         with context.progress(f'{self.name} ({len(candidates)} values of p)', len(candidates)) as bar:
             for index in range(context.first_unit, len(candidates)):
@@ -106,7 +119,7 @@ class NormSweep(Step):
 
     def _try(self, context: CalibrationContext, objective: Objective, index: int, p: float | None) -> float:
         self._initialize(context, p)
-        with ClipProblem(context.model, context.chunks, objective, context.amp) as problem:
+        with ClipProblem(context.model, _chosen(context, self.num_images), objective, context.amp) as problem:
             loss = problem.loss([0.0] * problem.size)
         context.state['losses'].append((p, loss))
         context.records.append(dict(kind='norm', step=self.name, p=p, loss=loss if math.isfinite(loss) else None))
@@ -117,7 +130,7 @@ class NormSweep(Step):
         observer = WHOLE_RANGE if p is None else {**self.observer, 'p': p}
         InitWeightRange(observer).run(context)
         if context.model.activation_quantizers():
-            InitActivationRange(observer, self.num_images).run(context)
+            InitActivationRange(observer, self.init_images).run(context)
 
 
 @STEPS.register_module()
@@ -130,19 +143,17 @@ class JointSearch(Step):
         searcher (dict): ``PowellSearch`` (the paper), ``CoordinateDescent`` or ``DescentAndPolish`` (default).
         objective (dict | None): ``CrossEntropy``, ``OutputKL`` or ``OutputDistance``. Default: with labels the first,
             without the second, for outputs that are no class scores the third.
-        num_images (int | None): Calibration images to evaluate on. Default: all.
+        num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
     """
     evaluates = (True, True)
 
-    def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = None,
+    def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = 512,
                  name: str = 'joint') -> None:
         super().__init__(name)
         self.searcher = build(SEARCHERS, searcher or {'type': 'mmquant.DescentAndPolish'}, 'JointSearch.searcher')
         if objective is not None:
             build(OBJECTIVES, objective, 'JointSearch.objective')
-        if num_images is not None and num_images < 1:
-            raise ConfigError(f'num_images must be at least 1, or None for all, got {num_images}')
-        self.objective, self.num_images = objective, num_images
+        self.objective, self.num_images = objective, _checked_count(num_images)
 
     def run(self, context: CalibrationContext) -> None:
         """Search; reports losses, evaluations and image-forwards of each unit.
@@ -153,7 +164,7 @@ class JointSearch(Step):
         """
         if context.first_unit == 0:
             context.state = {}
-        chunks = context.chunks if self.num_images is None else context.images(self.num_images)
+        chunks = _chosen(context, self.num_images)
         objective = prepare_objective(context, chunks, self.objective, 'JointSearch.objective')
         units = self.searcher.num_units
         with context.progress(f'{self.name} ({units} units)', units) as bar, \

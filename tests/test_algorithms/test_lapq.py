@@ -17,7 +17,7 @@ from mmquant.utils.building import ConfigError
 
 SMALL = dict(type='mmquant.DescentAndPolish', num_steps=6, batch_size=4, lr=0.02, num_checks=2, num_sweeps=2)
 OBSERVER = dict(type='mmquant.LpNormObserver', num_candidates=30)
-SWEEP = dict(norms=(2, 3, 4), observer=OBSERVER, num_images=8)
+SWEEP = dict(norms=(2, 3, 4), observer=OBSERVER, init_images=8)
 
 
 def context_of(model=None, labels=False, count=8, **cfg):

@@ -2,6 +2,14 @@
 lapq = [
     dict(type='mmquant.FoldBatchNorm'),
     dict(type='mmquant.InsertQuantizers'),
-    dict(type='mmquant.NormSweep', norms=(1.5, 2, 2.5, 3, 3.5, 4)),
-    dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.DescentAndPolish')),
+    dict(
+        type='mmquant.NormSweep',
+        norms=(1.5, 2, 2.5, 3, 3.5, 4),
+        num_images=512,
+        objective=dict(type='mmquant.OutputKL')),
+    dict(
+        type='mmquant.JointSearch',
+        num_images=512,
+        objective=dict(type='mmquant.OutputKL'),
+        searcher=dict(type='mmquant.DescentAndPolish', num_steps=200, batch_size=32, lr=0.01, num_sweeps=2)),
 ]

@@ -1,0 +1,21 @@
+# 512 images drawn from the train split of ImageNet, with the test pipeline: no augmentation.
+calibration_dataloader = dict(
+    batch_size=64,
+    num_workers=4,
+    persistent_workers=False,
+    dataset=dict(
+        type='mmquant.RandomSubset',
+        num_samples=512,
+        seed=0,
+        dataset=dict(
+            type='ImageNet',
+            data_root='data/imagenet',
+            split='train',
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='ResizeEdge', scale=256, edge='short'),
+                dict(type='CenterCrop', crop_size=224),
+                dict(type='PackInputs'),
+            ])),
+    sampler=dict(type='DefaultSampler', shuffle=False))
+calibration_input_shape = (3, 224, 224)  # one sample, for dry runs
