@@ -26,7 +26,7 @@ from mmquant.search import ClipProblem, Objective, fit_parabola
 from mmquant.search.objectives import build_objective, labels_of
 from mmquant.utils.building import ConfigError, build
 
-NORMS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+NORMS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 OBSERVER = {'type': 'mmquant.LpNormObserver', 'max_samples': 2**17, 'refinements': 1}
 WHOLE_RANGE = {'type': 'mmquant.MinMaxObserver'}
 
@@ -60,8 +60,8 @@ class NormSweep(Step):
     A unit is one candidate: the range of the whole tensors (p None), each p, p*.
 
     Args:
-        norms (sequence[float]): Values of p, above 0. Default 1.5, 2, ..., 4. Three different ones or more for a fit;
-            with fewer the best of them stays.
+        norms (sequence[float]): Values of p, above 0. Default 1.5, 2, ..., 4, 5. A fit needs three different ones; with
+            fewer the best of them stays.
         observer (dict): Search of the optimum; ``p`` is filled in. Default: ``LpNormObserver`` with one refinement.
         num_images (int | None): Calibration images whose loss counts; None for all. Default 512.
         init_images (int): Images that activation clips are found on, in one forward pass. Default 128.

@@ -129,34 +129,32 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
+def saving(context, index, kill, done, saved):
+    """A ``unit_done`` that keeps the state as the loop does, and dies behind ``kill`` units."""
+
+    def unit_done(unit):
+        saved[:] = [index, unit + 1, *copy.deepcopy((context.state, context.records,
+                                                     context.model.architecture.state_dict()))]
+        done.append(unit)
+        if len(done) == kill:
+            raise Killed
+
+    return unit_done
+
+
 def run_with_kills(steps, kills):
     """The same steps over contexts that die behind the given numbers of finished units, each resumed by the next."""
-    saved = None
+    saved = []
     for kill in (*kills, None):
-        context, done = context_of(), [0]
-        first_step, first_unit = 0, 0
+        context, done, first_step = context_of(), [], 0
         if saved:
-            first_step, first_unit, state, records, model = copy.deepcopy(saved)
-            context.model.architecture.load_state_dict(model)
-            context.records, context.state = records, state
+            first_step, context.first_unit, context.state, context.records, state = copy.deepcopy(saved)
+            context.model.architecture.load_state_dict(state)
         try:
-            for index, step in enumerate(steps):
-                if index < first_step:
-                    continue
-                context.step_index, context.first_unit = index, first_unit if index == first_step else 0
-                if index != first_step or not saved:
-                    context.state = {}
-
-                def unit_done(unit, index=index):
-                    nonlocal saved
-                    saved = (index, unit + 1, copy.deepcopy(context.state), copy.deepcopy(context.records),
-                             copy.deepcopy(context.model.architecture.state_dict()))
-                    done[0] += 1
-                    if done[0] == kill:
-                        raise Killed
-
-                context.unit_done = unit_done
-                step.run(context)
+            for index in range(first_step, len(steps)):
+                context.step_index, context.unit_done = index, saving(context, index, kill, done, saved)
+                steps[index].run(context)
+                context.first_unit = 0
             return context
         except Killed:
             continue

@@ -4,7 +4,7 @@ lapq = [
     dict(type='mmquant.InsertQuantizers'),
     dict(
         type='mmquant.NormSweep',
-        norms=(1.5, 2, 2.5, 3, 3.5, 4),
+        norms=(1.5, 2, 2.5, 3, 3.5, 4, 5),
         num_images=512,
         objective=dict(type='mmquant.OutputKL')),
     dict(
