@@ -12,6 +12,7 @@ from mmquant.apis.config import build_runner, calibration_config, load_config
 from mmquant.apis.quantize import run_steps
 from mmquant.models.units import layer_calls
 from mmquant.registry import MODELS, STEPS
+from mmquant.search.clips import find_clips
 from mmquant.utils.building import build
 from mmquant.utils.progress import progress
 
@@ -101,9 +102,11 @@ def enliven(model, images):
 
 def cheap(step):
     """The same step with two iterations and without searching ranges."""
-    changes = dict(num_iters=2, num_images=2, observer=dict(type='mmquant.MinMaxObserver'))
+    changes = dict(num_iters=2, num_images=2, observer=dict(type='mmquant.MinMaxObserver'), init_images=2, norms=(2, 3),
+                   searcher=dict(type='mmquant.DescentAndPolish', num_steps=2, num_sweeps=0), objective=None)
     known = dict(Reconstruction=('num_iters', ), InitActivationRange=('num_images', 'observer'),
-                 InitWeightRange=('observer', )).get(step['type'].removeprefix('mmquant.'), ())
+                 InitWeightRange=('observer', ), NormSweep=('num_images', 'init_images', 'norms', 'objective'),
+                 JointSearch=('num_images', 'searcher', 'objective')).get(step['type'].removeprefix('mmquant.'), ())
     return {**step, **{key: changes[key] for key in known}}
 
 
@@ -142,6 +145,38 @@ def test_all_steps(name, side, blocks, units, tmp_path):
         other.load(str(tmp_path / 'quantized.pth'))
         assert torch.equal(other(images), after)
         assert (other.plan.reparameterized, other.plan) == (name.startswith('repvgg'), model.plan)
+
+
+LAPQ = ('resnet18_w4a4_digits', 'resnet18_w4a4_official_digits', 'resnet18_w2a4_brecq_digits')
+
+
+@pytest.mark.parametrize('name', LAPQ)
+def test_all_steps_of_lapq(name, tmp_path):
+    cfg = calibration_config(scoped(f'configs/lapq/{name}.py'))
+    torch.manual_seed(0)
+    model, images = fresh(cfg), torch.randn(4, 3, 32, 32)
+    enliven(model, images)
+    steps = [build(STEPS, cheap(dict(s)), f'steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
+    context = CalibrationContext(model, [images], progress=progress)
+    run_steps(context, steps)
+    assert context.records[-1]['kind'] == ('unit' if 'brecq' in name else 'search')
+    with torch.no_grad():
+        after = model(images)
+        model.save(str(tmp_path / 'quantized.pth'))
+        other = fresh(cfg)
+        other.load(str(tmp_path / 'quantized.pth'))
+        assert torch.equal(other(images), after)
+
+
+@pytest.mark.parametrize('name, clips', [
+    ('resnet18_w4a4_official', 33), ('resnet18_w4a32_official', 18), ('resnet18_w32a4_official', 15),
+    ('resnet18_w4a4', 38), pytest.param('mobilenet-v2_w4a4_official', 50 + 33, marks=slow)])
+def test_number_of_clips(name, clips):
+    """For ResNet-18 those of the authors' saved vectors: 33, 18 and 15."""
+    cfg = calibration_config(scoped(f'configs/lapq/{name}.py'))
+    context = CalibrationContext(fresh(cfg), [torch.randn(2, 3, 32, 32)], progress=progress)
+    run_steps(context, [build(STEPS, dict(s), 'step') for s in cfg.train_cfg.steps[:2] if 'Sweep' not in s['type']])
+    assert len(find_clips(context.model)) == clips
 
 
 # ---- what is written about the configs -----------------------------------------------------------------------------

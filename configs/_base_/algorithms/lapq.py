@@ -6,10 +6,11 @@ lapq = [
         type='mmquant.NormSweep',
         norms=(1.5, 2, 2.5, 3, 3.5, 4, 5),
         num_images=512,
-        objective=dict(type='mmquant.OutputKL')),
+        objective=dict(type='mmquant.OutputKL'),
+        name='nearest'),
     dict(
         type='mmquant.JointSearch',
         num_images=512,
         objective=dict(type='mmquant.OutputKL'),
-        searcher=dict(type='mmquant.DescentAndPolish', num_steps=200, batch_size=32, lr=0.01, num_sweeps=2)),
+        searcher=dict(type='mmquant.DescentAndPolish')),
 ]

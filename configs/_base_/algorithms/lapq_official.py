@@ -6,7 +6,8 @@ lapq = [
         type='mmquant.NormSweep',
         norms=(2, 2.22, 2.44, 2.67, 2.89, 3.11, 3.33, 3.56, 3.78, 4),
         num_images=512,
-        objective=objective),
+        objective=objective,
+        name='nearest'),
     dict(
         type='mmquant.JointSearch',
         num_images=512,
