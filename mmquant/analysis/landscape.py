@@ -41,7 +41,8 @@ class Curvature:
 
 def chosen_clips(size: int, count: int) -> list[int]:
     """``count`` coordinates spread evenly over ``size``."""
-    return sorted({round(k * (size - 1) / max(1, count - 1)) for k in range(min(count, size))})
+    count = min(count, size)
+    return [round(k * (size - 1) / max(1, count - 1)) for k in range(count)]
 
 
 def surface(problem: ClipProblem, i: int, j: int, span: float, points: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--num-images', type=int, default=256, help='calibration images')
     parser.add_argument('--iters', type=int, default=1, help="iterations of Powell's method")
     parser.add_argument('--max-evaluations', type=int, help="bound of Powell's method; default 30 for each clip")
+    parser.add_argument('--others', nargs='*', default=list(OTHERS), metavar='SEARCHER', help='searchers to compare')
     parser.add_argument('--norms', type=float, nargs='+', default=[2, 3, 4], help='values of p before the search')
     return parser.parse_args()
 
@@ -74,7 +75,7 @@ def compare(cfg, args: argparse.Namespace) -> dict:
     powell = build(SEARCHERS, dict(POWELL, num_iters=args.iters, max_evaluations=args.max_evaluations), 'searcher')
     results = {'Powell, whole network': search(context, objective, chunks, start, powell, use_cache=False),
                'Powell, cached prefixes': search(context, objective, chunks, start, powell)}
-    for name in OTHERS:
+    for name in args.others:
         results[name] = search(context, objective, chunks, start, build(SEARCHERS, {'type': f'mmquant.{name}'}, name))
     target, whole = results['Powell, whole network']['loss'], results['Powell, whole network']['image_forwards']
     if results['Powell, cached prefixes']['loss'] != target:
@@ -86,7 +87,7 @@ def compare(cfg, args: argparse.Namespace) -> dict:
              r['to_target'] and round(r['to_target']), r['times_fewer']) for name, r in results.items()]
     runner.logger.info('\n' + render(
         f'Search over {len(find_clips(context.model))} clips on {args.num_images} images, from loss '
-        f'{results["DescentAndPolish"]["start_loss"]:.5f}',
+        f'{results["Powell, whole network"]["start_loss"]:.5f}',
         ('search', 'evaluations', 'a second', 'image-forwards', 'loss', 'seconds', "at Powell's loss behind",
          'times fewer'), rows))
     return results
