@@ -53,7 +53,7 @@ def _shipped_steps(recipe: str) -> list[dict]:
         names = [n[:-3] for n in os.listdir(folder) if n.endswith('.py')]
         raise ConfigError(f'unknown recipe {recipe!r}; {closest(recipe, names)}')
     cfg = Config.fromfile(path)
-    return next(v for k, v in cfg.items() if isinstance(v, list) and recipe.startswith(k))
+    return cfg[max((k for k, v in cfg.items() if isinstance(v, list) and recipe.startswith(k)), key=len)]
 
 
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'brecq', w_bits: int | None = 4,

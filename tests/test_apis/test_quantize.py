@@ -110,6 +110,8 @@ def test_overrides_and_block_types():
 
 
 def test_recipes_are_the_shipped_files():
+    assert [s['type'] for s in recipe_steps('lapq_brecq_1k')][2:] == [
+        'mmquant.NormSweep', 'mmquant.JointSearch', 'mmquant.Reconstruction', 'mmquant.Reconstruction']
     steps = recipe_steps('brecq')
     assert [s['type'].split('.')[1] for s in steps] == [
         'FoldBatchNorm', 'InsertQuantizers', 'InitWeightRange', 'InitActivationRange', 'Reconstruction',
