@@ -134,19 +134,47 @@ class CalibrationLoop(BaseLoop):
     def collect(self, model) -> tuple[list[torch.Tensor], list[list] | None]:
         """All calibration images, preprocessed, in chunks on the model's device, and the data samples of each chunk.
 
+        Images of different sizes go into different chunks.
+
         Raises:
-            ValueError: If there are none, or one holds NaN or infinite values.
+            ValueError: If there are none, they do not batch, or one holds NaN or infinite values.
         """
-        batches = [model.data_preprocessor(batch, False) for batch in self.dataloader]
+        try:
+            batches = [model.data_preprocessor(batch, False) for batch in self.dataloader]
+        except RuntimeError as error:
+            if 'stack expects each tensor to be equal size' not in str(error):
+                raise
+            raise ValueError('the calibration images have different sizes and do not batch: set '
+                             'train_cfg.dataloader.batch_size=1, or let the pipeline resize or pad them to one size '
+                             f'({error})') from error
         if not batches:
             raise ValueError(EMPTY)
         for i, batch in enumerate(batches):
             if not torch.isfinite(batch['inputs']).all():
                 raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '
                                  'images and data_preprocessor (a std of 0?)')
-        images = torch.cat([b['inputs'] for b in batches]).contiguous(memory_format=torch.channels_last)
-        chunks = list(images.split(self.chunk_size))
-        samples = [x for b in batches for x in b.get('data_samples') or ()]
-        if len(samples) != len(images):
-            return chunks, None
-        return chunks, [samples[i:i + self.chunk_size] for i in range(0, len(samples), self.chunk_size)]
+        return chunks_of_one_size(batches, self.chunk_size)
+
+
+def chunks_of_one_size(batches: list[dict], size: int) -> tuple[list[torch.Tensor], list[list] | None]:
+    """Join preprocessed batches to chunks of up to ``size`` images, each of images of one height and width.
+
+    Args:
+        batches (list[dict]): With ``inputs`` (N, C, H, W) and maybe ``data_samples``, one an image.
+        size (int): Images a chunk.
+
+    Returns:
+        tuple: The chunks, sizes in the order in which they first occur, and the data samples of each chunk, or None
+        where some are missing.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for batch in batches:
+        groups.setdefault(tuple(batch['inputs'].shape[1:]), []).append(batch)
+    chunks, samples, complete = [], [], True
+    for group in groups.values():
+        images = torch.cat([b['inputs'] for b in group]).contiguous(memory_format=torch.channels_last)
+        info = [x for b in group for x in b.get('data_samples') or ()]
+        complete &= len(info) == len(images)
+        chunks += images.split(size)
+        samples += [info[i:i + size] for i in range(0, len(images), size)]
+    return chunks, samples if complete else None

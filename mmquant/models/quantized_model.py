@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.detection import is_detector, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
 from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, fixed_weights, quantize_layer, quantize_output
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
@@ -70,11 +71,21 @@ class QuantizedModel(BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
 
-    def run(self, inputs):
-        """Raw outputs for preprocessed inputs, without labels and post-processing; ``inputs`` stay as they are."""
+    def run(self, inputs, data_samples: list | None = None):
+        """Raw outputs for preprocessed inputs, without labels and post-processing; ``inputs`` stay as they are.
+
+        Args:
+            inputs: What the data preprocessor returns as ``inputs``.
+            data_samples (list | None): Image sizes for detectors; without them, images fill their whole area.
+        """
         if self.flow is None or self.flow.mutated & set(self.flow.network_inputs):  # the model may write into them
             inputs = tree_map_only(torch.Tensor, torch.clone, inputs)
-        return self.forward(inputs)
+        return self._raw(inputs, data_samples)
+
+    def _raw(self, inputs, data_samples):
+        if data_samples is None and is_detector(self.architecture):
+            data_samples = plain_samples(inputs)
+        return self.forward(inputs, data_samples)
 
     def train(self, mode: bool = True):
         """Stays in eval mode: quantized models have folded statistics and no dropout."""
@@ -92,16 +103,16 @@ class QuantizedModel(BaseModel):
         """
         load_float_weights(self.architecture, self.float_checkpoint)
 
-    def observe(self, inputs) -> DataFlow:
-        """Record the data flow of one small batch in float mode."""
+    def observe(self, inputs, data_samples: list | None = None) -> DataFlow:
+        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`."""
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            self.flow = record(self.architecture, self.forward, copied)
+            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied)
         return self.flow
 
-    def fold_batch_norm(self, inputs) -> list[tuple[str, str]]:
+    def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
         """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
-        pairs = foldable_pairs(self.architecture, self.observe(inputs))
+        pairs = foldable_pairs(self.architecture, self.observe(inputs, data_samples))
         for layer, bn in pairs:
             fold(self.architecture.get_submodule(layer), self.architecture.get_submodule(bn))
             replace_by_identity(self.architecture, bn)
@@ -115,9 +126,10 @@ class QuantizedModel(BaseModel):
         self.plan = replace(self.plan or Plan(), reparameterized=True)
         return merged
 
-    def make_plan(self, inputs) -> Plan:
+    def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
         """Decide where quantizers sit, without inserting them."""
-        return place_quantizers(self.architecture, self.observe(inputs), self.policy, self.block_types, self.plan)
+        flow = self.observe(inputs, data_samples)
+        return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan)
 
     def insert_quantizers(self, plan: Plan) -> None:
         """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
