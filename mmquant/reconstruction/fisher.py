@@ -2,25 +2,12 @@
 from __future__ import annotations
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from mmquant.models.layers import enabled
+from mmquant.reconstruction.divergence import divergence_gradients, float_tensors
 from mmquant.reconstruction.replay import Stream
 from mmquant.structures.unit import Unit
-
-
-def divergence_gradients(quantized, reference) -> list[torch.Tensor]:
-    """Gradients of KL(reference || quantized) over the last axis (logits), summed over samples, at each tensor.
-
-    In closed form, ``softmax(quantized) - softmax(reference)``: exactly zero for equal tensors, which automatic
-    differentiation of the divergence is not.
-    """
-    return [(q.float().softmax(-1) - r.float().softmax(-1)).to(q.dtype).detach()
-            for q, r in zip(_tensors(quantized), _tensors(reference))]
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point()]
 
 
 class _Cut:
@@ -43,12 +30,12 @@ class _Cut:
         for quantizer in self.quantizers:
             quantizer.enabled = False
         output = tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(), output)
-        self.leaves = _tensors(output)
+        self.leaves = float_tensors(output)
         return output
 
 
 def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: list) -> torch.Tensor:
-    """Squared gradients of KL(float || quantized) at the output of ``unit``, one tensor an image, scaled to mean 1.
+    """Squared gradients of the divergence of the net's outputs (KL for logits) at the output of ``unit``, one tensor an image, scaled to mean 1.
 
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
@@ -69,7 +56,7 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
                 output = stream.run_behind(unit, index, cut.answer)
         finally:
             handle.remove()
-        pairs = [(q, g) for q, g in zip(_tensors(output), divergence_gradients(output, reference)) if q.requires_grad]
+        pairs = [(q, g) for q, g in zip(float_tensors(output), divergence_gradients(output, reference)) if q.requires_grad]
         if pairs:
             grads = torch.autograd.grad([q for q, _ in pairs], cut.leaves[:1], [g for _, g in pairs],
                                         materialize_grads=True)

@@ -5,7 +5,8 @@ from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
 from mmquant.models.layers import enabled
 from mmquant.reconstruction import FisherDiagLoss, LpLoss
-from mmquant.reconstruction.fisher import divergence_gradients, fisher_diagonal
+from mmquant.reconstruction.divergence import divergence_gradients
+from mmquant.reconstruction.fisher import fisher_diagonal
 from mmquant.reconstruction.replay import Stream
 
 
