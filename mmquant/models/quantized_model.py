@@ -9,11 +9,13 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
 from mmquant.models.detection import is_detector, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
-from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, fixed_weights, quantize_layer, quantize_output
+from mmquant.models.layers import (PerCall, QuantizedLayer, channel_axis, enabled, fixed_weights, quantize_layer,
+                                   quantize_output)
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.placement import Plan, place_quantizers
 from mmquant.models.policy import BitPolicy
@@ -24,7 +26,7 @@ from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
-_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types')
+_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call')
 
 
 @MODELS.register_module()
@@ -37,8 +39,8 @@ class QuantizedModel(BaseModel):
     Args:
         architecture (dict | nn.Module): The float model or its config.
         quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float);
-            ``matmul_bits``; ``overrides``: see :class:`BitPolicy`; ``block_types``: classes that are units beside those
-            found by their residual add.
+            ``matmul_bits``, ``overrides``, ``scope``: see :class:`BitPolicy`; ``block_types``: classes that are units
+            beside those found by their residual add; ``per_call``: see :func:`place_quantizers`.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
@@ -62,11 +64,14 @@ class QuantizedModel(BaseModel):
         self.policy = _policy(quantizer)
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
+        self._per_call: list[PerCall] = []
         self.train(False)
 
     # ---- running -------------------------------------------------------------------------------------------------
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """The wrapped model's forward."""
+        for module in self._per_call:
+            module.position = 0
         if isinstance(self.architecture, BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
@@ -127,14 +132,19 @@ class QuantizedModel(BaseModel):
         return merged
 
     def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
-        """Decide where quantizers sit, without inserting them."""
+        """Decide where quantizers sit, without inserting them; attention gets layers for its projections."""
+        if split_attention(self.architecture):
+            self.plan = replace(self.plan or Plan(), split_attention=True)
         flow = self.observe(inputs, data_samples)
-        return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan)
+        return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
+                                self.quantizer_cfg.get('per_call', False))
 
     def insert_quantizers(self, plan: Plan) -> None:
         """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
         if plan.reparameterized:
             reparameterize(self.architecture)
+        if plan.split_attention:
+            split_attention(self.architecture)
         known = set(self.plan.folded) if self.plan else set()
         for layer, bn in plan.folded:
             if (layer, bn) not in known:
@@ -145,8 +155,11 @@ class QuantizedModel(BaseModel):
             if item.w_bits is None and item.a_bits is None:
                 continue
             layer = self.architecture.get_submodule(item.name)
-            source = None if item.a_bits is None else shared.get(item.shares) or self._activation(item.a_bits)
-            shared[item.name] = source
+            sources = shared.get(item.shares)
+            if sources is None:
+                sources = [self._activation(item.a_bits) for _ in range(item.calls) if item.a_bits is not None]
+            shared[item.name] = sources
+            source = PerCall(sources) if len(sources) > 1 else next(iter(sources), None)
             quantize_layer(layer, self._weight(item.w_bits, layer), source)
         for item in plan.outputs:
             quantize_output(self.architecture.get_submodule(item.name), self._activation(item.bits))
@@ -155,6 +168,7 @@ class QuantizedModel(BaseModel):
                      for site, kind in item.sites.items()}
             quantize_matmuls(self.architecture.get_submodule(item.name), sites)
         self.plan = plan
+        self._per_call = [m for m in self.architecture.modules() if isinstance(m, PerCall)]
         self.train(False)
         self.to(next(self.architecture.parameters()).device)
 
@@ -193,7 +207,9 @@ class QuantizedModel(BaseModel):
         """Path of the owner -> quantizer of its input, output or operands; shared ones once."""
         found = {}
         for name, module in self.architecture.named_modules():
-            if isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
+            if isinstance(module, QuantizedLayer) and isinstance(module.input_quantizer, PerCall):
+                found |= {f'{name}.input.{k}': q for k, q in enumerate(module.input_quantizer)}
+            elif isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
                 found[f'{name}.input'] = module.input_quantizer
             if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
                 found[f'{name}.output'] = module.output_quantizer
@@ -247,7 +263,7 @@ class QuantizedModel(BaseModel):
     def _check_fits(self, plan: Plan, path: str) -> None:
         own = {name for name, _ in self.architecture.named_modules()}
         lost = [x.name for x in plan.layers if x.name not in own]
-        if lost and not plan.reparameterized:
+        if lost and not plan.reparameterized and not plan.split_attention:
             raise CheckpointError(f'{path} does not fit the model: {len(lost)} of its {len(plan.layers)} layers do not '
                                   f'exist here (first: {lost[0]}). Is it the checkpoint of another architecture?')
 
@@ -260,6 +276,6 @@ def _policy(quantizer: dict) -> BitPolicy:
         build(QUANTIZERS, {**quantizer[key], 'bits': quantizer[key].get('bits', 8) or 8}, f'quantizer.{key}')
     try:
         return BitPolicy(quantizer['weight'].get('bits', 8), quantizer['activation'].get('bits', 8),
-                         quantizer.get('matmul_bits', 'same'), quantizer.get('overrides', ()))
+                         quantizer.get('matmul_bits', 'same'), quantizer.get('overrides', ()), quantizer.get('scope'))
     except ValueError as error:
         raise ConfigError(f'quantizer: {error}') from error
