@@ -9,6 +9,8 @@ from mmengine.logging import MMLogger
 
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions
+from mmquant.reconstruction.cache import Cache
+from mmquant.reconstruction.replay import Stream
 from mmquant.utils.hardware import computes_bfloat16
 
 
@@ -29,6 +31,7 @@ class CalibrationContext:
         progress (Callable): ``progress(description, total)`` -> context manager with ``update(done, text)``.
         records (list[dict]): Plain facts the steps report, for results and logs.
         decisions (Decisions): Proposals of the float model for each chunk.
+        cache (Cache): Where activations are kept.
     """
     model: QuantizedModel
     chunks: list
@@ -41,6 +44,7 @@ class CalibrationContext:
     records: list[dict] = field(default_factory=list)
     samples: list[list] | None = None
     decisions: Decisions = field(default_factory=Decisions)
+    cache: Cache = field(default_factory=Cache)
 
     def __post_init__(self) -> None:
         if self.amp and not computes_bfloat16(self.device):
@@ -72,6 +76,10 @@ class CalibrationContext:
         """Raw outputs for a chunk; the second stage of a detector gets the proposals of the chunk's first run."""
         with self.decisions.pinned(self.model.architecture, index):
             return self.model.run(self.chunks[index], self.samples_of(index))
+
+    def stream(self) -> Stream:
+        """Activations of all chunks, before the first unit."""
+        return Stream(self.model, self.chunks, self.samples, self.decisions, self.cache)
 
     def seed_for(self, unit: int) -> int:
         """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""

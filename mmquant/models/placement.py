@@ -77,7 +77,7 @@ class _Placer:
         self.model, self.flow, self.policy, self.per_call = model, flow, policy, per_call
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
-        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)}
+        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types) if len(c.outputs) == 1}
         self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
         feeding = set().union(*(self._sources(c.inputs) for c in self.calls))
         self.last = self._sources(flow.calls[0].outputs) | {c.name for c in self.calls if c.name not in feeding}

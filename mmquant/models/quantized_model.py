@@ -194,6 +194,17 @@ class QuantizedModel(BaseModel):
         """Reconstruction units in execution order; needs a recorded data flow."""
         return find_units(self.architecture, self.flow, granularity, self.block_types)
 
+    def per_call_within(self, unit: Unit, call: int) -> list[tuple[PerCall, int]]:
+        """Quantizers per call inside one call of a unit, and the number that the first of these calls has."""
+        begin, end = unit.spans[call]
+        found = []
+        for name in unit.layers:
+            quantizer = getattr(self.architecture.get_submodule(name), 'input_quantizer', None)
+            if isinstance(quantizer, PerCall):
+                found.append((quantizer, next(i for i, c in enumerate(self.flow.calls_of[name])
+                                              if begin <= c.enter <= end)))
+        return found
+
     def quantized_layers(self) -> dict[str, nn.Module]:
         """Path -> layer whose weights are quantized."""
         planned = {x.name for x in self.plan.layers if x.w_bits is not None} if self.plan else set()

@@ -30,7 +30,7 @@ def fisher(context, name, quantizers=None, **more):
     stream, unit, references = at_unit(context, name, **more)
     quantizers = weight_quantizers(context, unit) if quantizers is None else quantizers
     with context.model.quantization(weights=False, activations=False):
-        return fisher_diagonal(stream, unit, quantizers, references)
+        return torch.cat([calls[0] for calls in fisher_diagonal(stream, unit, quantizers, references)])
 
 
 def divergence(q, r):

@@ -35,6 +35,7 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=[
             dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(128, 128), keep_ratio=True),  # changes nothing, but says so to the metric
             dict(type='LoadAnnotations', with_bbox=True),
             dict(
                 type='PackDetInputs',
