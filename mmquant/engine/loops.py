@@ -1,6 +1,7 @@
 """The calibration loop: runs the steps of an algorithm in the train slot of a Runner."""
 from __future__ import annotations
 
+import inspect
 import os.path as osp
 import time
 
@@ -10,8 +11,9 @@ from mmengine.runner import BaseLoop
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
+from mmquant.reconstruction.cache import Cache
 from mmquant.registry import LOOPS, STEPS
-from mmquant.utils.building import ConfigError, build
+from mmquant.utils.building import ConfigError, build, check_keys
 from mmquant.utils.progress import progress
 
 EMPTY = 'the calibration set is empty; check train_cfg.dataloader.dataset'
@@ -31,19 +33,23 @@ class CalibrationLoop(BaseLoop):
         chunk_size (int): Images a forward pass outside reconstruction. Default 64.
         amp (bool): bfloat16 autocast inside reconstruction. Default False.
         resume (bool | str): Continue from the state in the work dir, or from this file. Default False.
+        cache (dict | None): Bytes for cached activations: ``device``, ``host``, ``disk``, ``folder``; see
+            :class:`Cache`. Default: memory without limit.
 
     Raises:
-        ConfigError: For a wrong step.
+        ConfigError: For a wrong step or cache.
         ValueError: If there is no calibration image, or one holds NaN.
     """
 
     def __init__(self, runner, dataloader, steps: list, chunk_size: int = 64, amp: bool = False,
-                 resume: bool | str = False) -> None:
+                 resume: bool | str = False, cache: dict | None = None) -> None:
         if not isinstance(steps, (list, tuple)) or not steps:
             raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
         self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
         if chunk_size < 1:
             raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
+        check_keys(cache or {}, inspect.signature(Cache).parameters, 'train_cfg.cache')
+        self.cache = Cache(**(cache or {}))
         try:
             super().__init__(runner, dataloader)
         except ValueError as error:
@@ -74,7 +80,8 @@ class CalibrationLoop(BaseLoop):
         runner.call_hook('before_train')
         model.architecture.to(memory_format=torch.channels_last)
         chunks, samples = self.collect(model)
-        context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples)
+        context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples,
+                                     cache=self.cache)
         settings = dict(steps=[dict(s) for s in runner.cfg.train_cfg.get('steps', ())], quantizer=model.quantizer_cfg,
                         seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp)
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
