@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils._pytree import tree_map
 
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
+from mmquant.models.detection import Decisions
+from mmquant.models.layers import PerCall
 from mmquant.models.quantized_model import QuantizedModel
+from mmquant.reconstruction.cache import Cache, Kept, load
+from mmquant.reconstruction.unit_data import UnitInput, UnitInputBuilder
 from mmquant.structures.unit import Unit
 
 Key = tuple[str, int]
 
 
 class _Reached(Exception):
-    """The run arrived at its target; carries the call's arguments."""
-
-    def __init__(self, args, kwargs) -> None:
-        super().__init__('reached the target call')
-        self.arguments = (args, kwargs)
+    """The run arrived at its last target."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,43 @@ def _completed(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
 
 
 def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: int) -> set[int]:
-    """Values made before ``tick`` that are needed behind it, by later operations or through re-executed glue."""
-    needed = {v for op in flow.ops if op.tick > tick for v in op.inputs} | set(flow.calls[0].outputs)
+    """Values that are needed behind ``tick``, by later operations or through re-executed glue."""
     spans = [(c.enter, c.exit) for c in completed.values()]
-    for op in reversed([op for op in flow.ops if op.tick < tick]):
-        if needed & set(op.outputs) and not any(a < op.tick < b for a, b in spans):
+    open_ops = [op for op in flow.ops if not any(a < op.tick < b for a, b in spans)]
+    needed = {v for op in open_ops if op.tick > tick for v in op.inputs} | set(flow.calls[0].outputs)
+    for op in reversed(open_ops):
+        if op.tick < tick and needed & set(op.outputs):
+            needed |= set(op.inputs)
+    return needed
+
+
+def _outermost(flow: DataFlow, targets: list[Call], accept) -> dict[Key, Call]:
+    """Outermost calls between the first and the last target, outside of all targets, that ``accept(call)``."""
+    found, inside = {}, {t.index for t in targets}
+    for call in flow.calls:
+        if call.parent in inside or call.index in inside:
+            inside.add(call.index)
+        elif targets[0].enter < call.enter and call.exit < targets[-1].enter and accept(call):
+            inside.add(call.index)
+            found[call.key] = call
+    return found
+
+
+def _pending_values(flow: DataFlow, pending: frozenset[str]) -> set[int]:
+    """Values computed from the output of a layer that is still to be tuned."""
+    calls = {c.index for c in flow.calls if any(a.name in pending for a in flow.ancestors(c.index))} if pending else ()
+    values = set()
+    for op in flow.ops if pending else ():
+        if op.call in calls or values & set(op.inputs):
+            values |= set(op.outputs)
+    return values
+
+
+def _ancestor_values(flow: DataFlow, targets: list[Call]) -> set[int]:
+    """Values that the inputs of some calls were computed from, these included."""
+    needed = {v for t in targets for v in t.inputs}
+    for op in reversed(flow.ops):
+        if op.tick < targets[-1].enter and needed & set(op.outputs):
             needed |= set(op.inputs)
     return needed
 
@@ -78,100 +111,177 @@ class Stream:
     Args:
         model (QuantizedModel): Model whose data flow has been recorded.
         chunks (list[Tensor]): Preprocessed inputs, one entry a forward pass.
+        samples (list[list] | None): Data samples of each chunk.
+        decisions (Decisions | None): Proposals that stay the same in all runs of a chunk.
+        cache (Cache | None): Where activations are kept. Default: memory without limit.
     """
 
-    def __init__(self, model: QuantizedModel, chunks: list) -> None:
+    def __init__(self, model: QuantizedModel, chunks: list, samples: list | None = None,
+                 decisions: Decisions | None = None, cache: Cache | None = None) -> None:
         self.model, self.flow, self.chunks = model, model.flow, chunks
+        self.samples, self.decisions, self.cache = samples, decisions or Decisions(), cache or Cache()
         self.leaking = _leaking(self.flow)
         self.stores: list[dict] = [{} for _ in chunks]
+        self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
+        self._inner: dict[Key, dict[str, int]] = {}
+
+    def advance(self, unit: Unit, pending: frozenset[str] = frozenset()) -> list[tuple[tuple, dict]]:
+        """Move the frontier to the entry of ``unit``; returns (args, kwargs) of its calls: all of a chunk, then the
+        next chunk's. ``pending``: see :meth:`walk`."""
+        return [arguments for _, _, arguments in self.walk(unit, pending)]
+
+    def gather(self, unit: Unit, pending: frozenset[str] = frozenset()) -> dict[tuple, UnitInput]:
+        """As :meth:`advance`, joined: the unit's inputs by (shape of an image, number of the call)."""
+        begins = {enter for enter, _ in unit.spans}
+        places = [c.leaves for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        parts: dict[tuple, UnitInput] = {}
+        for index, call, arguments in self.walk(unit, pending):
+            key = tuple(self.chunks[index].shape[1:]), call
+            parts.setdefault(key, UnitInputBuilder(places[call], self.cache)).add(arguments)
+        return {key: part.build() for key, part in parts.items()}
 
     @torch.no_grad()
-    def advance(self, unit: Unit) -> list[tuple[tuple, dict]]:
-        """Move the frontier to the entry of ``unit``; returns its (args, kwargs) for each chunk."""
-        target = next(c for c in self.flow.calls if c.name == unit.name and c.enter == unit.enter)
-        completed = _completed(self.flow, target.enter, self.leaking)
-        live = _live_values(self.flow, completed, target.enter)
-        arguments = []
-        for chunk, store in zip(self.chunks, self.stores):
-            fresh = {}
-            try:
-                self._run(chunk, store, self._capture(completed, store, live, fresh), {target.key: _raise_reached})
-            except _Reached as reached:
-                arguments.append(reached.arguments)
-            else:
-                raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when '
-                                   'its data flow was recorded; units need the same control flow for every image')
-            store.update(fresh)
+    def walk(self, unit: Unit, pending: frozenset[str] = frozenset()):
+        """Move the frontier to the entry of ``unit``, chunk by chunk.
+
+        Args:
+            unit (Unit): Where to.
+            pending (frozenset[str]): Layers whose quantization may still change; what was computed from them behind the
+                frontier (between the first and the last call of a unit with several) is not kept.
+
+        Yields:
+            tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).
+        """
+        begins = {enter for enter, _ in unit.spans}
+        targets = [c for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        completed = _completed(self.flow, targets[0].enter, self.leaking)
+        skipped: dict[Key, Call] = {}
+        if len(targets) > 1:
+            loose = _pending_values(self.flow, pending)
+            completed |= _outermost(self.flow, targets, lambda c: c.index not in self.leaking and not any(
+                loose & set(op.outputs) for op in self.flow.ops_within(c)))
+            needed = _ancestor_values(self.flow, targets)
+            skipped = _outermost(self.flow, targets, lambda c: c.key not in completed and not needed & {
+                *c.outputs, *(v for op in self.flow.ops_within(c) for v in op.outputs)})
+            skipped |= {t.key: t for t in targets[:-1]}
+        live = _live_values(self.flow, completed, targets[0].enter)
+        for index, store in enumerate(self.stores):
+            found = self._reach(index, unit, targets, self._capture(index, completed, live), skipped)
             for key in [k for k in store if k not in completed]:
                 del store[key]
             for key, call in completed.items():
-                if not live & set(call.outputs):
+                if key in store and not live & set(call.outputs):
                     store[key] = tree_map(_bury, store[key])
-        return arguments
+            while found:
+                yield index, len(targets) - len(found), found.pop(0)
 
-    def run_behind(self, unit: Unit, index: int, replace):
-        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the unit's last call.
+    def _reach(self, index: int, unit: Unit, targets: list[Call], captures: dict, skipped: dict) -> list:
+        """Run a chunk up to the last target; returns the arguments of each."""
+        found, fresh = [], {}
 
-        That is the call of the activation behind the unit, if it has one, else of the unit itself. Calls before the
-        frontier are stubs. Gradients flow if enabled outside.
+        def collect(forward, args, kwargs):
+            call = targets[len(found)]
+            found.append(tree_map(lambda x: _copy(x, bool(self.flow.mutated & set(call.inputs))), (args, kwargs)))
+            if len(found) == len(targets):
+                raise _Reached
+            if call.key not in self.shapes[index]:
+                self.shapes[index][call.key] = tree_map(_bury, forward(*args, **kwargs))
+            return tree_map(lambda x: _revive(x, False), self.shapes[index][call.key])
+
+        try:
+            self._run(index, {k: partial(put, fresh) for k, put in captures.items()},
+                      {t.key: collect for t in targets}, skipped)
+        except _Reached:
+            self.stores[index].update(fresh)
+            return found
+        raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when its data '
+                           'flow was recorded; units need the same control flow for every image')
+
+    def run_behind(self, unit: Unit, index: int, replace, begin=None):
+        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the last call of the unit.
+
+        That is the call of the activation behind the unit, if it has one, else of the unit itself; a unit with several
+        calls has several last ones. ``begin(forward, args, kwargs)`` answers the unit itself where an activation
+        follows. Calls before the frontier are stubs. Gradients flow if enabled outside.
         """
-        name, tick = (unit.activation, unit.exit) if unit.activation else (unit.name, unit.enter - 1)
-        last = next(c for c in self.flow.calls if c.name == name and c.enter > tick)
-        return self._run(self.chunks[index], self.stores[index], {}, {last.key: replace})
+        answers = {}
+        for enter, leave in unit.spans:
+            own = next(c for c in self.flow.calls if c.name == unit.name and c.enter == enter)
+            if unit.activation:
+                if begin:
+                    answers[own.key] = begin
+                own = next(c for c in self.flow.calls if c.name == unit.activation and c.enter > leave)
+            answers[own.key] = replace
+        return self._run(index, {}, answers)
 
-    def _capture(self, completed, store, live, fresh):
-        wanted = {key: call for key, call in completed.items() if key not in store}
-        mutated = self.flow.mutated
+    def _capture(self, index: int, completed: dict[Key, Call], live: set[int]) -> dict:
+        """For each completed call that is not kept yet, ``put(into, output)``."""
+        memo: dict[int, object] = {}  # outputs that several calls return are kept once
 
-        def keep(call):
-            alive, clone = bool(live & set(call.outputs)), bool(mutated & set(call.outputs))
+        def keep(x, clone):
+            if not isinstance(x, torch.Tensor):
+                return x
+            if clone:
+                return self.cache.put(x.detach().clone())
+            if id(x) not in memo:
+                memo[id(x)] = self.cache.put(x), x
+            return memo[id(x)][0]
 
-            def put(out):
-                fresh[call.key] = tree_map((lambda x: _copy(x, clone)) if alive else _bury, out)
+        def put(call, into, out):
+            alive, clone = bool(live & set(call.outputs)), bool(self.flow.mutated & set(call.outputs))
+            into[call.key] = tree_map((lambda x: keep(x, clone)) if alive else _bury, out)
 
-            return put
+        return {key: partial(put, call) for key, call in completed.items() if key not in self.stores[index]}
 
-        return {key: keep(call) for key, call in wanted.items()}
-
-    def _run(self, chunk, store, captures, answers):
+    def _run(self, index: int, captures: dict, answers: dict, skipped: dict | None = None):
+        """Run a chunk: kept calls are stubs, ``captures[key](output)`` sees outputs, ``answers[key]`` replaces calls, and
+        ``skipped`` calls are passed over once the shape of their output is known."""
+        store, shapes, skipped = self.stores[index], self.shapes[index], skipped or {}
         counts: dict[str, int] = defaultdict(int)
-        names = {k[0] for k in (*store, *captures, *answers)}
-        inner = {key: self._inner_counts(key) for key in store}
+        keys = [*store, *captures, *answers, *skipped]
+        names = {name for name, _ in keys} | {name for key in (*store, *skipped) for name in self._inner_counts(key)}
+        per_call = {n: m for n, m in self.model.architecture.named_modules()
+                    if isinstance(getattr(m, 'input_quantizer', None), PerCall)}
+        mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
 
         def wrap(name, module, forward):
 
             def replayed(*args, **kwargs):
                 key = (name, counts[name])
                 counts[name] += 1
+                if name in per_call:
+                    module.input_quantizer.position = key[1]
                 if key in answers:
                     return answers[key](forward, args, kwargs)
-                if key in store:
-                    for inner_name, n in inner[key].items():
+                known = store.get(key) if key in store else shapes.get(key) if key in skipped else None
+                if key in store or (key in skipped and key in shapes):
+                    for inner_name, n in self._inner_counts(key).items():
                         counts[inner_name] += n
-                    return tree_map(lambda x: _revive(x, key in mutated), store[key])
+                    return tree_map(lambda x: _revive(x, key in mutated), known)
                 out = forward(*args, **kwargs)
                 if key in captures:
                     captures[key](out)
+                if key in skipped:
+                    shapes[key] = tree_map(_bury, out)
                 return out
 
             return replayed
 
-        mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
-        shared = {n for counts_ in inner.values() for n in counts_} & names
-        with wrapped_forwards(self.model.architecture, wrap, names | shared):
-            return self.model.run(chunk)
+        with wrapped_forwards(self.model.architecture, wrap, names | set(per_call)), \
+                self.decisions.pinned(self.model.architecture, index):
+            return self.model.run(self.chunks[index], self.samples and self.samples[index])
 
     def _inner_counts(self, key: Key) -> dict[str, int]:
+        """How often the modules inside a call are called."""
+        if key in self._inner:
+            return self._inner[key]
         call = self.flow.calls_of[key[0]][key[1]]
         counts: dict[str, int] = defaultdict(int)
         for other in self.flow.calls:
             if call.enter < other.enter < call.exit:
                 counts[other.name] += 1
+        self._inner[key] = counts
         return counts
-
-
-def _raise_reached(forward, args, kwargs):
-    raise _Reached(args, kwargs)
 
 
 def _copy(x, clone: bool):
@@ -179,11 +289,11 @@ def _copy(x, clone: bool):
 
 
 def _bury(x):
-    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, torch.Tensor) else x
+    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, Kept)) else x
 
 
 def _revive(x, overwritten: bool):
     if isinstance(x, _Dead):
         one = torch.zeros((), dtype=x.dtype, device=x.device)
         return one.expand(x.shape).clone() if overwritten else one.expand(x.shape)
-    return _copy(x, overwritten)
+    return _copy(load(x), overwritten)
