@@ -259,13 +259,13 @@ class _MatmulRecorder(TorchFunctionMode):
 @contextlib.contextmanager
 def wrapped_forwards(model: nn.Module, wrap, names=None):
     """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each submodule once, then restore."""
+    chosen = model.named_modules() if names is None else ((n, model.get_submodule(n)) for n in names)
     changed = []
     try:
-        for name, module in model.named_modules():
-            if names is None or name in names:
-                previous = module.__dict__.get('forward')
-                module.__dict__['forward'] = wrap(name, module, module.forward)
-                changed.append((module, previous))
+        for name, module in chosen:
+            previous = module.__dict__.get('forward')
+            module.__dict__['forward'] = wrap(name, module, module.forward)
+            changed.append((module, previous))
         yield
     finally:
         for module, previous in changed:

@@ -33,17 +33,19 @@ class Decisions:
 
     def __init__(self) -> None:
         self._kept: dict = {}
+        self._heads: list | None = None
 
     @contextlib.contextmanager
     def pinned(self, model: nn.Module, batch: int):
         """Pin the selections while ``model`` runs batch number ``batch`` in tensor mode."""
-        heads = [(n, m) for n, m in model.named_modules() if callable(getattr(type(m), DECODE, None))]
+        if self._heads is None:
+            self._heads = [(n, m) for n, m in model.named_modules() if callable(getattr(type(m), DECODE, None))]
         try:
-            for name, head in heads:
+            for name, head in self._heads:
                 head.__dict__[DECODE] = self._answer(head, (batch, name))
             yield
         finally:
-            for _, head in heads:
+            for _, head in self._heads:
                 head.__dict__.pop(DECODE, None)
 
     def _answer(self, head: nn.Module, key):

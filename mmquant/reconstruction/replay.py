@@ -6,6 +6,7 @@ where it is not. Only the modules between the old and the new frontier really ru
 """
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -65,8 +66,14 @@ def _completed(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
 
 def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: int) -> set[int]:
     """Values that are needed behind ``tick``, by later operations or through re-executed glue."""
-    spans = [(c.enter, c.exit) for c in completed.values()]
-    open_ops = [op for op in flow.ops if not any(a < op.tick < b for a, b in spans)]
+    spans = sorted((c.enter, c.exit) for c in completed.values())  # disjoint
+    begins = [enter for enter, _ in spans]
+
+    def is_inside(tick):
+        place = bisect(begins, tick) - 1
+        return place >= 0 and tick < spans[place][1]
+
+    open_ops = [op for op in flow.ops if not is_inside(op.tick)]
     needed = {v for op in open_ops if op.tick > tick for v in op.inputs} | set(flow.calls[0].outputs)
     for op in reversed(open_ops):
         if op.tick < tick and needed & set(op.outputs):
@@ -123,6 +130,9 @@ class Stream:
         self.leaking = _leaking(self.flow)
         self.stores: list[dict] = [{} for _ in chunks]
         self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
+        self.per_call = {n for n, m in model.architecture.named_modules()
+                         if isinstance(getattr(m, 'input_quantizer', None), PerCall)}
+        self.mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
         self._inner: dict[Key, dict[str, int]] = {}
 
     def advance(self, unit: Unit, pending: frozenset[str] = frozenset()) -> list[tuple[tuple, dict]]:
@@ -238,11 +248,8 @@ class Stream:
         ``skipped`` calls are passed over once the shape of their output is known."""
         store, shapes, skipped = self.stores[index], self.shapes[index], skipped or {}
         counts: dict[str, int] = defaultdict(int)
-        keys = [*store, *captures, *answers, *skipped]
-        names = {name for name, _ in keys} | {name for key in (*store, *skipped) for name in self._inner_counts(key)}
-        per_call = {n: m for n, m in self.model.architecture.named_modules()
-                    if isinstance(getattr(m, 'input_quantizer', None), PerCall)}
-        mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
+        names = {name for name, _ in (*store, *captures, *answers, *skipped)} | self.per_call
+        per_call, mutated = self.per_call, self.mutated
 
         def wrap(name, module, forward):
 
@@ -267,7 +274,7 @@ class Stream:
 
             return replayed
 
-        with wrapped_forwards(self.model.architecture, wrap, names | set(per_call)), \
+        with wrapped_forwards(self.model.architecture, wrap, names), \
                 self.decisions.pinned(self.model.architecture, index):
             return self.model.run(self.chunks[index], self.samples and self.samples[index])
 
