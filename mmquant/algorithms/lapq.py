@@ -16,14 +16,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import torch
 from mmengine.logging import print_log
 
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.registry import OBJECTIVES, OBSERVERS, SEARCHERS, STEPS
-from mmquant.search import ClipProblem, Objective, fit_parabola
-from mmquant.search.objectives import build_objective, labels_of
+from mmquant.search import Calibration, ClipProblem, Objective, fit_parabola
 from mmquant.utils.building import ConfigError, build
 
 NORMS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
@@ -31,26 +29,17 @@ OBSERVER = {'type': 'mmquant.LpNormObserver', 'max_samples': 2**17, 'refinements
 WHOLE_RANGE = {'type': 'mmquant.MinMaxObserver'}
 
 
-@torch.no_grad()
-def prepare_objective(context: CalibrationContext, chunks: list, cfg: dict | None, where: str) -> Objective:
-    """The objective for some calibration images, given their labels and the float network's outputs."""
-    model, labels = context.model, labels_of(context.samples)
-    if labels is not None:
-        labels = labels[:sum(len(chunk) for chunk in chunks)].to(context.device)
-    with model.quantization(weights=False, activations=False):
-        objective = build_objective(cfg, labels, model.run(chunks[0][:2]), where)
-        objective.prepare([model.run(chunk) for chunk in chunks] if objective.needs_float else [], labels)
-    return objective
+def calibration_of(context: CalibrationContext, num_images: int | None = None) -> Calibration:
+    """The first ``num_images`` calibration images of a context; None: all."""
+    count = num_images or sum(len(chunk) for chunk in context.chunks)
+    chunks, samples = zip(*context.batches(count))
+    return Calibration(context.model, list(chunks), None if samples[0] is None else list(samples), cache=context.cache)
 
 
 def _checked_count(num_images: int | None) -> int | None:
     if num_images is not None and num_images < 1:
         raise ConfigError(f'num_images must be at least 1, or None for all, got {num_images}')
     return num_images
-
-
-def _chosen(context: CalibrationContext, num_images: int | None) -> list:
-    return context.chunks if num_images is None else context.images(num_images)
 
 
 @STEPS.register_module()
@@ -94,17 +83,17 @@ class NormSweep(Step):
         """
         if context.first_unit == 0:
             context.state = dict(losses=[])
-        objective = prepare_objective(context, _chosen(context, self.num_images), self.objective,
-                                      'NormSweep.objective')
+        calibration = calibration_of(context, self.num_images)
+        objective = calibration.objective(self.objective, 'NormSweep.objective')
         candidates = [None, *self.norms]
         with context.progress(f'{self.name} ({len(candidates)} values of p)', len(candidates)) as bar:
             for index in range(context.first_unit, len(candidates)):
-                loss = self._try(context, objective, index, candidates[index])
+                loss = self._try(context, calibration, objective, index, candidates[index])
                 bar.update(index + 1, f'p {candidates[index] or "-"} loss {loss:.4g}')
         losses = dict(context.state['losses'])
         fit = fit_parabola(self.norms, [losses[p] for p in self.norms])
         if fit.vertex is not None and len(context.state['losses']) == len(candidates):
-            self._try(context, objective, len(candidates), fit.vertex)
+            self._try(context, calibration, objective, len(candidates), fit.vertex)
         losses = dict(context.state['losses'])
         best = min(losses, key=losses.get)
         if math.isinf(losses[best]):
@@ -117,9 +106,10 @@ class NormSweep(Step):
         print_log(f'{self.name}: parabola {fit.branch}, p* {fit.vertex}; best p {best}, loss {losses[best]:.5f} '
                   f'(whole range {losses[None]:.5f})', 'current')
 
-    def _try(self, context: CalibrationContext, objective: Objective, index: int, p: float | None) -> float:
+    def _try(self, context: CalibrationContext, calibration: Calibration, objective: Objective, index: int,
+             p: float | None) -> float:
         self._initialize(context, p)
-        with ClipProblem(context.model, _chosen(context, self.num_images), objective, context.amp) as problem:
+        with ClipProblem(calibration, objective, context.amp) as problem:
             loss = problem.loss([0.0] * problem.size)
         context.state['losses'].append((p, loss))
         context.records.append(dict(kind='norm', step=self.name, p=p, loss=loss if math.isfinite(loss) else None))
@@ -141,8 +131,8 @@ class JointSearch(Step):
 
     Args:
         searcher (dict): ``PowellSearch`` (the paper), ``CoordinateDescent`` or ``DescentAndPolish`` (default).
-        objective (dict | None): ``CrossEntropy``, ``OutputKL`` or ``OutputDistance``. Default: with labels the first,
-            without the second, for outputs that are no class scores the third.
+        objective (dict | None): ``CrossEntropy`` (default where the calibration images have labels) or
+            ``OutputDivergence`` (default where not; for detectors).
         num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
     """
     evaluates = (True, True)
@@ -164,11 +154,11 @@ class JointSearch(Step):
         """
         if context.first_unit == 0:
             context.state = {}
-        chunks = _chosen(context, self.num_images)
-        objective = prepare_objective(context, chunks, self.objective, 'JointSearch.objective')
+        calibration = calibration_of(context, self.num_images)
+        objective = calibration.objective(self.objective, 'JointSearch.objective')
         units = self.searcher.num_units
         with context.progress(f'{self.name} ({units} units)', units) as bar, \
-                ClipProblem(context.model, chunks, objective, context.amp) as problem:
+                ClipProblem(calibration, objective, context.amp) as problem:
             problem.on_evaluation = lambda loss: bar.update(
                 index, f'{problem.counts.evaluations} evaluations, loss {problem.best_loss:.5g}')
             for index in range(context.first_unit, units):

@@ -30,9 +30,9 @@ class Reparameterize(Step):
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
         """Merge, and compare the outputs on one small batch."""
-        before = tree_leaves(context.model.run(context.sample))
+        before = tree_leaves(context.model.run(context.sample, context.sample_info))
         merged = context.model.reparameterize()
-        after = tree_leaves(context.model.run(context.sample))
+        after = tree_leaves(context.model.run(context.sample, context.sample_info))
         for a, b in zip(before, after):
             change = ((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
             if change > self.tolerance:
@@ -48,7 +48,7 @@ class FoldBatchNorm(Step):
 
     def run(self, context: CalibrationContext) -> None:
         """Fold."""
-        pairs = context.model.fold_batch_norm(context.sample)
+        pairs = context.model.fold_batch_norm(context.sample, context.sample_info)
         context.records.append(dict(kind='folded', pairs=len(pairs)))
 
 
@@ -64,7 +64,7 @@ class InsertQuantizers(Step):
     def run(self, context: CalibrationContext) -> None:
         """Plan, insert, and record the data flow of the quantized model."""
         model = context.model
-        plan = model.make_plan(context.sample)
+        plan = model.make_plan(context.sample, context.sample_info)
         if not any(x.w_bits or x.a_bits for x in plan.layers) and not plan.outputs and not plan.matmuls:
             raise ValueError('the quantizer config leaves every layer float: give bits to quantizer.weight or '
                              'quantizer.activation')
@@ -73,4 +73,4 @@ class InsertQuantizers(Step):
                       f'{plan.layers[0].name!r})', 'current', logging.WARNING)
         model.insert_quantizers(plan)
         model.requires_grad_(False)
-        model.observe(context.sample)
+        model.observe(context.sample, context.sample_info)

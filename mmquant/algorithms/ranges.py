@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 
@@ -50,16 +51,20 @@ class InitActivationRange(Step):
 
     Args:
         observer (dict): Default: the p = 2.4 search (BRECQ).
-        num_images (int): Images to observe, at least 1. Default 64, in one pass.
+        num_images (int): Images to observe, at least 1. Default 64.
+        chunk (int): Images of one size that pass the model together. Default 64: usually one pass; with more, the
+            first ones meet ranges upstream that later ones may still change.
     """
     evaluates = (True, True)
 
-    def __init__(self, observer: dict | None = None, num_images: int = 64, name: str = 'activation_ranges') -> None:
+    def __init__(self, observer: dict | None = None, num_images: int = 64, chunk: int = 64,
+                 name: str = 'activation_ranges') -> None:
         super().__init__(name)
-        if num_images < 1:
-            raise ValueError(f'num_images must be at least 1, got {num_images}')
+        for key, value in (('num_images', num_images), ('chunk', chunk)):
+            if value < 1:
+                raise ValueError(f'{key} must be at least 1, got {value}')
         self.observer = build(OBSERVERS, observer or DEFAULT_OBSERVER, 'InitActivationRange.observer')
-        self.num_images = num_images
+        self.num_images, self.chunk = num_images, chunk
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
@@ -73,7 +78,8 @@ class InitActivationRange(Step):
         undo = [self._observe(name, q) for name, q in quantizers.items()]
         try:
             with model.quantization(weights=True, activations=True):
-                model.run(torch.cat(context.images(self.num_images)))
+                for images, samples in passes(context.batches(self.num_images), self.chunk):
+                    model.run(images, samples)
         finally:
             for q in undo:
                 del q.__dict__['forward']
@@ -95,6 +101,16 @@ class InitActivationRange(Step):
         quantizer.initialized = False
         quantizer.__dict__['forward'] = forward
         return quantizer
+
+
+def passes(batches: list[tuple], size: int):
+    """Join neighbouring batches of (images, data samples or None) of one image size to at most ``size`` images."""
+    for _, group in itertools.groupby(batches, key=lambda batch: batch[0].shape[1:]):
+        images, samples = zip(*group)
+        images = torch.cat(images)
+        samples = None if samples[0] is None else sum(samples, [])
+        for start in range(0, len(images), size):
+            yield images[start:start + size], samples and samples[start:start + size]
 
 
 def check_initialized(model: QuantizedModel) -> None:

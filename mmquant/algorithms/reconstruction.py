@@ -10,16 +10,18 @@ there; zero is always representable; remainders of batches are used; model and c
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models import QuantizedModel
 from mmquant.models.layers import fixed_weights
 from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
+from mmquant.reconstruction.cache import load
 from mmquant.reconstruction.fisher import fisher_diagonal
+from mmquant.reconstruction.ragged import RaggedProblem
 from mmquant.reconstruction.replay import Stream
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
-from mmquant.reconstruction.unit_data import UnitInput, run_in_chunks, single_tensor
+from mmquant.reconstruction.unit_data import UnitInput, join, output_of, run_in_chunks, tensors_in
 from mmquant.registry import LOSSES, ROUNDINGS, STEPS
 from mmquant.structures.unit import GRANULARITIES, Unit
 from mmquant.utils.building import ConfigError, build, check_keys
@@ -28,14 +30,17 @@ SCALE_FLOOR = 1e-8
 
 
 class UnitRun:
-    """One unit as a function of its data tensor, with the activation behind it."""
+    """One call of a unit as a function of its data, with the activation behind it."""
 
-    def __init__(self, model: nn.Module, unit: Unit, data: UnitInput) -> None:
-        self.module, self.data, self.behind = unit_module(model, unit), data, activation_of(model, unit)
+    def __init__(self, model: QuantizedModel, unit: Unit, call: int, data: UnitInput) -> None:
+        self.module, self.data = unit_module(model.architecture, unit), data
+        self.behind, self.per_call = activation_of(model.architecture, unit), model.per_call_within(unit, call)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x):
+        for quantizer, position in self.per_call:
+            quantizer.position = position
         args, kwargs = self.data.arguments(x)
-        return self.behind(single_tensor(self.module(*args, **kwargs)))
+        return self.behind(output_of(self.module(*args, **kwargs)))
 
 
 @STEPS.register_module()
@@ -92,17 +97,13 @@ class Reconstruction(Step):
         todo = [(i, u) for i, u in todo if i >= context.first_unit]
         if not todo:
             return
-        float_stream = Stream(model, context.chunks)
-        quant_stream = Stream(model, context.chunks) if self.inputs == 'quant' else None
+        float_stream = context.stream()
+        quant_stream = context.stream() if self.inputs == 'quant' else None
         references = self._references(context) if self.loss.needs_fisher else None
         with context.progress(f'{self.name} ({len(todo)} units)', len(todo) * self.num_iters) as bar:
             for done, (index, unit) in enumerate(todo):
-                data, target = self._data(context, unit, float_stream, quant_stream)
-                importance = self._importance(context, unit, quant_stream or float_stream, references)
-                run = UnitRun(model.architecture, unit, data)
-                train, held = split_rows(len(data), self.held_out, context.seed)
-                problem = Problem(run, data.data, target, importance, self.loss, unit.channel_dim, train, held,
-                                  context.device, context.amp)
+                pending = frozenset(n for _, u in todo[done:] for n in u.layers)
+                problem = self._problem(context, unit, float_stream, quant_stream, references, pending)
                 report = self._reporter(bar, unit, done)
                 tune = self._tune_weights if self.target == 'weight' else self._tune_activations
                 record = tune(context, unit, problem, context.seed_for(index), report)
@@ -132,35 +133,58 @@ class Reconstruction(Step):
     def _mode(self) -> tuple[bool, bool]:
         return True, self.target == 'activation'
 
+    def _problem(self, context: CalibrationContext, unit: Unit, float_stream: Stream, quant_stream: Stream | None,
+                 references, pending: frozenset[str]) -> Problem | RaggedProblem:
+        """What to fit: one problem for each size of images and call of the unit."""
+        data, targets = self._data(context, unit, float_stream, quant_stream, pending)
+        weights = self._importance(context, unit, quant_stream or float_stream, references)
+        groups: dict[tuple, list[Problem]] = {}
+        for (size, call), x in data.items():
+            train, held = split_rows(len(x), self.held_out, context.seed)
+            groups.setdefault(size, []).append(Problem(
+                UnitRun(context.model, unit, call, x), x.data, targets[size, call], weights.get((size, call)),
+                self.loss, unit.channel_dim, train, held, context.device, context.amp))
+        problems = list(groups.values())
+        return problems[0][0] if len(data) == 1 else RaggedProblem(problems)
+
     @torch.no_grad()
-    def _data(self, context: CalibrationContext, unit: Unit, float_stream: Stream, quant_stream: Stream | None):
-        model = context.model
+    def _data(self, context: CalibrationContext, unit: Unit, float_stream: Stream, quant_stream: Stream | None,
+              pending: frozenset[str]):
+        """Inputs and float outputs of the unit, by size of the images and number of the call."""
+        model, cache = context.model, context.cache
         with model.quantization(weights=False, activations=False):
-            data = UnitInput.gather(float_stream.advance(unit))
-            target = run_in_chunks(UnitRun(model.architecture, unit, data), data.data, self.chunk)
+            data = float_stream.gather(unit)
+            targets = {key: run_in_chunks(UnitRun(model, unit, key[1], x), x.data, self.chunk, cache)
+                       for key, x in data.items()}
         if quant_stream is not None:
+            del data
             with model.quantization(*self._mode()):
-                data = UnitInput.gather(quant_stream.advance(unit))
-        for what, x in (('input', data.data), ('float output', target)):
-            if not torch.isfinite(x).all():
+                data = quant_stream.gather(unit, pending)
+        for what, found in (('input', [x.data for x in data.values()]), ('float output', list(targets.values()))):
+            if not all(torch.isfinite(load(x)).all() for x in tensors_in(tuple(found)) if x.dtype.is_floating_point):
                 raise FloatingPointError(f'{what} of unit {unit.name or "net"} holds NaN or infinite values; check the '
                                          'calibration images, the float checkpoint and the input normalisation')
-        return data, target
+        return data, targets
 
     @torch.no_grad()
     def _references(self, context: CalibrationContext) -> list:
         with context.model.quantization(weights=False, activations=False):
-            return [context.model.run(chunk) for chunk in context.chunks]
+            return [context.run(index) for index in range(len(context.chunks))]
 
-    def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, references) -> torch.Tensor | None:
+    def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, references) -> dict:
         if references is None:
-            return None
+            return {}
         layers = context.model.quantized_layers()
         quantizers = [layers[n].weight_quantizer for n in unit.layers if n in layers]
         if self.target == 'activation':
             quantizers += list(self._unit_activations(context, unit).values())
         with context.model.quantization(weights=False, activations=False):
-            return fisher_diagonal(stream, unit, quantizers, references)
+            weights = fisher_diagonal(stream, unit, quantizers, references)
+        found: dict[tuple, list] = {}
+        for chunk, calls in zip(context.chunks, weights):
+            for call, weight in enumerate(calls):
+                found.setdefault((tuple(chunk.shape[1:]), call), []).append(weight)
+        return {key: join(parts, context.cache) for key, parts in found.items()}
 
     # ---- the two stages -------------------------------------------------------------------------------------------
     def _tune_weights(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:

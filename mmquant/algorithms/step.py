@@ -8,6 +8,9 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmquant.models import QuantizedModel
+from mmquant.models.detection import Decisions
+from mmquant.reconstruction.cache import Cache
+from mmquant.reconstruction.replay import Stream
 from mmquant.utils.hardware import computes_bfloat16
 
 
@@ -29,6 +32,8 @@ class CalibrationContext:
         state (dict): What the running step needs beside the model to go on when it is resumed: tensors and plain
             values, saved after each unit. Empty when a step begins.
         records (list[dict]): Plain facts the steps report, for results and logs.
+        decisions (Decisions): Proposals of the float model for each chunk.
+        cache (Cache): Where activations are kept.
     """
     model: QuantizedModel
     chunks: list
@@ -40,6 +45,8 @@ class CalibrationContext:
     progress: Callable | None = None
     records: list[dict] = field(default_factory=list)
     samples: list[list] | None = None
+    decisions: Decisions = field(default_factory=Decisions)
+    cache: Cache = field(default_factory=Cache)
     state: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,18 +66,41 @@ class CalibrationContext:
         """One or two images, enough to see the data flow."""
         return self.chunks[0][:2]
 
+    @property
+    def sample_info(self) -> list | None:
+        """Data samples of :attr:`sample`."""
+        return None if self.samples is None else self.samples[0][:2]
+
+    def samples_of(self, index: int) -> list | None:
+        """Data samples of a chunk."""
+        return None if self.samples is None else self.samples[index]
+
+    def run(self, index: int):
+        """Raw outputs for a chunk; the second stage of a detector gets the proposals of the chunk's first run."""
+        with self.decisions.pinned(self.model.architecture, index):
+            return self.model.run(self.chunks[index], self.samples_of(index))
+
+    def stream(self) -> Stream:
+        """Activations of all chunks, before the first unit."""
+        return Stream(self.model, self.chunks, self.samples, self.decisions, self.cache)
+
     def seed_for(self, unit: int) -> int:
         """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""
         return (self.seed * 1_000_003 + self.step_index * 10_007 + unit * 101) % 2**31
 
     def images(self, count: int) -> list:
         """The first ``count`` images, in chunks."""
+        return [images for images, _ in self.batches(count)]
+
+    def batches(self, count: int) -> list[tuple]:
+        """The first ``count`` images with their data samples, in chunks."""
         found, left = [], count
-        for chunk in self.chunks:
+        for index, chunk in enumerate(self.chunks):
             if left <= 0:
                 break
-            found.append(chunk[:left])
-            left -= len(found[-1])
+            samples = self.samples_of(index)
+            found.append((chunk[:left], samples and samples[:left]))
+            left -= len(found[-1][0])
         return found
 
 

@@ -9,5 +9,6 @@ __all__ = ['LoadImageFromTar', 'RandomSubset', 'check_dataset_cfg', 'overlap']
 
 if find_spec('mmpretrain') is not None:  # a stack with detectors only does without the classification data sets
     from .digits import DigitsDataset
+    from .digits_det import DigitsDetDataset
     from .tar_images import TarImageDataset
-    __all__ += ['DigitsDataset', 'TarImageDataset']
+    __all__ += ['DigitsDataset', 'DigitsDetDataset', 'TarImageDataset']

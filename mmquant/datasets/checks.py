@@ -12,6 +12,8 @@ REAL_DATA_VARIABLE = 'MMQUANT_REAL_DATA'
 SPLIT_FOLDER_TYPES = ('ImageNet', 'ImageNet21k')
 # Data sets of mmpretrain that fetch missing files themselves, unless told not to.
 DOWNLOADING_TYPES = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+# Data sets of ours that write their files on first use.
+SELF_MADE_TYPES = ('DigitsDetDataset',)
 
 
 def check_dataset_cfg(dataset_cfg: dict) -> None:
@@ -19,7 +21,7 @@ def check_dataset_cfg(dataset_cfg: dict) -> None:
 
     Looked at are ``data_root``, ``ann_file``, ``data_prefix``, ``tar_file`` and, for mmpretrain's ImageNet, the folder
     of ``split``; wrappers are followed through ``dataset`` and ``datasets``. Remote addresses (``s3://...``) and data
-    sets that download themselves are passed over.
+    sets that download or make their files themselves are passed over.
 
     Args:
         dataset_cfg: Config of a data set, the ``dataset`` entry of a data loader config.
@@ -31,7 +33,7 @@ def check_dataset_cfg(dataset_cfg: dict) -> None:
     inner = [cfg for cfg in inner if isinstance(cfg, dict)]
     for cfg in inner:
         check_dataset_cfg(cfg)
-    if inner or _downloads_itself(dataset_cfg):
+    if inner or _brings_its_files(dataset_cfg):
         return
     for key, path in _named_paths(dataset_cfg):
         if '://' not in path and not osp.exists(path):
@@ -102,8 +104,9 @@ def _identity(info: dict, dataset) -> tuple:
                      '"img_path", so it cannot be compared with others.')
 
 
-def _downloads_itself(cfg: dict) -> bool:
-    return _type_name(cfg) in DOWNLOADING_TYPES and cfg.get('download', True)
+def _brings_its_files(cfg: dict) -> bool:
+    name = _type_name(cfg)
+    return name in SELF_MADE_TYPES or (name in DOWNLOADING_TYPES and cfg.get('download', True))
 
 
 def _type_name(cfg: dict) -> str:

@@ -1,6 +1,7 @@
 """The calibration loop: runs the steps of an algorithm in the train slot of a Runner."""
 from __future__ import annotations
 
+import inspect
 import os.path as osp
 import time
 
@@ -12,8 +13,9 @@ from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.cost import model_cost
 from mmquant.datasets.checks import list_digest, without_roots
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
+from mmquant.reconstruction.cache import Cache
 from mmquant.registry import LOOPS, STEPS
-from mmquant.utils.building import ConfigError, build, plain
+from mmquant.utils.building import ConfigError, build, check_keys, plain
 from mmquant.utils.hardware import device_name, peak_memory_bytes
 from mmquant.utils.progress import progress
 from mmquant.utils.versions import found_versions
@@ -35,19 +37,23 @@ class CalibrationLoop(BaseLoop):
         chunk_size (int): Images a forward pass outside reconstruction. Default 64.
         amp (bool): bfloat16 autocast inside reconstruction. Default False.
         resume (bool | str): Continue from the state in the work dir, or from this file. Default False.
+        cache (dict | None): Bytes for cached activations: ``device``, ``host``, ``disk``, ``folder``; see
+            :class:`Cache`. Default: memory without limit.
 
     Raises:
-        ConfigError: For a wrong step.
+        ConfigError: For a wrong step or cache.
         ValueError: If there is no calibration image, or one holds NaN.
     """
 
     def __init__(self, runner, dataloader, steps: list, chunk_size: int = 64, amp: bool = False,
-                 resume: bool | str = False) -> None:
+                 resume: bool | str = False, cache: dict | None = None) -> None:
         if not isinstance(steps, (list, tuple)) or not steps:
             raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
         self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
         if chunk_size < 1:
             raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
+        check_keys(cache or {}, inspect.signature(Cache).parameters, 'train_cfg.cache')
+        self.cache = Cache(**(cache or {}))
         try:
             super().__init__(runner, dataloader)
         except ValueError as error:
@@ -79,7 +85,8 @@ class CalibrationLoop(BaseLoop):
         runner.call_hook('before_train')
         model.architecture.to(memory_format=torch.channels_last)
         chunks, samples = self.collect(model)
-        context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples)
+        context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples,
+                                     cache=self.cache)
         settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
@@ -158,19 +165,47 @@ class CalibrationLoop(BaseLoop):
     def collect(self, model) -> tuple[list[torch.Tensor], list[list] | None]:
         """All calibration images, preprocessed, in chunks on the model's device, and the data samples of each chunk.
 
+        Images of different sizes go into different chunks.
+
         Raises:
-            ValueError: If there are none, or one holds NaN or infinite values.
+            ValueError: If there are none, they do not batch, or one holds NaN or infinite values.
         """
-        batches = [model.data_preprocessor(batch, False) for batch in self.dataloader]
+        try:
+            batches = [model.data_preprocessor(batch, False) for batch in self.dataloader]
+        except RuntimeError as error:
+            if 'stack expects each tensor to be equal size' not in str(error):
+                raise
+            raise ValueError('the calibration images have different sizes and do not batch: set '
+                             'train_cfg.dataloader.batch_size=1, or let the pipeline resize or pad them to one size '
+                             f'({error})') from error
         if not batches:
             raise ValueError(EMPTY)
         for i, batch in enumerate(batches):
             if not torch.isfinite(batch['inputs']).all():
                 raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '
                                  'images and data_preprocessor (a std of 0?)')
-        images = torch.cat([b['inputs'] for b in batches]).contiguous(memory_format=torch.channels_last)
-        chunks = list(images.split(self.chunk_size))
-        samples = [x for b in batches for x in b.get('data_samples') or ()]
-        if len(samples) != len(images):
-            return chunks, None
-        return chunks, [samples[i:i + self.chunk_size] for i in range(0, len(samples), self.chunk_size)]
+        return chunks_of_one_size(batches, self.chunk_size)
+
+
+def chunks_of_one_size(batches: list[dict], size: int) -> tuple[list[torch.Tensor], list[list] | None]:
+    """Join preprocessed batches to chunks of up to ``size`` images, each of images of one height and width.
+
+    Args:
+        batches (list[dict]): With ``inputs`` (N, C, H, W) and maybe ``data_samples``, one an image.
+        size (int): Images a chunk.
+
+    Returns:
+        tuple: The chunks, sizes in the order in which they first occur, and the data samples of each chunk, or None
+        where some are missing.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for batch in batches:
+        groups.setdefault(tuple(batch['inputs'].shape[1:]), []).append(batch)
+    chunks, samples, complete = [], [], True
+    for group in groups.values():
+        images = torch.cat([b['inputs'] for b in group]).contiguous(memory_format=torch.channels_last)
+        info = [x for b in group for x in b.get('data_samples') or ()]
+        complete &= len(info) == len(images)
+        chunks += images.split(size)
+        samples += [info[i:i + size] for i in range(0, len(images), size)]
+    return chunks, samples if complete else None

@@ -47,7 +47,10 @@ class Op:
 
 @dataclass
 class Call:
-    """One call of one module; ``enter`` and ``exit`` are ticks on the same clock as :attr:`Op.tick`."""
+    """One call of one module; ``enter`` and ``exit`` are ticks on the same clock as :attr:`Op.tick`.
+
+    ``leaves`` are the places of its inputs among the leaves of its (args, kwargs).
+    """
     index: int
     name: str
     occurrence: int
@@ -56,6 +59,7 @@ class Call:
     exit: int = -1
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    leaves: tuple[int, ...] = ()
     children: list[int] = field(default_factory=list)
 
     @property
@@ -147,16 +151,15 @@ class DataFlow:
         """Operations run between entry and exit of a call, by it or its children."""
         return [op for op in self.ops if call.enter < op.tick < call.exit]
 
-    def is_closed(self, call: Call) -> bool:
-        """One tensor in, one out, and no inner tensor read outside."""
-        if len(call.inputs) != 1 or len(call.outputs) != 1:
+    def is_closed(self, call: Call, single: bool = True) -> bool:
+        """One tensor in, one out (several if not ``single``), none read from elsewhere, and none inside read outside."""
+        if not call.inputs or not call.outputs or (single and len(call.inputs) + len(call.outputs) != 2):
             return False
-        inner = {v for op in self.ops_within(call) for v in op.outputs} - {call.outputs[0]}
+        inner = {v for op in self.ops_within(call) for v in op.outputs} - set(call.outputs)
         outside = {v for op in self.ops if not call.enter < op.tick < call.exit for v in op.inputs}
         returned = set(self.calls[0].outputs)
-        source = call.inputs[0]
-        reads_other = any(v not in inner and v not in (source, call.outputs[0])
-                          for op in self.ops_within(call) for v in op.inputs)
+        known = {*inner, *call.inputs, *call.outputs}
+        reads_other = any(v not in known for op in self.ops_within(call) for v in op.inputs)
         return not inner & (outside | returned) and not reads_other
 
 
@@ -221,6 +224,8 @@ class _Recorder(TorchDispatchMode):
     def enter(self, name: str, args, kwargs) -> Call:
         call = Call(len(self.flow.calls), name, self.counts[name], self.stack[-1] if self.stack else -1, self.tick(),
                     inputs=self.lookup((args, kwargs)))
+        call.leaves = tuple(i for i, x in enumerate(tree_leaves((args, kwargs)))
+                            if isinstance(x, torch.Tensor) and id(x) in self.values)
         self.counts[name] += 1
         self.flow.calls.append(call)
         if call.parent >= 0:
@@ -254,13 +259,13 @@ class _MatmulRecorder(TorchFunctionMode):
 @contextlib.contextmanager
 def wrapped_forwards(model: nn.Module, wrap, names=None):
     """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each submodule once, then restore."""
+    chosen = model.named_modules() if names is None else ((n, model.get_submodule(n)) for n in names)
     changed = []
     try:
-        for name, module in model.named_modules():
-            if names is None or name in names:
-                previous = module.__dict__.get('forward')
-                module.__dict__['forward'] = wrap(name, module, module.forward)
-                changed.append((module, previous))
+        for name, module in chosen:
+            previous = module.__dict__.get('forward')
+            module.__dict__['forward'] = wrap(name, module, module.forward)
+            changed.append((module, previous))
         yield
     finally:
         for module, previous in changed:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.dataflow import DataFlow
-from mmquant.models.layers import LAYER_TYPES, channel_axis
+from mmquant.models.layers import LAYER_TYPES, channel_axis, is_layer
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
     """Pairs (layer, BatchNorm) where the BatchNorm alone reads the layer's output and each is called once."""
     modules = dict(model.named_modules())
     makers = {c.outputs[0]: c for c in flow.calls
-              if isinstance(modules[c.name], LAYER_TYPES) and len(c.outputs) == 1}
+              if is_layer(modules[c.name]) and hasattr(modules[c.name], 'bias') and len(c.outputs) == 1}
     pairs = []
     for call in flow.calls:
         bn = modules[call.name]
@@ -37,7 +37,7 @@ def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
         layer = modules[maker.name]
         if call.inputs[0] in flow.calls[0].outputs or not _same_channels(layer, flow.shapes[call.inputs[0]]):
             continue
-        if not is_linear_in_weight(layer, flow.shapes[maker.inputs[0]]):
+        if len(maker.inputs) != 1 or not is_linear_in_weight(layer, flow.shapes[maker.inputs[0]]):
             continue
         if all(call.enter < op.tick < call.exit for op in flow.readers.get(call.inputs[0], ())):
             pairs.append((maker.name, call.name))

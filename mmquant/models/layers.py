@@ -14,6 +14,14 @@ from torch import nn
 # Layers whose weights are quantized; subclasses included.
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+# Convolutions of mmcv that are no torch layers; by name, since importing them needs the compiled operators.
+DEFORMABLE_TYPES = ('DeformConv2d', 'ModulatedDeformConv2d')
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a convolution or linear layer; subclasses and deformable convolutions included."""
+    return isinstance(module, LAYER_TYPES) or any(
+        c.__name__ in DEFORMABLE_TYPES and c.__module__.startswith('mmcv.ops') for c in type(module).__mro__)
 
 
 class QuantizedLayer:
@@ -41,6 +49,24 @@ class QuantizedLayer:
             self.__dict__['_active_weight'] = None
 
 
+class PerCall(nn.ModuleList):
+    """One input quantizer for each call of a layer in a forward pass: one a pyramid level of a shared head.
+
+    Attributes:
+        position (int): Number of the next call; the model sets it to 0 when a forward pass begins.
+    """
+
+    def __init__(self, quantizers) -> None:
+        super().__init__(quantizers)
+        self.position = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` through the quantizer of this call."""
+        quantizer = self[self.position % len(self)]
+        self.position += 1
+        return quantizer(x)
+
+
 @lru_cache(maxsize=None)
 def quantized_class(cls: type) -> type:
     """The quantized subclass of a float layer class."""
@@ -49,7 +75,7 @@ def quantized_class(cls: type) -> type:
 
 def has_own_weight(module: nn.Module) -> bool:
     """Whether a module is a layer with a weight to quantize, not one that weight or spectral norm computes anew."""
-    return isinstance(module, LAYER_TYPES) and module._parameters.get('weight') is not None
+    return is_layer(module) and module._parameters.get('weight') is not None
 
 
 def channel_axis(layer: nn.Module) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
-from mmquant.models.layers import LAYER_TYPES, has_own_weight
+from mmquant.models.layers import has_own_weight, is_layer
 from mmquant.models.policy import BitPolicy
 from mmquant.models.units import find_blocks, layer_calls
 
@@ -28,6 +28,7 @@ class LayerPlan:
     a_bits: int | None
     note: str = ''
     shares: str | None = None  # layer whose input quantizer this one uses
+    calls: int = 1  # input quantizers: one for each call where there are several, else one for all calls
 
 
 @dataclass(frozen=True)
@@ -53,37 +54,40 @@ class Plan:
     matmuls: tuple[MatmulPlan, ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
     reparameterized: bool = False  # training-time branches were merged before
+    split_attention: bool = False  # nn.MultiheadAttention got layers for its projections
 
     def to_dict(self) -> dict:
         """Plain containers, loadable with ``weights_only=True``."""
         return dict(layers=[vars(x) | {} for x in self.layers], outputs=[vars(x) | {} for x in self.outputs],
                     matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded],
-                    reparameterized=self.reparameterized)
+                    reparameterized=self.reparameterized, split_attention=self.split_attention)
 
     @classmethod
     def from_dict(cls, d: dict) -> 'Plan':
         """Inverse of :meth:`to_dict`."""
         return cls(tuple(LayerPlan(**x) for x in d['layers']), tuple(OutputPlan(**x) for x in d['outputs']),
                    tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']),
-                   d.get('reparameterized', False))
+                   d.get('reparameterized', False), d.get('split_attention', False))
 
 
 class _Placer:
 
-    def __init__(self, model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...]) -> None:
-        self.model, self.flow, self.policy = model, flow, policy
+    def __init__(self, model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...],
+                 per_call: bool) -> None:
+        self.model, self.flow, self.policy, self.per_call = model, flow, policy, per_call
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
-        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)}
+        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types) if len(c.outputs) == 1}
         self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
-        self.last = self._sources(flow.calls[0].outputs)
+        feeding = set().union(*(self._sources(c.inputs) for c in self.calls))
+        self.last = self._sources(flow.calls[0].outputs) | {c.name for c in self.calls if c.name not in feeding}
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)
 
     def _layer_around(self, call: int) -> str | None:
         for around in self.flow.ancestors(call):
-            if isinstance(self.modules[around.name], LAYER_TYPES):
+            if is_layer(self.modules[around.name]):
                 return around.name
         return None
 
@@ -137,7 +141,8 @@ class _Placer:
             bits = self._bits(value, names)
             if bits is None:
                 continue
-            once = all(len(self.flow.calls_of[n]) == 1 for n in names)
+            once = all(len(self.flow.calls_of[n]) == 1 and self.policy.covers(n) for n in names)
+            names = [n for n in names if self.policy.covers(n)]
             alone = len(names) == 1 and not self._readers(value)[1]
             producer = self._producer(value)
             if once and not alone and producer is not None:
@@ -155,10 +160,14 @@ class _Placer:
         for name in ordered:
             w_bits = self.policy.weight_bits(name, name in self.first, name in self.last)
             note = notes.get(name, '') if w_bits is not None else 'float weights by configuration'
+            if not self.policy.covers(name):
+                note = f'outside the scope ({", ".join(self.policy.scope)})'
             shared = shares.get(name)
-            yield LayerPlan(name, w_bits, inputs.get(name, inputs.get(shared)), note, shared)
+            a_bits = inputs.get(name, inputs.get(shared))
+            calls = len(self.flow.calls_of[name]) if self.per_call and a_bits is not None else 1
+            yield LayerPlan(name, w_bits, a_bits, note, shared, calls)
         for name, module in self.modules.items():
-            if isinstance(module, LAYER_TYPES) and name not in reached:
+            if is_layer(module) and name not in reached:
                 yield LayerPlan(name, None, None, UNREACHED if has_own_weight(module) else NO_WEIGHT)
 
     def _matmuls(self):
@@ -169,7 +178,7 @@ class _Placer:
 
 
 def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...] = (),
-                     before: Plan | None = None) -> Plan:
+                     before: Plan | None = None, per_call: bool = False) -> Plan:
     """Decide where quantizers sit and their bits.
 
     Args:
@@ -178,7 +187,13 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_
         policy (BitPolicy): Bits by default, by position and by name pattern.
         block_types (tuple[str, ...]): Further module classes that are blocks.
         before (Plan | None): What was already done to the model: folding and re-parameterization; kept in the plan.
+        per_call (bool): A layer called several times (a head shared over pyramid levels) gets an input quantizer for
+            each call. Default: one for all.
+
+    Raises:
+        ValueError: If a part of the policy's scope names no module.
     """
     before = before or Plan()
-    return replace(_Placer(model, flow, policy, block_types).place(), folded=before.folded,
-                   reparameterized=before.reparameterized)
+    policy.check_scope([name for name, _ in model.named_modules()])
+    return replace(_Placer(model, flow, policy, block_types, per_call).place(), folded=before.folded,
+                   reparameterized=before.reparameterized, split_attention=before.split_attention)

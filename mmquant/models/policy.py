@@ -21,16 +21,34 @@ class BitPolicy:
             expression that must match the layer's whole name), and any of ``w_bits``, ``a_bits`` (its input, for
             patterns), ``out_bits`` (with ``position='first'``: the tensor made from the first layer), ``in_bits`` (with
             ``position='last'``: the tensor that the last layer's input is made of), ``matmul_bits`` (patterns).
+        scope (sequence[str] | None): Paths of the parts to quantize, everything else is float; ``('backbone', 'neck')``
+            is the protocol of BRECQ's and QDrop's detection tables. Default: everything.
 
     Raises:
         ValueError: For bits outside 2..16, an unknown key or position, or a pattern that is no regular expression.
     """
 
-    def __init__(self, w_bits, a_bits, matmul_bits='same', overrides=()) -> None:
+    def __init__(self, w_bits, a_bits, matmul_bits='same', overrides=(), scope=None) -> None:
+        if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
+            raise ValueError(f'scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
+        self.scope = None if scope is None else tuple(scope)
         self.w_bits, self.a_bits = _checked(w_bits, 'w_bits'), _checked(a_bits, 'a_bits')
         self.matmul = self.a_bits if matmul_bits == 'same' else _checked(matmul_bits, 'matmul_bits')
         self.overrides = [_checked_override(o, i) for i, o in enumerate(overrides)]
         self.used: set[int] = set()
+
+    def covers(self, name: str) -> bool:
+        """Whether a module lies inside the scope."""
+        return self.scope is None or any(name == part or name.startswith(f'{part}.') for part in self.scope)
+
+    def check_scope(self, names: list[str]) -> None:
+        """Raise ValueError for a part of the scope that is none of the modules ``names``."""
+        for part in self.scope or ():
+            if part not in names:
+                near = difflib.get_close_matches(part, names, 1)
+                top = ', '.join(n for n in names if n and '.' not in n)
+                raise ValueError(f'quantizer.scope: the model has no module {part!r}' +
+                                 (f'; did you mean {near[0]!r}?' if near else f'; its parts: {top}'))
 
     def _matching(self, name: str, first: bool, last: bool):
         for i, rule in enumerate(self.overrides):
@@ -45,11 +63,14 @@ class BitPolicy:
         bits = self.w_bits
         for rule in self._matching(name, first, last):
             bits = rule.get('w_bits', bits)
-        return bits
+        return bits if self.covers(name) else None
 
     def activation_bits(self, readers: list[str], from_first: bool, into_last: bool) -> int | None:
-        """Bits of a tensor read by the layers ``readers``; the widest wish of any reader wins."""
+        """Bits of a tensor read by the layers ``readers``; the widest wish of any reader in the scope wins."""
         bits = self.a_bits
+        readers = [name for name in readers if self.covers(name)]
+        if not readers:
+            return None
         for rule in self.overrides:
             if (rule.get('position') == 'first' and from_first) and 'out_bits' in rule:
                 bits = rule['out_bits']
@@ -65,7 +86,7 @@ class BitPolicy:
         bits = self.matmul
         for rule in self._matching(name, False, False):
             bits = rule.get('matmul_bits', rule.get('a_bits', bits))
-        return bits
+        return bits if self.covers(name) else None
 
     def unused_patterns(self) -> list[str]:
         """Patterns that matched nothing so far."""

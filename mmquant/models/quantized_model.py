@@ -9,10 +9,20 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.detection import is_detector, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
-from mmquant.models.layers import QuantizedLayer, channel_axis, enabled, fixed_weights, quantize_layer, quantize_output
+from mmquant.models.layers import (
+    PerCall,
+    QuantizedLayer,
+    channel_axis,
+    enabled,
+    fixed_weights,
+    quantize_layer,
+    quantize_output,
+)
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.placement import Plan, place_quantizers
 from mmquant.models.policy import BitPolicy
@@ -23,7 +33,7 @@ from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
-_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types')
+_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call')
 
 
 @MODELS.register_module()
@@ -36,8 +46,8 @@ class QuantizedModel(BaseModel):
     Args:
         architecture (dict | nn.Module): The float model or its config.
         quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float);
-            ``matmul_bits``; ``overrides``: see :class:`BitPolicy`; ``block_types``: classes that are units beside those
-            found by their residual add.
+            ``matmul_bits``, ``overrides``, ``scope``: see :class:`BitPolicy`; ``block_types``: classes that are units
+            beside those found by their residual add; ``per_call``: see :func:`place_quantizers`.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
@@ -61,20 +71,33 @@ class QuantizedModel(BaseModel):
         self.policy = _policy(quantizer)
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
+        self._per_call: list[PerCall] = []
         self.train(False)
 
     # ---- running -------------------------------------------------------------------------------------------------
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """The wrapped model's forward."""
+        for module in self._per_call:
+            module.position = 0
         if isinstance(self.architecture, BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
 
-    def run(self, inputs):
-        """Raw outputs for preprocessed inputs, without labels and post-processing; ``inputs`` stay as they are."""
+    def run(self, inputs, data_samples: list | None = None):
+        """Raw outputs for preprocessed inputs, without labels and post-processing; ``inputs`` stay as they are.
+
+        Args:
+            inputs: What the data preprocessor returns as ``inputs``.
+            data_samples (list | None): Image sizes for detectors; without them, images fill their whole area.
+        """
         if self.flow is None or self.flow.mutated & set(self.flow.network_inputs):  # the model may write into them
             inputs = tree_map_only(torch.Tensor, torch.clone, inputs)
-        return self.forward(inputs)
+        return self._raw(inputs, data_samples)
+
+    def _raw(self, inputs, data_samples):
+        if data_samples is None and is_detector(self.architecture):
+            data_samples = plain_samples(inputs)
+        return self.forward(inputs, data_samples)
 
     def train(self, mode: bool = True):
         """Stays in eval mode: quantized models have folded statistics and no dropout."""
@@ -92,16 +115,16 @@ class QuantizedModel(BaseModel):
         """
         load_float_weights(self.architecture, self.float_checkpoint)
 
-    def observe(self, inputs) -> DataFlow:
-        """Record the data flow of one small batch in float mode."""
+    def observe(self, inputs, data_samples: list | None = None) -> DataFlow:
+        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`."""
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            self.flow = record(self.architecture, self.forward, copied)
+            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied)
         return self.flow
 
-    def fold_batch_norm(self, inputs) -> list[tuple[str, str]]:
+    def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
         """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
-        pairs = foldable_pairs(self.architecture, self.observe(inputs))
+        pairs = foldable_pairs(self.architecture, self.observe(inputs, data_samples))
         for layer, bn in pairs:
             fold(self.architecture.get_submodule(layer), self.architecture.get_submodule(bn))
             replace_by_identity(self.architecture, bn)
@@ -115,14 +138,20 @@ class QuantizedModel(BaseModel):
         self.plan = replace(self.plan or Plan(), reparameterized=True)
         return merged
 
-    def make_plan(self, inputs) -> Plan:
-        """Decide where quantizers sit, without inserting them."""
-        return place_quantizers(self.architecture, self.observe(inputs), self.policy, self.block_types, self.plan)
+    def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
+        """Decide where quantizers sit, without inserting them; attention gets layers for its projections."""
+        if split_attention(self.architecture):
+            self.plan = replace(self.plan or Plan(), split_attention=True)
+        flow = self.observe(inputs, data_samples)
+        return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
+                                self.quantizer_cfg.get('per_call', False))
 
     def insert_quantizers(self, plan: Plan) -> None:
         """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
         if plan.reparameterized:
             reparameterize(self.architecture)
+        if plan.split_attention:
+            split_attention(self.architecture)
         known = set(self.plan.folded) if self.plan else set()
         for layer, bn in plan.folded:
             if (layer, bn) not in known:
@@ -133,8 +162,11 @@ class QuantizedModel(BaseModel):
             if item.w_bits is None and item.a_bits is None:
                 continue
             layer = self.architecture.get_submodule(item.name)
-            source = None if item.a_bits is None else shared.get(item.shares) or self._activation(item.a_bits)
-            shared[item.name] = source
+            sources = shared.get(item.shares)
+            if sources is None:
+                sources = [self._activation(item.a_bits) for _ in range(item.calls) if item.a_bits is not None]
+            shared[item.name] = sources
+            source = PerCall(sources) if len(sources) > 1 else next(iter(sources), None)
             quantize_layer(layer, self._weight(item.w_bits, layer), source)
         for item in plan.outputs:
             quantize_output(self.architecture.get_submodule(item.name), self._activation(item.bits))
@@ -143,6 +175,7 @@ class QuantizedModel(BaseModel):
                      for site, kind in item.sites.items()}
             quantize_matmuls(self.architecture.get_submodule(item.name), sites)
         self.plan = plan
+        self._per_call = [m for m in self.architecture.modules() if isinstance(m, PerCall)]
         self.train(False)
         self.to(next(self.architecture.parameters()).device)
 
@@ -168,6 +201,17 @@ class QuantizedModel(BaseModel):
         """Reconstruction units in execution order; needs a recorded data flow."""
         return find_units(self.architecture, self.flow, granularity, self.block_types)
 
+    def per_call_within(self, unit: Unit, call: int) -> list[tuple[PerCall, int]]:
+        """Quantizers per call inside one call of a unit, and the number that the first of these calls has."""
+        begin, end = unit.spans[call]
+        found = []
+        for name in unit.layers:
+            quantizer = getattr(self.architecture.get_submodule(name), 'input_quantizer', None)
+            if isinstance(quantizer, PerCall):
+                found.append((quantizer, next(i for i, c in enumerate(self.flow.calls_of[name])
+                                              if begin <= c.enter <= end)))
+        return found
+
     def quantized_layers(self) -> dict[str, nn.Module]:
         """Path -> layer whose weights are quantized."""
         planned = {x.name for x in self.plan.layers if x.w_bits is not None} if self.plan else set()
@@ -181,7 +225,9 @@ class QuantizedModel(BaseModel):
         """Path of the owner -> quantizer of its input, output or operands; shared ones once."""
         found = {}
         for name, module in self.architecture.named_modules():
-            if isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
+            if isinstance(module, QuantizedLayer) and isinstance(module.input_quantizer, PerCall):
+                found |= {f'{name}.input.{k}': q for k, q in enumerate(module.input_quantizer)}
+            elif isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
                 found[f'{name}.input'] = module.input_quantizer
             if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
                 found[f'{name}.output'] = module.output_quantizer
@@ -235,7 +281,7 @@ class QuantizedModel(BaseModel):
     def _check_fits(self, plan: Plan, path: str) -> None:
         own = {name for name, _ in self.architecture.named_modules()}
         lost = [x.name for x in plan.layers if x.name not in own]
-        if lost and not plan.reparameterized:
+        if lost and not plan.reparameterized and not plan.split_attention:
             raise CheckpointError(f'{path} does not fit the model: {len(lost)} of its {len(plan.layers)} layers do not '
                                   f'exist here (first: {lost[0]}). Is it the checkpoint of another architecture?')
 
@@ -248,6 +294,6 @@ def _policy(quantizer: dict) -> BitPolicy:
         build(QUANTIZERS, {**quantizer[key], 'bits': quantizer[key].get('bits', 8) or 8}, f'quantizer.{key}')
     try:
         return BitPolicy(quantizer['weight'].get('bits', 8), quantizer['activation'].get('bits', 8),
-                         quantizer.get('matmul_bits', 'same'), quantizer.get('overrides', ()))
+                         quantizer.get('matmul_bits', 'same'), quantizer.get('overrides', ()), quantizer.get('scope'))
     except ValueError as error:
         raise ConfigError(f'quantizer: {error}') from error

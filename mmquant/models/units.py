@@ -30,8 +30,8 @@ def _is_residual_add(flow: DataFlow, op: Op) -> bool:
     return op.name == 'add' and len(roots) == 2 and len({flow.shapes[v] for v in op.inputs}) == 1
 
 
-def _is_unit_call(model: nn.Module, flow: DataFlow, call: Call) -> bool:
-    return (call.parent >= 0 and len(flow.calls_of[call.name]) == 1 and flow.is_closed(call)
+def _is_unit_call(model: nn.Module, flow: DataFlow, call: Call, times: int = 1, single: bool = True) -> bool:
+    return (call.parent >= 0 and len(flow.calls_of[call.name]) == times and flow.is_closed(call, single)
             and bool(layers_within(model, flow, call)))
 
 
@@ -53,16 +53,17 @@ def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] =
     Args:
         model (nn.Module): The model the flow was recorded on.
         flow (DataFlow): Its record.
-        block_types (tuple[str, ...]): Names of further module classes that are blocks.
+        block_types (tuple[str, ...]): Names of further module classes that are blocks; these may have several tensors
+            in and out (a feature pyramid).
     """
     modules = dict(model.named_modules())
     found = {c.index: c for op in flow.ops if _is_residual_add(flow, op)
              if (c := _smallest_block(model, flow, op)) is not None}
     found = _without_outer(found)
     classes = {type(modules[c.name]) for c in found.values()} - {nn.Sequential, nn.ModuleList}
-    declared = {c.index: c for c in flow.calls
-                if (type(modules[c.name]) in classes or type(modules[c.name]).__name__ in block_types)
-                and c.index not in found and _is_unit_call(model, flow, c)}
+    declared = {c.index: c for c in flow.calls if c.index not in found
+                and (type(modules[c.name]) in classes or type(modules[c.name]).__name__ in block_types)
+                and _is_unit_call(model, flow, c, single=type(modules[c.name]).__name__ not in block_types)}
     inside = [c for c in declared.values() if any(b.enter < c.enter < b.exit for b in found.values())]
     found.update({i: c for i, c in declared.items() if c not in inside})
     return sorted(_without_outer(found).values(), key=lambda c: c.enter)
@@ -72,21 +73,35 @@ def _without_outer(found: dict[int, Call]) -> dict[int, Call]:
     return {i: c for i, c in found.items() if not any(c.enter < o.enter and o.exit < c.exit for o in found.values())}
 
 
-def _layer_unit(model: nn.Module, flow: DataFlow, call: Call) -> Unit:
+def _together(flow: DataFlow, calls: list[Call]) -> list[Call]:
+    """Calls of one layer that do not depend on one another: the first one, and what other pyramid levels call."""
+    kept = calls[:1]
+    for call in calls[1:]:
+        if not any(flow.depends_on(v, out) for v in call.inputs for first in kept for out in first.outputs):
+            kept.append(call)
+    return kept
+
+
+def _layer_unit(model: nn.Module, flow: DataFlow, calls: list[Call]) -> Unit:
     """A layer with what belongs to it alone: its ConvModule, or the activation that alone reads its output."""
     modules = dict(model.named_modules())
-    layer, outer = call.name, call
-    for around in flow.ancestors(call.parent):
-        if not _is_unit_call(model, flow, around) or len(layers_within(model, flow, around)) > 1:
+    layer, outer, times = calls[0].name, calls, len(calls)
+    for level, around in enumerate(flow.ancestors(calls[0].parent)):
+        if not _is_unit_call(model, flow, around, times) or len(layers_within(model, flow, around)) > 1:
             break
-        if len(flow.shapes[around.outputs[0]]) != len(flow.shapes[call.outputs[0]]):
+        if len(flow.shapes[around.outputs[0]]) != len(flow.shapes[calls[0].outputs[0]]):
             break
         if any(op.name in ('native_batch_norm', 'native_layer_norm', 'mul', 'mean') for op in flow.ops_within(around)):
             break
-        outer = around
+        mates = [chain[level] for c in calls if len(chain := flow.ancestors(c.parent)) > level]
+        if len({c.index for c in mates}) != times or any(
+                c.name != around.name or not flow.is_closed(c) for c in mates):
+            break
+        outer = mates
     dim = -1 if isinstance(modules[layer], nn.Linear) else 1
-    behind = _following_activation(modules, flow, outer)
-    return Unit(outer.name, 'layer', (layer,), outer.enter, outer.exit, dim, behind)
+    behind = {_following_activation(modules, flow, c) for c in outer}
+    return Unit(outer[0].name, 'layer', (layer,), outer[0].enter, outer[0].exit, dim,
+                behind.pop() if len(behind) == 1 else None, tuple((c.enter, c.exit) for c in outer[1:]))
 
 
 def _following_activation(modules: dict, flow: DataFlow, call: Call) -> str | None:
@@ -137,10 +152,11 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
         calls = _stage_calls(model, flow, calls)
     units = [_call_unit(model, flow, c, granularity) for c in calls]
     covered = {name for unit in units for name in unit.layers}
+    called: dict[str, list[Call]] = {}
     for call in layer_calls(model, flow):
         if call.name not in covered:
-            covered.add(call.name)
-            units.append(_layer_unit(model, flow, call))
+            called.setdefault(call.name, []).append(call)
+    units += [_layer_unit(model, flow, _together(flow, calls)) for calls in called.values()]
     return _each_layer_once(sorted(units, key=lambda u: u.enter))
 
 

@@ -5,50 +5,46 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmquant.models.layers import enabled
+from mmquant.reconstruction.divergence import divergence_gradients, float_tensors
 from mmquant.reconstruction.replay import Stream
+from mmquant.reconstruction.unit_data import output_of
 from mmquant.structures.unit import Unit
 
 
-def divergence_gradients(quantized, reference) -> list[torch.Tensor]:
-    """Gradients of KL(reference || quantized) over the last axis (logits), summed over samples, at each tensor.
-
-    In closed form, ``softmax(quantized) - softmax(reference)``: exactly zero for equal tensors, which automatic
-    differentiation of the divergence is not.
-    """
-    return [(q.float().softmax(-1) - r.float().softmax(-1)).to(q.dtype).detach()
-            for q, r in zip(_tensors(quantized), _tensors(reference))]
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point()]
-
-
 class _Cut:
-    """Makes a unit's output, behind its own quantizer, the leaf of the gradients; the net behind it is float."""
+    """Makes the outputs of a unit, behind its own quantizer, the leaves of the gradients; the net behind is float."""
 
     def __init__(self, quantizers: list) -> None:
         self.quantizers, self.reached, self.leaves = quantizers, False, []
 
     def answer(self, forward, args, kwargs):
-        """Answers the unit's last call."""
+        """Answers the unit's last calls."""
         self.reached = True
         with torch.no_grad():
-            return forward(*args, **kwargs)
+            return self.begin(forward, args, kwargs)
+
+    def begin(self, forward, args, kwargs):
+        """Answers the unit where an activation follows."""
+        self._switch(True)
+        return forward(*args, **kwargs)
+
+    def _switch(self, state: bool) -> None:
+        for quantizer in self.quantizers:
+            quantizer.enabled = state
 
     def hook(self, module, args, output):
         """Forward hook of the module that makes the unit's output."""
         if not self.reached:  # another call of a shared module
             return output
         self.reached = False
-        for quantizer in self.quantizers:
-            quantizer.enabled = False
-        output = tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(), output)
-        self.leaves = _tensors(output)
+        self._switch(False)
+        output = tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(x.is_floating_point()), output)
+        self.leaves.append(output_of(output))
         return output
 
 
-def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: list) -> torch.Tensor:
-    """Squared gradients of KL(float || quantized) at the output of ``unit``, one tensor an image, scaled to mean 1.
+def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: list) -> list[list]:
+    """Squared gradients of the divergence of the net's outputs at the output of ``unit``, scaled to mean 1 over all.
 
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
@@ -57,25 +53,28 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
         references (list): Float outputs of the net for each chunk.
 
     Returns:
-        Tensor: Shape of the unit's output over all samples. All ones if every gradient is zero.
+        list[list]: For each chunk and call a tensor of the output's shape (a tuple for several outputs). All ones if
+        every gradient is zero.
     """
-    parts = []
+    found = []
     module = stream.model.architecture.get_submodule(unit.activation or unit.name)
     for index, reference in enumerate(references):
         cut = _Cut(quantizers)
         handle = module.register_forward_hook(cut.hook)
         try:
-            with torch.enable_grad(), enabled(quantizers, True):
-                output = stream.run_behind(unit, index, cut.answer)
+            with torch.enable_grad(), enabled(quantizers, False):
+                output = stream.run_behind(unit, index, cut.answer, cut.begin)
         finally:
             handle.remove()
-        pairs = [(q, g) for q, g in zip(_tensors(output), divergence_gradients(output, reference)) if q.requires_grad]
+        leaves = tree_leaves(cut.leaves)
+        pairs = [(q, g) for q, g in zip(float_tensors(output), divergence_gradients(output, reference))
+                 if q.requires_grad]
         if pairs:
-            grads = torch.autograd.grad([q for q, _ in pairs], cut.leaves[:1], [g for _, g in pairs],
-                                        materialize_grads=True)
-            parts.append(grads[0].square())
+            grads = torch.autograd.grad([q for q, _ in pairs], leaves, [g for _, g in pairs], materialize_grads=True)
         else:  # the unit does not influence the outputs
-            parts.append(torch.zeros_like(cut.leaves[0]))
-    squared = torch.cat(parts)
-    mean = squared.mean()
-    return squared / mean if mean > 0 else torch.ones_like(squared)
+            grads = [torch.zeros_like(x) for x in leaves]
+        squared = iter([g.square() for g in grads])
+        found.append(tree_map_only(torch.Tensor, lambda x, squared=squared: next(squared), cut.leaves))
+    flat = tree_leaves(found)
+    mean = sum(x.double().sum() for x in flat) / sum(x.numel() for x in flat)
+    return tree_map_only(torch.Tensor, lambda x: (x / mean if mean > 0 else torch.ones_like(x)).to(x.dtype), found)

@@ -18,7 +18,7 @@ class Problem:
 
     Attributes:
         forward (Callable): Data rows -> prediction, with gradients.
-        inputs, targets (Tensor): All calibration rows.
+        inputs, targets (Tensor | Rows | tuple): All calibration rows; a tuple for several tensors.
         weight (Tensor | None): Importance of each target element.
         loss (Callable): ``loss(prediction, target, channel_dim, weight)``.
         channel_dim (int): Channel axis of the target.
@@ -27,9 +27,9 @@ class Problem:
         amp (bool): Run the unit in bfloat16 autocast.
     """
     forward: Callable
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    weight: torch.Tensor | None
+    inputs: object
+    targets: object
+    weight: object
     loss: Callable
     channel_dim: int
     train_rows: torch.Tensor
@@ -43,7 +43,25 @@ class Problem:
         weight = None if self.weight is None else pick(self.weight, rows)
         with autocast(self.device, self.amp):
             prediction = self.forward(data)
-        return self.loss(prediction, target, self.channel_dim, weight)
+        if not isinstance(target, tuple):
+            return self.loss(prediction, target, self.channel_dim, weight)
+        losses = [self.loss(p, t, channel_dim(t, self.channel_dim), w)
+                  for p, t, w in zip(prediction, target, weight or (None, ) * len(target))]
+        return sum(losses) / len(losses)
+
+    def draw(self, sampler: torch.Generator, count: int) -> torch.Tensor:
+        """``count`` train rows without replacement, all if there are fewer."""
+        return self.train_rows[torch.randperm(len(self.train_rows), generator=sampler)[:count]]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to draw from."""
+        return len(self.train_rows)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether all data of a step lie on a GPU, in shapes that do not change."""
+        return isinstance(self.inputs, torch.Tensor) and self.inputs.device.type == 'cuda'
 
     @torch.no_grad()
     def held_loss(self, size: int = 64) -> float:
@@ -81,6 +99,11 @@ class RoundingSchedule:
             return self.beta_start
         left = 1 - (step - self.warmup * num_iters) / ((1 - self.warmup) * num_iters)
         return self.beta_end + (self.beta_start - self.beta_end) * max(0.0, left)
+
+
+def channel_dim(x: torch.Tensor, default: int) -> int:
+    """Channel axis of one of several outputs: 1 of maps, the last one of tokens and rows."""
+    return {4: 1, 3: -1, 2: -1}.get(x.dim(), default)
 
 
 def autocast(device: torch.device, on: bool):
@@ -150,8 +173,7 @@ def make_update(problem: Problem, optimizer: torch.optim.Optimizer, schedule: Ro
         clear()
         return step(rows, beta)
 
-    device = problem.inputs.device
-    return GraphedUpdate(step, clear, batch_size, device) if device.type == 'cuda' else cleared_step
+    return GraphedUpdate(step, clear, batch_size, problem.device) if problem.on_gpu else cleared_step
 
 
 def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_size: int, seed: int,
@@ -174,11 +196,11 @@ def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_si
     """
     optimizer = make_adam(groups)
     sampler = torch.Generator().manual_seed(seed)
-    batch_size = min(batch_size, len(problem.train_rows))
+    batch_size = min(batch_size, problem.num_rows)
     update = make_update(problem, optimizer, schedule, roundings, batch_size)
     recent, count, every = torch.zeros((), device=problem.device), 0, max(1, num_iters // 20)
     for step in range(num_iters):
-        rows = problem.train_rows[torch.randperm(len(problem.train_rows), generator=sampler)[:batch_size]]
+        rows = problem.draw(sampler, batch_size)
         beta = schedule.beta(step, num_iters) if schedule and schedule.active(step, num_iters) else None
         set_rates(optimizer, groups, step / num_iters)
         loss = update(rows, beta)

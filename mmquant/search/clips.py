@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.layers import QuantizedLayer
+from mmquant.models.layers import PerCall, QuantizedLayer
 from mmquant.models.macs import macs_of_calls
 from mmquant.models.matmul import QuantizedMatmulOwner
 from mmquant.quantizers import Quantizer
@@ -36,7 +36,8 @@ def find_clips(model: QuantizedModel) -> list[Clip]:
     for name, module in model.architecture.named_modules():
         for call in calls.get(name, ()):
             if isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
-                met[module.input_quantizer].append(call.enter - 0.5)
+                source = module.input_quantizer
+                met[source[call.occurrence] if isinstance(source, PerCall) else source].append(call.enter - 0.5)
             if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
                 met[module.output_quantizer].append(call.exit + 0.5)
             if isinstance(module, QuantizedMatmulOwner):

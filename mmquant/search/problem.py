@@ -18,8 +18,8 @@ import torch
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import enabled, fix_weight, fixed_weights
 from mmquant.ops import SCALE_FLOOR
-from mmquant.reconstruction.replay import Stream
 from mmquant.reconstruction.training import autocast
+from mmquant.search.calibration import Calibration
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.search.objectives import Objective
 from mmquant.utils.building import ConfigError
@@ -53,9 +53,8 @@ class ClipProblem:
     construction or at the last :meth:`settle`.
 
     Args:
-        model (QuantizedModel): Its quantizers have ranges and its data flow is recorded.
-        chunks (list[Tensor]): Calibration inputs, one forward pass each.
-        objective (Objective): Prepared.
+        calibration (Calibration): Images and model; its quantizers have ranges and its data flow is recorded.
+        objective (Objective): Prepared with the same calibration images.
         amp (bool): Run in bfloat16 autocast.
         use_cache (bool): Keep prefixes. Default True; off, every evaluation runs the whole network.
         on_evaluation (Callable | None): ``on_evaluation(loss)`` behind each.
@@ -68,22 +67,19 @@ class ClipProblem:
         ConfigError: If no quantizer is there to be searched, or a module is in training mode.
     """
 
-    def __init__(self, model: QuantizedModel, chunks: list, objective: Objective, amp: bool = False,
-                 use_cache: bool = True, on_evaluation: Callable[[float], None] | None = None) -> None:
-        check_eval_mode(model)
-        self.model, self.chunks, self.objective, self.amp, self.use_cache = model, chunks, objective, amp, use_cache
-        self.on_evaluation = on_evaluation
-        self.clips = find_clips(model)
+    def __init__(self, calibration: Calibration, objective: Objective, amp: bool = False, use_cache: bool = True,
+                 on_evaluation: Callable[[float], None] | None = None) -> None:
+        self.calibration, self.model, self.objective = calibration, calibration.model, objective
+        check_eval_mode(self.model)
+        self.amp, self.use_cache, self.on_evaluation = amp, use_cache, on_evaluation
+        self.clips = find_clips(self.model)
         if not self.clips:
             raise ConfigError('no quantizer is selected, so there are no clips to search: give bits to '
                               'quantizer.weight or quantizer.activation')
         ticks = [clip.tick for clip in self.clips]
-        self.shares = shares_behind(model, ticks)
+        self.shares = shares_behind(self.model, ticks)
         self.heads = [ticks.index(t) for t in ticks]  # first coordinate of the same tick
-        ends = torch.tensor([len(chunk) for chunk in chunks]).cumsum(0).tolist()
-        device = next(model.architecture.parameters()).device
-        self.rows = [torch.arange(end - len(c), end, device=device) for end, c in zip(ends, chunks)]
-        self.num_images, self.device = ends[-1], device
+        self.num_images, self.device = sum(calibration.sizes), calibration.device
         self.counts = Counts()
         self._stack: contextlib.ExitStack | None = None
         self._stale: set = set()  # layers whose quantized weight is out of date
@@ -152,10 +148,10 @@ class ClipProblem:
         self._fix_weights()
         share = self._advance(x)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for i, rows in enumerate(self.rows):
+        for chunk in range(len(self.calibration.chunks)):
             with autocast(self.device, self.amp):
-                output = self._stream.run_rest(i) if self._stream else self.model.run(self.chunks[i])
-            total += self.objective(output, rows)
+                output = self._stream.run_rest(chunk) if self._stream else self.calibration.run(chunk)
+            total += self.objective(output, chunk)
         loss = total.item() / self.num_images
         counts = self.counts
         counts.evaluations += 1
@@ -180,7 +176,7 @@ class ClipProblem:
         if not self.use_cache:
             return 1.0
         if self._stream is None or x[:max(self._front, 0)] != self._prefix[:max(self._front, 0)]:
-            self._stream, self._front = Stream(self.model, self.chunks), -1
+            self._stream, self._front = self.calibration.stream(), -1
         share = 1.0 if self._front < 0 else self.shares[self._front]
         last = self._last or (math.nan, ) * self.size
         changed = next(i for i, (a, b) in enumerate(zip(x, last)) if a != b)
@@ -198,26 +194,27 @@ class ClipProblem:
         Args:
             x (Sequence[float]): The point.
             chunk (int): Which chunk the images are from.
-            rows (Tensor): Their numbers within it.
+            rows (Tensor): Their numbers within it; models with pinned proposals take the whole chunk instead.
         """
         self._install(tuple(float(v) for v in x))
         scales = [clip.quantizer.scale for clip in self.clips]
-        rows = rows.to(self.device)
+        rows = None if self.calibration.decisions.made else rows.to(self.device)
+        count = self.calibration.sizes[chunk] if rows is None else len(rows)
         for scale in scales:
             scale.requires_grad_(True)
         layers = self.weight_layers
         try:
             with torch.enable_grad(), enabled([layer.weight_quantizer for layer in layers], True):
                 with autocast(self.device, self.amp):
-                    output = self.model.run(self.chunks[chunk][rows])
-                loss = self.objective(output, self.rows[chunk][rows]) / len(rows)
+                    output = self.calibration.run(chunk, rows)
+                loss = self.objective(output, chunk, rows) / count
             grads = torch.autograd.grad(loss, scales, materialize_grads=True)
         finally:
             for scale in scales:
                 scale.requires_grad_(False)
             self._stale.update(layers)  # their forward has let go of the quantized weight
         self.counts.gradients += 1
-        self.counts.image_forwards += GRADIENT_COST * len(rows)
+        self.counts.image_forwards += GRADIENT_COST * count
         slopes = torch.stack([(g * s).double().sum() for g, s in zip(grads, scales)])
         return loss.item(), slopes.tolist()
 

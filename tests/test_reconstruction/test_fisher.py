@@ -5,7 +5,8 @@ from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
 from mmquant.models.layers import enabled
 from mmquant.reconstruction import FisherDiagLoss, LpLoss
-from mmquant.reconstruction.fisher import divergence_gradients, fisher_diagonal
+from mmquant.reconstruction.divergence import divergence_gradients
+from mmquant.reconstruction.fisher import fisher_diagonal
 from mmquant.reconstruction.replay import Stream
 
 
@@ -29,7 +30,7 @@ def fisher(context, name, quantizers=None, **more):
     stream, unit, references = at_unit(context, name, **more)
     quantizers = weight_quantizers(context, unit) if quantizers is None else quantizers
     with context.model.quantization(weights=False, activations=False):
-        return fisher_diagonal(stream, unit, quantizers, references)
+        return torch.cat([calls[0] for calls in fisher_diagonal(stream, unit, quantizers, references)])
 
 
 def divergence(q, r):

@@ -8,7 +8,6 @@ from torch import nn
 
 from mmquant.models.dataflow import wrapped_forwards
 from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.unit_data import UnitInput
 
 
 class Net(nn.Module):
@@ -172,16 +171,17 @@ def hooked_inputs(model, chunks) -> list[dict]:
     return found
 
 
-def key_of(flow, unit):
-    return next(c.key for c in flow.calls if c.name == unit.name and c.enter == unit.enter)
+def keys_of(flow, unit):
+    return [c.key for c in flow.calls if c.name == unit.name and c.enter in {enter for enter, _ in unit.spans}]
 
 
 def gathered(stream, model, units, mode):
-    """Unit input over all chunks for all units, advancing from one to the next."""
+    """Unit input over all chunks for all calls of all units, advancing from one to the next."""
     found = {}
     with model.quantization(*mode):
         for unit in units:
-            found[unit.name] = UnitInput.gather(stream.advance(unit)).data.clone()
+            for (_, call), part in stream.gather(unit).items():
+                found[unit.name, call] = part.data.clone()
     return found
 
 
@@ -201,10 +201,10 @@ def test_inputs_equal_those_of_full_forward_passes(graph, granularity, mode):
     stream = Stream(model, chunks)
     with model.quantization(*mode):
         for unit in units:
-            key = key_of(model.flow, unit)
-            for arguments, seen in zip(stream.advance(unit), truth):
+            expected = [seen[key] for seen in truth for key in keys_of(model.flow, unit)]
+            for arguments, tensors in zip(stream.advance(unit), expected, strict=True):
                 args = [a for a in (*arguments[0], *arguments[1].values()) if isinstance(a, torch.Tensor)]
-                assert all(torch.equal(a, b) for a, b in zip(args, seen[key], strict=True)), unit.name
+                assert all(torch.equal(a, b) for a, b in zip(args, tensors, strict=True)), unit.name
     assert all(torch.equal(a, b) for a, b in zip(chunks, pristine))
 
 
@@ -239,7 +239,10 @@ def count_runs(model, names) -> Counter:
 
 @pytest.mark.parametrize('graph', GRAPHS)
 def test_every_layer_runs_once_per_chunk(graph):
-    """Cost linear in depth: over the whole walk each call in front of the last unit runs exactly once a chunk."""
+    """Cost linear in depth: over the whole walk each call in front of the last unit runs exactly once a chunk.
+
+    The calls of a unit with several run on too, but for the last one: only then their output's shape is known.
+    """
     make, shape = GRAPHS[graph]
     context = inserted(make(), images(6, *shape), chunk=2)
     model, units = context.model, context.model.units('layer')
@@ -248,7 +251,8 @@ def test_every_layer_runs_once_per_chunk(graph):
     with model.quantization(weights=False, activations=False):
         for unit in units:
             stream.advance(unit)
-    calls = {n: sum(c.exit < units[-1].enter for c in model.flow.calls_of[n]) for n in model.quantized_layers()}
+    end = units[-1].spans[-1][0]
+    calls = {n: sum(c.exit < end for c in model.flow.calls_of[n]) for n in model.quantized_layers()}
     assert dict(counted) == {n: 3 * k for n, k in calls.items() if k}
 
 

@@ -4,7 +4,7 @@ from models_for_tests import images, inserted
 from torch import nn
 
 from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.unit_data import UnitInput, pick, run_in_chunks, single_tensor
+from mmquant.reconstruction.unit_data import UnitInput, output_of, pick, run_in_chunks
 
 
 @pytest.mark.parametrize('shape', [(6, 3), (6, 5, 3), (6, 3, 4, 4), (6, 1, 4, 4), (6, 3, 1, 1)])
@@ -75,4 +75,4 @@ def test_remainders_are_kept():
     for size in (1, 2, 7, 100):
         out = run_in_chunks(lambda part: part * 2, x, size)
         assert torch.equal(out, x * 2) and not out.requires_grad
-    assert single_tensor(dict(a=None, b=[3, x])) is x
+    assert output_of(dict(a=None, b=[3, x])) is x

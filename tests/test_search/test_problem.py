@@ -8,7 +8,7 @@ from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images,
 from torch import nn
 
 from mmquant.models.layers import fixed_weights
-from mmquant.search import ClipProblem, OutputDistance, OutputKL
+from mmquant.search import Calibration, ClipProblem
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.utils.building import ConfigError
 
@@ -26,18 +26,14 @@ class TwoHeads(nn.Module):
         return [self.head(x), self.head(self.down(x))]
 
 
-MODELS = dict(chain=(Chain, OutputKL), residual=(ResNet, OutputKL), vit=(ViT, OutputKL),
-              heads=(TwoHeads, OutputDistance))
+MODELS = dict(chain=Chain, residual=ResNet, vit=ViT, heads=TwoHeads)
 
 
 def problem_of(name='residual', count=6, chunk=4, **more):
-    make, objective = MODELS[name]
     torch.manual_seed(0)
-    context = calibrated(randomize(make()), images(count, 3, 16, 16), chunk=chunk, w_bits=3, a_bits=3)
-    objective = objective()
-    with torch.no_grad(), context.model.quantization(False, False):
-        objective.prepare([context.model.run(c) for c in context.chunks], None)
-    return ClipProblem(context.model, context.chunks, objective, **more)
+    context = calibrated(randomize(MODELS[name]()), images(count, 3, 16, 16), chunk=chunk, w_bits=3, a_bits=3)
+    calibration = Calibration(context.model, context.chunks)
+    return ClipProblem(calibration, calibration.objective(None, 'test'), **more)
 
 
 @torch.no_grad()
@@ -49,8 +45,8 @@ def plain_loss(problem, x, base):
         clip.quantizer.scale.copy_(scale * math.exp(v))
     total = torch.zeros((), dtype=torch.float64)
     with fixed_weights(()), model.quantization(True, True):
-        for chunk, rows in zip(problem.chunks, problem.rows):
-            total += problem.objective(model.run(chunk), rows)
+        for index, chunk in enumerate(problem.calibration.chunks):
+            total += problem.objective(model.run(chunk), index)
     for clip, scale in zip(problem.clips, now):
         clip.quantizer.scale.copy_(scale)
     return total.item() / problem.num_images
@@ -74,7 +70,7 @@ def points(size, count=14, seed=0):
 @pytest.mark.parametrize('name', MODELS)
 def test_every_value_is_that_of_a_full_forward_pass(name):
     problem = problem_of(name)
-    base, pristine = [b.clone() for b in problem.base], [c.clone() for c in problem.chunks]
+    base, pristine = [b.clone() for b in problem.base], [c.clone() for c in problem.calibration.chunks]
     with problem:
         walk = list(points(problem.size))
         found = [problem.loss(x) for x in walk]
@@ -83,7 +79,7 @@ def test_every_value_is_that_of_a_full_forward_pass(name):
     assert problem.counts.image_forwards_saved > 0
     assert problem.counts.image_forwards + problem.counts.image_forwards_saved \
         == pytest.approx(problem.counts.evaluations * problem.num_images)
-    assert all(torch.equal(a, b) for a, b in zip(problem.chunks, pristine))
+    assert all(torch.equal(a, b) for a, b in zip(problem.calibration.chunks, pristine))
     assert not any('forward' in m.__dict__ or m.__dict__.get('_active_weight') is not None
                    for m in problem.model.architecture.modules())
 
@@ -161,7 +157,7 @@ def test_gradient_is_that_of_straight_through_scales():
         assert (problem.counts.gradients, len(slopes)) == (1, problem.size)
     scales = [c.quantizer.scale.requires_grad_() for c in problem.clips]
     with problem.model.quantization(True, True):
-        total = problem.objective(problem.model.run(problem.chunks[0][rows]), problem.rows[0][rows]) / 2
+        total = problem.objective(problem.model.run(problem.calibration.chunks[0][rows]), 0, rows) / 2
     grads = torch.autograd.grad(total, scales)
     assert loss == pytest.approx(total.item()) and sum(abs(s) for s in slopes) > 0
     assert slopes == pytest.approx([(g * s).sum().item() for g, s in zip(grads, scales)], rel=1e-4, abs=1e-7)
@@ -170,7 +166,7 @@ def test_gradient_is_that_of_straight_through_scales():
 def test_undefined_losses_are_infinite_and_counted():
     problem = problem_of('chain')
     objective = problem.objective
-    problem.objective = lambda out, rows: objective(out, rows) * (math.nan if problem._installed[0] > 0.5 else 1)
+    problem.objective = lambda out, chunk: objective(out, chunk) * (math.nan if problem._installed[0] > 0.5 else 1)
     with problem:
         origin = [0.0] * problem.size
         first = problem.loss(origin)
@@ -178,16 +174,29 @@ def test_undefined_losses_are_infinite_and_counted():
         assert problem.best == tuple(origin) and problem.best_loss == first and problem.settle() == first
 
 
+def test_one_clip_for_each_call_of_a_shared_head():
+    """Levels with their own input quantizer: each is a coordinate, met where its call is."""
+    torch.manual_seed(0)
+    cfg = dict(w_bits=3, a_bits=3, per_call=True)
+    context = calibrated(randomize(TwoHeads()), images(4, 3, 16, 16), chunk=4, **cfg)
+    calibration = Calibration(context.model, context.chunks)
+    with ClipProblem(calibration, calibration.objective(None, 'test')) as problem:
+        base = [b.clone() for b in problem.base]
+        walk = list(points(problem.size))
+        assert [problem.loss(x) for x in walk] == [plain_loss(problem, x, base) for x in walk]
+    assert problem.size == len(context.model.weight_quantizers()) + len(context.model.activation_quantizers())
+
+
 def test_refusals():
     problem = problem_of('chain')
     problem.model.architecture.convs[1].training = True
     with pytest.raises(ConfigError, match=r'1 modules are in training mode \(first: convs\.1\), so dropout'):
-        ClipProblem(problem.model, problem.chunks, problem.objective)
+        ClipProblem(problem.calibration, problem.objective)
     problem.model.architecture.convs[1].training = False
     problem.model.plan = SimpleNamespace(layers=[])
     problem.model.activation_quantizers = dict
     with pytest.raises(ConfigError, match='no quantizer is selected, so there are no clips to search: give bits to'):
-        ClipProblem(problem.model, problem.chunks, problem.objective)
+        ClipProblem(problem.calibration, problem.objective)
 
 
 def test_random_loss_is_noticed():
@@ -197,7 +206,7 @@ def test_random_loss_is_noticed():
         def forward(self, x):
             return nn.functional.dropout(super().forward(x), 0.5, training=True)
 
-    MODELS['noisy'] = (Noisy, OutputKL)
+    MODELS['noisy'] = Noisy
     try:
         with problem_of('noisy') as problem, pytest.raises(ConfigError, match='the loss is not deterministic: '):
             problem.check_deterministic()

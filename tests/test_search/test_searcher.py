@@ -1,13 +1,14 @@
 """Searchers on functions with known answers, and on a small network."""
 import builtins
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from models_for_tests import Chain, calibrated, images, randomize
 
 from mmquant.registry import SEARCHERS
-from mmquant.search import ClipProblem, CoordinateDescent, DescentAndPolish, OutputKL, PowellSearch
+from mmquant.search import Calibration, ClipProblem, CoordinateDescent, DescentAndPolish, PowellSearch
 from mmquant.search.descent import minibatches
 from mmquant.search.problem import Counts
 
@@ -16,7 +17,7 @@ class Function:
     """A problem without a network."""
 
     def __init__(self, function, size: int) -> None:
-        self.function, self.size, self.chunks = function, size, [torch.zeros(4, 1)]
+        self.function, self.size, self.calibration = function, size, SimpleNamespace(sizes=[4])
         self.best, self.best_loss, self.counts = (0.0, ) * size, math.inf, Counts()
         self.loss(self.best)
 
@@ -114,15 +115,15 @@ def test_minibatches_show_every_image_once_a_round():
 def test_all_searchers_improve_a_network_and_repeat_to_the_bit():
     torch.manual_seed(0)
     context = calibrated(randomize(Chain()), images(8, 3, 8, 8), chunk=4, w_bits=2, a_bits=3)
-    objective, state = OutputKL(), {k: v.clone() for k, v in context.model.architecture.state_dict().items()}
-    with torch.no_grad(), context.model.quantization(False, False):
-        objective.prepare([context.model.run(c) for c in context.chunks], None)
+    state = {k: v.clone() for k, v in context.model.architecture.state_dict().items()}
+    calibration = Calibration(context.model, context.chunks)
+    objective = calibration.objective(None, 'test')
     small = DescentAndPolish(num_steps=10, batch_size=3, lr=0.05, num_checks=2, num_sweeps=1, step=0.1)
     for searcher in (PowellSearch(num_iters=1, max_evaluations=40), CoordinateDescent(num_sweeps=1), small):
         results = []
         for _ in range(2):
             context.model.architecture.load_state_dict(state)
-            with ClipProblem(context.model, context.chunks, objective) as problem:
+            with ClipProblem(calibration, objective) as problem:
                 start = problem.loss([0.0] * problem.size)
                 run(searcher, problem)
                 results.append((problem.best, problem.settle(), problem.counts))

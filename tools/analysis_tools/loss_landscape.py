@@ -12,7 +12,7 @@ import os.path as osp
 import mmengine
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.algorithms.lapq import NORMS, NormSweep, prepare_objective
+from mmquant.algorithms.lapq import NORMS, NormSweep, calibration_of
 from mmquant.analysis.landscape import chosen_clips, curvature, surface
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
@@ -66,9 +66,9 @@ def landscape(cfg, bits: int, args: argparse.Namespace) -> dict:
     sampled = [(r['p'], r['loss']) for r in context.records if r['kind'] == 'norm' and r['p'] and r['loss'] is not None]
     plot_norms(path('norms'), *zip(*sampled), fit['coefficients'], fit['p_star'], f'{bits} bits')
 
-    chunks = context.images(args.num_images)
-    objective = prepare_objective(context, chunks, None, 'objective')
-    with ClipProblem(context.model, chunks, objective, context.amp) as problem:
+    calibration = calibration_of(context, args.num_images)
+    objective = calibration.objective(None, 'objective')
+    with ClipProblem(calibration, objective, context.amp) as problem:
         clips = chosen_clips(problem.size, args.hessian or problem.size)
         if args.clips and not all(0 <= c < problem.size for c in args.clips):
             raise ValueError(f'--clips {args.clips}: the clips of this model are numbered 0 to {problem.size - 1}')

@@ -6,11 +6,11 @@ lapq = [
         type='mmquant.NormSweep',
         norms=(1.5, 2, 2.5, 3, 3.5, 4, 5),
         num_images=512,
-        objective=dict(type='mmquant.OutputKL'),
+        objective=dict(type='mmquant.OutputDivergence'),
         name='nearest'),
     dict(
         type='mmquant.JointSearch',
         num_images=512,
-        objective=dict(type='mmquant.OutputKL'),
+        objective=dict(type='mmquant.OutputDivergence'),
         searcher=dict(type='mmquant.DescentAndPolish')),
 ]

@@ -1,0 +1,125 @@
+"""Where cached activations live: on the device, in host memory or on disk, each within a number of bytes."""
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import weakref
+from math import prod
+
+import torch
+
+from mmquant.utils.building import ConfigError
+
+UNITS = dict(b=1, kib=2**10, mib=2**20, gib=2**30, tib=2**40, kb=10**3, mb=10**6, gb=10**9, tb=10**12)
+TIERS = ('device', 'host', 'disk')
+
+
+def parse_bytes(size: int | str | None, key: str) -> int | None:
+    """Bytes of ``'2GiB'``, ``'500MB'`` or a plain number; None: no limit.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 0):
+        return size
+    found = re.fullmatch(r'\s*([0-9.]+)\s*([a-z]+)\s*', size.lower()) if isinstance(size, str) else None
+    if found is None or found[2] not in UNITS:
+        raise ConfigError(f'{key} must be a number of bytes such as 2**31 or "2GiB", or None for no limit, got {size!r}')
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+class Cache:
+    """Keeps tensors within a budget; what does not fit on a tier goes to the next one.
+
+    Args:
+        device, host, disk (int | str | None): Bytes of cached tensors on the accelerator, in host memory and in files;
+            ``'2GiB'`` and the like; None: no limit. Tensors of a model on the CPU begin at ``host``.
+        folder (str | None): Where the files go. Default: the system's temporary folder.
+
+    Raises:
+        ConfigError: For a size that is none.
+    """
+
+    def __init__(self, device: int | str | None = None, host: int | str | None = None, disk: int | str | None = None,
+                 folder: str | None = None) -> None:
+        self.limits = {tier: parse_bytes(size, f'cache.{tier}') for tier, size in zip(TIERS, (device, host, disk))}
+        self.used = dict.fromkeys(TIERS, 0)
+        self.peak = dict.fromkeys(TIERS, 0)
+        self.folder = folder
+
+    @property
+    def limited(self) -> bool:
+        """Whether memory is limited; if not, :meth:`put` returns what it is given."""
+        return self.limits['device'] is not None or self.limits['host'] is not None
+
+    def put(self, x: torch.Tensor) -> torch.Tensor | Kept:
+        """Keep a tensor; read it with :func:`load` or :meth:`Kept.rows`.
+
+        Raises:
+            MemoryError: If it fits nowhere.
+        """
+        if not self.limited:
+            return x
+        size = x.numel() * x.element_size()
+        for tier in TIERS[x.device.type == 'cpu':]:
+            limit = self.limits[tier]
+            if limit is None or self.used[tier] + size <= limit:
+                return Kept(self, x.detach(), tier, size)
+        limits = ', '.join(f'{tier} {limit / 2**30:.2f} GiB' for tier, limit in self.limits.items() if limit is not None)
+        raise MemoryError(f'the cache is full ({limits}): {size / 2**20:.0f} MiB more are needed; raise '
+                          'train_cfg.cache.disk, or calibrate with fewer or smaller images')
+
+    def _account(self, tier: str, size: int) -> None:
+        self.used[tier] += size
+        self.peak[tier] = max(self.peak[tier], self.used[tier])
+
+
+class Kept:
+    """A tensor in a :class:`Cache`; its room is given back when nobody refers to it any more."""
+
+    def __init__(self, cache: Cache, x: torch.Tensor, tier: str, size: int) -> None:
+        self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
+        self.last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        cache._account(tier, size)
+        if tier == 'disk':
+            handle, self.path = tempfile.mkstemp('.activations', dir=cache.folder)
+            rows = (x.permute(0, 2, 3, 1) if self.last else x.contiguous()).cpu()
+            with os.fdopen(handle, 'wb') as stream:
+                stream.write(rows.reshape(-1).view(torch.uint8).numpy().data)
+            self.tensor = None
+            weakref.finalize(self, os.remove, self.path)
+        else:
+            self.tensor = x.cpu() if tier == 'host' else x
+        weakref.finalize(self, cache._account, tier, -size)
+
+    def load(self) -> torch.Tensor:
+        """The tensor, on its device."""
+        if self.tensor is not None:
+            return self.tensor.to(self.device)
+        return self._read([0], prod(self.shape), self.shape)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """``tensor[index]``; of a file, only these rows are read."""
+        if self.tensor is not None:
+            return self.tensor.index_select(0, index.to(self.tensor.device)).to(self.device)
+        return self._read(index.tolist(), prod(self.shape[1:]), (len(index), *self.shape[1:]))
+
+    def _read(self, pieces: list[int], elements: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Pieces of so many elements each, joined to ``shape``."""
+        size = elements * self.dtype.itemsize
+        content = bytearray(size * len(pieces))
+        with open(self.path, 'rb') as stream:
+            for i, piece in enumerate(pieces):
+                stream.seek(piece * size)
+                stream.readinto(memoryview(content)[i * size:(i + 1) * size])
+        x = torch.frombuffer(content, dtype=self.dtype) if content else torch.empty(0, dtype=self.dtype)
+        if self.last:
+            n, c, h, w = shape
+            return x.view(n, h, w, c).permute(0, 3, 1, 2).to(self.device)
+        return x.view(shape).to(self.device)
+
+
+def load(x):
+    """The tensor that :meth:`Cache.put` was given; anything else as it is."""
+    return x.load() if isinstance(x, Kept) else x
