@@ -1,7 +1,7 @@
 # RetinaNet on a ResNet-18 of a quarter of the usual width, for scenes of digits. Trains in minutes on a CPU.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/datasets/digitsdet.py',
-    '../_base_/schedules/digitsdet_120e.py', 'mmdet::_base_/default_runtime.py'
+    '../_base_/schedules/digitsdet_60e.py', 'mmdet::_base_/default_runtime.py'
 ]
 
 model = dict(
@@ -16,5 +16,5 @@ model = dict(
             octave_base_scale=2, scales_per_octave=2, ratios=[1.0, 1.5, 2.2], strides=[8, 16, 32, 64])),
     test_cfg=dict(nms_pre=300))
 
-default_hooks = dict(logger=dict(interval=19), checkpoint=dict(interval=120))
+default_hooks = dict(logger=dict(interval=19), checkpoint=dict(interval=60))
 randomness = dict(seed=0)
