@@ -15,7 +15,7 @@ KEYS = {'config', 'seed', 'stages', 'size_mb', 'bops', 'peak_memory_bytes', 'che
 
 
 def quantize(work_dir, *args, options=TINY, seed=3) -> None:
-    run_tool('ptq.py', CONFIG, '--work-dir', work_dir, '--seed', seed, *args, '--cfg-options', *options)
+    run_tool('ptq.py', CONFIG, '--work-dir', work_dir, '--seed', seed, '--no-report', *args, '--cfg-options', *options)
 
 
 def evaluate(work_dir, *args) -> None:
@@ -53,6 +53,7 @@ def test_fresh_process(tmp_path):
     units = [r for r in results['records'] if r['kind'] == 'unit']
     assert len([r for r in units if r['step'] == 'weights']) == 9 and all(r['held_tuned'] >= 0 for r in units)
     assert 'Coverage: 21 of 21 layers with weights are quantized' in log_of(work_dir)
+    assert (work_dir / 'report.html').read_text().count('<svg') == 7
 
     evaluate(work_dir, '--work-dir', tmp_path / 'test', '--out', tmp_path / 'm.json', '--cfg-options', *TINY)
     assert json.loads((tmp_path / 'm.json').read_text()) == results['stages'][-1]['metrics']

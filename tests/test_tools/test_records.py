@@ -30,7 +30,7 @@ def published(tmp_path_factory):
     (folder / 'metafile.yml').write_text('Collections:\n- Name: X\n')
     config = folder / 'net_w2a4_digits.py'
     config.write_text(TEXT)
-    run_tool('ptq.py', config, '--work-dir', root / 'run', '--seed', 4)
+    run_tool('ptq.py', config, '--work-dir', root / 'run', '--seed', 4, '--no-report')
     return config, root / 'run'
 
 

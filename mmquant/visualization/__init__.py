@@ -1,0 +1,3 @@
+from mmquant.visualization.report_hook import ReportHook
+
+__all__ = ['ReportHook']
