@@ -89,7 +89,9 @@ class CalibrationLoop(BaseLoop):
                                      cache=self.cache)
         settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
-        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
+        told = dict(config=settings, weights=dict(float_checkpoint=model.float_checkpoint),
+                    calibration=dict(images=sum(map(len, chunks)), shape=list(chunks[0].shape[1:])))
+        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings), told)
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
             self.stages, context.records = state['stages'], state['records']

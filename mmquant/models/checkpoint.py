@@ -140,15 +140,23 @@ def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], l
 
 
 def write_atomically(path: str, data: dict) -> str:
-    """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f'{path}.tmp{os.getpid()}'
+    """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path.
+
+    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces.
+
+    Raises:
+        CheckpointError: If the disk is full, or the folder cannot be written.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = f'{path}.tmp'
     try:
+        os.makedirs(folder, exist_ok=True)
         with open(temporary, 'wb') as f:
             torch.save(data, f)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _flush_folder(folder)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'cannot write {path} ({error}); free some disk space or choose another --work-dir. '
                               'The previous file is untouched') from error
@@ -156,6 +164,15 @@ def write_atomically(path: str, data: dict) -> str:
         if os.path.exists(temporary):
             os.remove(temporary)
     return path
+
+
+def _flush_folder(folder: str) -> None:
+    """The rename itself is on disk only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_quantized(path: str, model: nn.Module, plan: dict, meta: dict) -> str:

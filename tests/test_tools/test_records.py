@@ -78,7 +78,7 @@ def test_another_run_is_not_published(published, tmp_path):
     config, run = published
     config.write_text(TEXT.replace('indices=32', 'indices=16'))
     try:
-        with pytest.raises(SystemExit, match=r'other settings .*: dataset\.indices \(32 instead of 16'):
+        with pytest.raises(SystemExit, match=r'other settings .*: dataset\.indices: 32 instead of 16'):
             evaluate(published, tmp_path, '--update-results')
     finally:
         config.write_text(TEXT)
