@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import urllib.error
+import zipfile
+import zlib
 from collections import OrderedDict
 
 import torch
@@ -37,6 +39,7 @@ def read_tensors(path: str) -> dict:
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
                               'weights first')
+    _check_sums(path)
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no zip archive, or a damaged one: the next lines say so
@@ -48,6 +51,22 @@ def read_tensors(path: str) -> dict:
         raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {_reason(error)}); it is '
                               'truncated, damaged, or holds objects other than tensors and plain values. Copy or '
                               'download it again, or save its state_dict alone') from error
+
+
+def _check_sums(path: str) -> None:
+    """torch.load does not compare the checksums that torch.save wrote: a flipped bit would be a wrong weight."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        reader = torch._C.PyTorchFileReader(path)  # what torch.load reads with
+        with zipfile.ZipFile(path) as archive:
+            broken = [x.filename for x in archive.infolist()
+                      if zlib.crc32(reader.get_record(x.filename.partition('/')[2])) != x.CRC]
+    except Exception as error:  # both raise almost anything on damaged files
+        broken = [type(error).__name__]
+    if broken:
+        raise CheckpointError(f'checkpoint {path} cannot be read (wrong checksum: {broken[0]}); it is truncated or '
+                              'damaged. Copy or download it again')
 
 
 def _reason(error: Exception) -> str:
