@@ -27,7 +27,7 @@ SEARCHERS = Registry('searcher', scope='mmquant', locations=['mmquant.search'])
 STEPS = Registry('step', scope='mmquant', locations=['mmquant.algorithms'])
 
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmquant', locations=['mmquant.engine'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine', 'mmquant.visualization'])
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmquant',
                   locations=['mmquant.models', 'mmquant.architectures'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmquant', locations=['mmquant.datasets'])

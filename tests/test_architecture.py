@@ -16,7 +16,8 @@ LEVEL = {part: level for level, floor in enumerate(FLOORS) for part in floor}
 # Parts beside the stack: what they may import of ours.
 BESIDE = dict(utils={'utils'}, datasets={'datasets'}, architectures={'architectures'})
 ANYWHERE = {'registry', 'utils', 'version'}
-ALSO = {('ops', 'structures'), ('engine', 'analysis'), ('engine', 'datasets'), ('apis', 'datasets')}
+ALSO = {('ops', 'structures'), ('engine', 'analysis'), ('engine', 'datasets'), ('apis', 'datasets'),
+        ('visualization', 'analysis')}
 
 
 def imports(path: Path, toplevel_only: bool = False) -> set[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from mmquant.apis.config import build_runner, calibration_config, load_config
+
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs/brecq/resnet18_w2a4_digits.py')
 # A run of a few seconds: 4 steps a unit, 32 calibration and 100 evaluation images.
@@ -15,6 +17,10 @@ TINY = ('train_cfg.steps.4.num_iters=4', 'train_cfg.steps.6.num_iters=4', 'train
         'val_dataloader.dataset.indices=100', 'test_dataloader.dataset.indices=100',
         'train_cfg.steps.2.observer.num_candidates=20', 'train_cfg.steps.3.observer.num_candidates=20',
         'train_cfg.steps.5.observer.num_candidates=20')
+
+STEPS = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
+         dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.MinMaxObserver')),
+         dict(type='mmquant.InitActivationRange', observer=dict(type='mmquant.MinMaxObserver'), name='nearest')]
 
 
 def run_tool(script: str, *args) -> None:
@@ -55,3 +61,15 @@ def without_seconds(results: dict) -> list:
 
 def log_of(work_dir) -> str:
     return '\n'.join(p.read_text() for p in sorted(Path(work_dir).glob('*/*.log')))
+
+
+def runner_of(work_dir, steps=STEPS, hooks=(), images=24, **loop):
+    """A Runner of the digits config on few images, with steps of a second."""
+    cfg = load_config(CONFIG)
+    cfg.train_cfg.steps, cfg.work_dir, cfg.custom_hooks = list(steps), str(work_dir), list(hooks)
+    cfg.train_cfg.update(loop)
+    cfg.train_cfg.dataloader.dataset.indices = images
+    cfg.val_dataloader.dataset.indices = 20
+    cfg.randomness = dict(seed=5)
+    cfg.experiment_name = f'loops_{work_dir.name}'  # by default the second it started in
+    return build_runner(calibration_config(cfg))

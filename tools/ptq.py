@@ -6,6 +6,8 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.apis.dry_run import dry_run
 
+REPORT = 'mmquant.ReportHook'
+
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
@@ -15,6 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='PATH',
                         help='continue an unfinished run: the one in the work dir, or the state in this file')
     parser.add_argument('--amp', action='store_true', help='reconstruct in bfloat16 autocast')
+    parser.add_argument('--no-report', action='store_true', help='leave out report.html')
     parser.add_argument('--dry-run', action='store_true',
                         help='print units, layers, bits, cost and an estimate of the time; needs no data, no weights')
     return parser.parse_args()
@@ -29,6 +32,9 @@ def main() -> None:
         return
     cfg.train_cfg.resume = args.resume
     cfg.train_cfg.amp = args.amp or cfg.train_cfg.get('amp', False)
+    hooks = cfg.get('custom_hooks') or []
+    if not args.no_report and not any(h.get('type') == REPORT for h in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=REPORT)]
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     build_runner(cfg).train()
 

@@ -104,14 +104,20 @@ class Reconstruction(Step):
             for done, (index, unit) in enumerate(todo):
                 pending = frozenset(n for _, u in todo[done:] for n in u.layers)
                 problem = self._problem(context, unit, float_stream, quant_stream, references, pending)
-                report = self._reporter(bar, unit, done)
+                curve = []
+                report = self._reporter(bar, unit, done, curve)
                 tune = self._tune_weights if self.target == 'weight' else self._tune_activations
                 record = tune(context, unit, problem, context.seed_for(index), report)
-                context.records.append(dict(kind='unit', step=self.name, unit=unit.name, **record))
+                context.records.append(dict(kind='unit', step=self.name, unit=unit.name, curve=curve, **record))
                 context.unit_done(index)
 
-    def _reporter(self, bar, unit: Unit, done: int):
-        return lambda step, loss: bar.update(done * self.num_iters + step, f'{unit.name or "net"} loss {loss:.4g}')
+    def _reporter(self, bar, unit: Unit, done: int, curve: list):
+
+        def report(step, loss):
+            curve.append([step, loss])
+            bar.update(done * self.num_iters + step, f'{unit.name or "net"} loss {loss:.4g}')
+
+        return report
 
     def _has_work(self, context: CalibrationContext, unit: Unit) -> bool:
         if self.target == 'activation':

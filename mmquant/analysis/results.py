@@ -14,7 +14,7 @@ import os.path as osp
 from glob import glob
 from statistics import mean, stdev
 
-from mmquant.utils.building import ConfigError
+from mmquant.utils.building import ConfigError, differing_keys
 from mmquant.utils.versions import found_versions
 
 FORMAT = 1
@@ -106,22 +106,6 @@ def check_publishable(meta: dict, settings: dict, data: dict) -> None:
     if meta['evaluated_images'] != data['images']:
         raise ConfigError(f'--update-results: the run took its baselines on {meta["evaluated_images"]} images, this '
                           f'evaluation on {data["images"]}; let val_dataloader and test_dataloader have the same data')
-
-
-def differing_keys(a, b, prefix: str = '') -> list[str]:
-    """Dotted paths, with both values, where two nested structures of plain values differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [(k, a.get(k), b.get(k)) for k in sorted({*a, *b})]
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        keys = [(i, x, y) for i, (x, y) in enumerate(zip(a, b))]
-    else:
-        return [] if a == b else [f'{prefix} ({_short(a)} instead of {_short(b)})']
-    return [d for k, x, y in keys for d in differing_keys(x, y, f'{prefix}.{k}' if prefix else str(k))]
-
-
-def _short(value) -> str:
-    text = f'a list of {len(value)}' if isinstance(value, list) else repr(value)
-    return text if len(text) <= 60 else text[:57] + '...'
 
 
 def write_json(path: str, data: dict) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import os.path as osp
 import sys
@@ -14,6 +15,7 @@ from mmquant.utils.registry_errors import explain
 
 # Errors whose text is written for the user: shown without a traceback.
 USER_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, FloatingPointError, ValueError)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +53,12 @@ def run_as_script(main) -> None:
         if os.environ.get('MMQUANT_TRACEBACK'):
             raise
         _exit(type(error).__name__, str(error))
+    except OSError as error:
+        if os.environ.get('MMQUANT_TRACEBACK'):
+            raise
+        advice = ('; free some disk space or choose another --work-dir. An unfinished run continues with --resume'
+                  if error.errno in DISK_FULL else '')
+        _exit(type(error).__name__, f'{error}{advice}')
     except (KeyError, TypeError) as error:
         text = explain(error)
         if text is None or os.environ.get('MMQUANT_TRACEBACK'):

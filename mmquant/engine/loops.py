@@ -13,8 +13,9 @@ from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.cost import model_cost
 from mmquant.datasets.checks import list_digest, without_roots
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
+from mmquant.engine.readable import POLICIES, ReadableDataset, Sieve, Unreadable, readable_batches
 from mmquant.reconstruction.cache import Cache
-from mmquant.registry import LOOPS, STEPS
+from mmquant.registry import DATASETS, LOOPS, STEPS
 from mmquant.utils.building import ConfigError, build, check_keys, plain
 from mmquant.utils.hardware import device_name, peak_memory_bytes
 from mmquant.utils.progress import progress
@@ -39,28 +40,32 @@ class CalibrationLoop(BaseLoop):
         resume (bool | str): Continue from the state in the work dir, or from this file. Default False.
         cache (dict | None): Bytes for cached activations: ``device``, ``host``, ``disk``, ``folder``; see
             :class:`Cache`. Default: memory without limit.
+        unreadable (str): ``'stop'`` at a calibration image that cannot be read (default), or ``'skip'`` such images.
 
     Raises:
-        ConfigError: For a wrong step or cache.
-        ValueError: If there is no calibration image, or one holds NaN.
+        ConfigError: For a wrong step, cache or policy.
+        ValueError: If there is no calibration image, one cannot be read or holds NaN.
     """
 
     def __init__(self, runner, dataloader, steps: list, chunk_size: int = 64, amp: bool = False,
-                 resume: bool | str = False, cache: dict | None = None) -> None:
+                 resume: bool | str = False, cache: dict | None = None, unreadable: str = 'stop') -> None:
         if not isinstance(steps, (list, tuple)) or not steps:
             raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
         self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
         if chunk_size < 1:
             raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
+        if unreadable not in POLICIES:
+            raise ConfigError(f'train_cfg.unreadable must be one of {POLICIES}, got {unreadable!r}')
         check_keys(cache or {}, inspect.signature(Cache).parameters, 'train_cfg.cache')
         self.cache = Cache(**(cache or {}))
         try:
-            super().__init__(runner, dataloader)
+            super().__init__(runner, _readable(dataloader))
         except ValueError as error:
             if 'need at least one array' in str(error):  # what mmengine says of a data set without samples
                 raise ValueError(EMPTY) from error
             raise
-        self.chunk_size, self.amp, self.resume = chunk_size, amp, resume
+        self.dataloader.collate_fn = Sieve(self.dataloader.collate_fn)
+        self.chunk_size, self.amp, self.resume, self.unreadable = chunk_size, amp, resume, unreadable
         self.stages: list[dict] = []
         self.spent = dict(seconds=0.0, peak_memory_bytes=0)  # by the steps, in all sessions of a resumed run
         self._iter = 0
@@ -89,7 +94,9 @@ class CalibrationLoop(BaseLoop):
                                      cache=self.cache)
         settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
-        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings))
+        told = dict(config=settings, weights=dict(float_checkpoint=model.float_checkpoint),
+                    calibration=dict(images=sum(map(len, chunks)), shape=list(chunks[0].shape[1:])))
+        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings), told)
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
             self.stages, context.records = state['stages'], state['records']
@@ -168,16 +175,21 @@ class CalibrationLoop(BaseLoop):
         Images of different sizes go into different chunks.
 
         Raises:
-            ValueError: If there are none, they do not batch, or one holds NaN or infinite values.
+            ValueError: If there are none, one cannot be read, they do not batch, or one holds NaN or infinite values.
         """
+        lost: list[Unreadable] = []
         try:
-            batches = [model.data_preprocessor(batch, False) for batch in self.dataloader]
+            batches = [model.data_preprocessor(batch, False)
+                       for batch in readable_batches(self.dataloader, self.unreadable, lost)]
         except RuntimeError as error:
             if 'stack expects each tensor to be equal size' not in str(error):
                 raise
             raise ValueError('the calibration images have different sizes and do not batch: set '
                              'train_cfg.dataloader.batch_size=1, or let the pipeline resize or pad them to one size '
                              f'({error})') from error
+        if lost:
+            self.runner.logger.warning(f'{len(lost)} calibration images cannot be read and are left out; the first: '
+                                       f'{lost[0].name} ({lost[0].reason})')
         if not batches:
             raise ValueError(EMPTY)
         for i, batch in enumerate(batches):
@@ -185,6 +197,16 @@ class CalibrationLoop(BaseLoop):
                 raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '
                                  'images and data_preprocessor (a std of 0?)')
         return chunks_of_one_size(batches, self.chunk_size)
+
+
+def _readable(dataloader):
+    """A data loader config whose data set is built and tells of images that it cannot read."""
+    if not isinstance(dataloader, dict) or not isinstance(dataloader.get('dataset'), dict):
+        return dataloader
+    dataset = DATASETS.build(dataloader['dataset'])
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    return {**dataloader, 'dataset': ReadableDataset(dataset)}
 
 
 def chunks_of_one_size(batches: list[dict], size: int) -> tuple[list[torch.Tensor], list[list] | None]:

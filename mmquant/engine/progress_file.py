@@ -9,8 +9,10 @@ import torch
 
 from mmquant.algorithms.step import CalibrationContext
 from mmquant.models.checkpoint import CheckpointError, read_tensors, write_atomically
+from mmquant.utils.building import differing_keys
 
 NAME = 'progress.pth'
+MADE_WITH = {'config': 'another config', 'weights': 'other float weights', 'calibration': 'other calibration images'}
 
 
 def digest(tensors) -> str:
@@ -35,17 +37,18 @@ class ProgressFile:
     Args:
         path (str): File in the work dir.
         fingerprint (dict): From :func:`fingerprint`.
+        told (dict | None): Plain values by the fingerprint's keys, for the text of a mismatch.
     """
 
-    def __init__(self, path: str, fingerprint: dict[str, str]) -> None:
-        self.path, self.fingerprint = path, fingerprint
+    def __init__(self, path: str, fingerprint: dict[str, str], told: dict | None = None) -> None:
+        self.path, self.fingerprint, self.told = path, fingerprint, told or {}
 
     def save(self, context: CalibrationContext, step: int, unit: int, stages: list[dict],
              spent: dict | None = None) -> None:
         """Steps before ``step`` are done, in ``step`` the units up to ``unit`` (-1: none), at the cost of ``spent``."""
         model = context.model
         write_atomically(self.path, dict(
-            fingerprint=self.fingerprint, step=step, unit=unit, stages=stages, records=context.records,
+            fingerprint=self.fingerprint, told=self.told, step=step, unit=unit, stages=stages, records=context.records,
             spent=spent or {}, context_state=context.state,
             plan=model.plan.to_dict() if model.plan else None, state_dict=model.architecture.state_dict()))
 
@@ -58,8 +61,17 @@ class ProgressFile:
         if not os.path.isfile(path):
             raise CheckpointError(f'nothing to resume: {path} does not exist; start without --resume')
         data = read_tensors(path)
-        for key, value in self.fingerprint.items():
-            if data.get('fingerprint', {}).get(key) != value:
-                raise CheckpointError(f'cannot resume from {path}: its {key} differs from this run\'s; use the same '
-                                      'config, float weights and calibration images, or start without --resume')
+        if not isinstance(data, dict) or not isinstance(data.get('fingerprint'), dict):
+            raise CheckpointError(f'cannot resume from {path}: it holds no state of a run; give the {NAME} of a '
+                                  'work dir')
+        changed = [f'{text}{self._difference(key, data)}' for key, text in MADE_WITH.items()
+                   if data['fingerprint'].get(key) != self.fingerprint[key]]
+        if changed:
+            raise CheckpointError(f'cannot resume from {path}: it was made with {" and ".join(changed)}; use the same '
+                                  'config, float weights and calibration images, or start without --resume')
         return data
+
+    def _difference(self, key: str, data: dict) -> str:
+        keys = differing_keys(data['told'][key], self.told[key]) if key in data.get('told', {}) else []
+        more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
+        return f' ({", ".join(keys[:5])}{more})' if keys else ''

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import urllib.error
+import zipfile
+import zlib
 from collections import OrderedDict
 
 import torch
@@ -37,6 +39,7 @@ def read_tensors(path: str) -> dict:
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
                               'weights first')
+    _check_sums(path)
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no zip archive, or a damaged one: the next lines say so
@@ -48,6 +51,22 @@ def read_tensors(path: str) -> dict:
         raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {_reason(error)}); it is '
                               'truncated, damaged, or holds objects other than tensors and plain values. Copy or '
                               'download it again, or save its state_dict alone') from error
+
+
+def _check_sums(path: str) -> None:
+    """torch.load does not compare the checksums that torch.save wrote: a flipped bit would be a wrong weight."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        reader = torch._C.PyTorchFileReader(path)  # what torch.load reads with
+        with zipfile.ZipFile(path) as archive:
+            broken = [x.filename for x in archive.infolist()
+                      if zlib.crc32(reader.get_record(x.filename.partition('/')[2])) != x.CRC]
+    except Exception as error:  # both raise almost anything on damaged files
+        broken = [type(error).__name__]
+    if broken:
+        raise CheckpointError(f'checkpoint {path} cannot be read (wrong checksum: {broken[0]}); it is truncated or '
+                              'damaged. Copy or download it again')
 
 
 def _reason(error: Exception) -> str:
@@ -140,15 +159,23 @@ def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], l
 
 
 def write_atomically(path: str, data: dict) -> str:
-    """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f'{path}.tmp{os.getpid()}'
+    """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path.
+
+    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces.
+
+    Raises:
+        CheckpointError: If the disk is full, or the folder cannot be written.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = f'{path}.tmp'
     try:
+        os.makedirs(folder, exist_ok=True)
         with open(temporary, 'wb') as f:
             torch.save(data, f)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _flush_folder(folder)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'cannot write {path} ({error}); free some disk space or choose another --work-dir. '
                               'The previous file is untouched') from error
@@ -156,6 +183,15 @@ def write_atomically(path: str, data: dict) -> str:
         if os.path.exists(temporary):
             os.remove(temporary)
     return path
+
+
+def _flush_folder(folder: str) -> None:
+    """The rename itself is on disk only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_quantized(path: str, model: nn.Module, plan: dict, meta: dict) -> str:

@@ -268,7 +268,12 @@ class QuantizedModel(BaseModel):
             CheckpointError: If the file is missing, damaged, or of another model.
         """
         data = read_quantized(path)
-        plan = Plan.from_dict(data['plan'])
+        try:
+            plan = Plan.from_dict(data['plan'])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
+                                  f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
+                                  ) from error
         if not any(isinstance(m, QuantizedLayer) for m in self.architecture.modules()):
             self._check_fits(plan, path)
             self.insert_quantizers(plan)

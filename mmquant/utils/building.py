@@ -31,6 +31,22 @@ def plain(cfg):
     return json.loads(json.dumps(cfg, default=str))
 
 
+def differing_keys(a, b, prefix: str = '') -> list[str]:
+    """Dotted paths, with both values, where two nested structures of plain values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [(k, a.get(k), b.get(k)) for k in sorted({*a, *b})]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        keys = [(i, x, y) for i, (x, y) in enumerate(zip(a, b))]
+    else:
+        return [] if a == b else [f'{prefix}: {_short(a)} instead of {_short(b)}']
+    return [d for k, x, y in keys for d in differing_keys(x, y, f'{prefix}.{k}' if prefix else str(k))]
+
+
+def _short(value) -> str:
+    text = f'a list of {len(value)}' if isinstance(value, list) else repr(value)
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
 def build(registry: Registry, cfg, where: str, **extra):
     """Build ``cfg`` from one of mmquant's registries.
 

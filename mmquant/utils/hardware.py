@@ -22,7 +22,8 @@ def device_name(device: torch.device) -> str:
     """Kind of the device, such as ``'NVIDIA H100 80GB HBM3'``, or the processor's name with the threads in use."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'{_processor()} ({torch.get_num_threads()} threads)' if device.type == 'cpu' else device.type
+    threads = torch.get_num_threads()
+    return f'{_processor()} ({threads} thread{"s" * (threads > 1)})' if device.type == 'cpu' else device.type
 
 
 def _processor() -> str:

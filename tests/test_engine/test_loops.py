@@ -4,28 +4,11 @@ import json
 import pytest
 import torch
 from mmengine.hooks import Hook
-from models_for_tests import MIN_MAX
-from tools_for_tests import CONFIG, log_of
+from tools_for_tests import STEPS, log_of, runner_of
 
 from mmquant.algorithms import Step
-from mmquant.apis.config import build_runner, calibration_config, load_config
 from mmquant.engine import CalibrationLoop, EvaluationHook
 from mmquant.registry import HOOKS, LOOPS
-
-STEPS = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
-         dict(type='mmquant.InitWeightRange', observer=MIN_MAX),
-         dict(type='mmquant.InitActivationRange', observer=MIN_MAX, name='nearest')]
-
-
-def runner_of(work_dir, steps=STEPS, hooks=(), images=24, **loop):
-    cfg = load_config(CONFIG)
-    cfg.train_cfg.steps, cfg.work_dir, cfg.custom_hooks = list(steps), str(work_dir), list(hooks)
-    cfg.train_cfg.update(loop)
-    cfg.train_cfg.dataloader.dataset.indices = images
-    cfg.val_dataloader.dataset.indices = 20
-    cfg.randomness = dict(seed=5)
-    cfg.experiment_name = f'loops_{work_dir.name}'  # by default the second it started in
-    return build_runner(calibration_config(cfg))
 
 
 class Spy(Hook):

@@ -56,14 +56,22 @@ def test_refusals(context, tmp_path):
     with pytest.raises(CheckpointError, match=r'nothing to resume: .*progress\.pth does not exist; start without'):
         file.load(file.path)
     file.save(context, 0, -1, [])
-    for key in ('config', 'weights', 'calibration'):
+    for key, text in (('config', 'another config'), ('weights', 'other float weights'),
+                      ('calibration', 'other calibration images')):
         other = ProgressFile(file.path, {**file.fingerprint, key: 'x'})
-        with pytest.raises(CheckpointError, match=f"its {key} differs from this run's"):
+        with pytest.raises(CheckpointError, match=f'progress.pth: it was made with {text}; use the same config, float'):
             other.load(file.path)
+    told = dict(config=dict(steps=[dict(lr=1)], seed=0), weights=dict(float_checkpoint='a.pth'))
+    ProgressFile(file.path, file.fingerprint, told).save(context, 0, -1, [])
+    now = dict(config=dict(steps=[dict(lr=2)], seed=0), weights=dict(float_checkpoint='a.pth'))
+    other = ProgressFile(file.path, dict(config='x', weights='y', calibration='c'), now)
+    with pytest.raises(CheckpointError, match=r'made with another config \(steps\.0\.lr: 1 instead of 2\) and '
+                       'other float weights; use the same config, float weights'):
+        other.load(file.path)
     (tmp_path / 'progress.pth').write_bytes((tmp_path / 'progress.pth').read_bytes()[:200])
     with pytest.raises(CheckpointError, match='cannot be read'):
         file.load(file.path)
     foreign = tmp_path / 'w.pth'
     torch.save(MLP().state_dict(), foreign)
-    with pytest.raises(CheckpointError, match='its config differs'):
+    with pytest.raises(CheckpointError, match='it holds no state of a run; give the progress.pth of a work dir'):
         file.load(str(foreign))

@@ -1,5 +1,7 @@
+import contextlib
 import os
 import pickle
+import resource
 import subprocess
 import zipfile
 from pathlib import Path
@@ -22,7 +24,6 @@ from mmquant.models.checkpoint import (
     read_tensors,
     write_atomically,
 )
-
 
 class Payload:
     """Runs a command when it is unpickled the ordinary way."""
@@ -239,3 +240,91 @@ def test_checkpoints_are_plain(tmp_path):
     with zipfile.ZipFile(path) as archive:
         text = archive.read(next(n for n in archive.namelist() if n.endswith('data.pkl')))
     assert b'mmquant.models' not in text
+
+
+def same(a, b) -> bool:
+    """Equal nested plain values and tensors."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a == b
+
+
+@pytest.mark.parametrize('kind', ['float', 'quantized'])
+def test_flipped_bits_are_refused_or_harmless(tmp_path, kind):
+    """Anywhere in the file; no wrong weight gets through, though torch.load itself would let it."""
+    path = tmp_path / 'w.pth'
+    if kind == 'float':
+        torch.save(MLP().state_dict(), path)
+    else:
+        calibrated(MLP(), images(8, 8)).model.save(str(path))
+    data, whole = path.read_bytes(), read_tensors(str(path))
+    refused, at = 0, np.random.RandomState(0).randint(0, len(data), 100)
+    weight = whole.get('state_dict', whole)['fc1.weight']
+    inside = data.index(weight.numpy().tobytes())
+    for position in (inside + 6, *at):
+        broken = bytearray(data)
+        broken[position] ^= 1 << position % 8
+        path.write_bytes(bytes(broken))
+        try:
+            found = read_tensors(str(path))
+        except CheckpointError as error:
+            refused += 1
+            assert 'w.pth cannot be read' in str(error) and 'opy or download it again' in str(error)
+        else:
+            assert position != inside + 6 and same(found, whole)
+    assert refused > 20
+
+
+def test_every_truncation_is_refused(tmp_path):
+    path = tmp_path / 'q.pth'
+    calibrated(MLP(), images(8, 8)).model.save(str(path))
+    data = path.read_bytes()
+    for length in range(0, len(data), len(data) // 40):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match=r'q\.pth cannot be read'):
+            read_quantized(str(path))
+
+
+def test_code_in_a_quantized_checkpoint_never_runs(tmp_path):
+    wrapped, mark = calibrated(MLP(), images(8, 8)).model, tmp_path / 'ran'
+    data = torch.load(wrapped.save(str(tmp_path / 'q.pth')), weights_only=True)
+    for place in ('meta', 'plan', 'state_dict'):
+        payload = {**data, place: {**data[place], 'x': Payload(os.system, f'touch {mark}')}}
+        path = saved(tmp_path / 'q.pth', payload)
+        try:
+            QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(path)
+        except CheckpointError:
+            pass
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize('plan', [None, [], dict(layers=3), dict(layers=[dict(nome='fc1')]), dict(layers=['fc1'])])
+def test_broken_plan(tmp_path, plan):
+    wrapped = calibrated(MLP(), images(8, 8)).model
+    data = torch.load(wrapped.save(str(tmp_path / 'q.pth')), weights_only=True)
+    path = saved(tmp_path / 'q.pth', dict(data, plan=plan))
+    with pytest.raises(CheckpointError, match=r'q\.pth holds a quantization plan that cannot be read .*Quantize again'):
+        QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(path)
+
+
+@contextlib.contextmanager
+def full_disk(size: int):
+    """No file of this process may grow beyond ``size`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk(tmp_path):
+    """An error that says what to do, the old file untouched, no remains."""
+    path = str(tmp_path / 'q.pth')
+    write_atomically(path, dict(a=1))
+    with full_disk(100_000), pytest.raises(CheckpointError, match='free some disk space or choose another --work-dir. '
+                                           'The previous file is untouched'):
+        write_atomically(path, dict(a=torch.zeros(100_000)))
+    assert read_tensors(path) == dict(a=1) and [p.name for p in tmp_path.iterdir()] == ['q.pth']

@@ -15,7 +15,7 @@ KEYS = {'config', 'seed', 'stages', 'size_mb', 'bops', 'peak_memory_bytes', 'che
 
 
 def quantize(work_dir, *args, options=TINY, seed=3) -> None:
-    run_tool('ptq.py', CONFIG, '--work-dir', work_dir, '--seed', seed, *args, '--cfg-options', *options)
+    run_tool('ptq.py', CONFIG, '--work-dir', work_dir, '--seed', seed, '--no-report', *args, '--cfg-options', *options)
 
 
 def evaluate(work_dir, *args) -> None:
@@ -53,6 +53,7 @@ def test_fresh_process(tmp_path):
     units = [r for r in results['records'] if r['kind'] == 'unit']
     assert len([r for r in units if r['step'] == 'weights']) == 9 and all(r['held_tuned'] >= 0 for r in units)
     assert 'Coverage: 21 of 21 layers with weights are quantized' in log_of(work_dir)
+    assert (work_dir / 'report.html').read_text().count('<svg') == 7
 
     evaluate(work_dir, '--work-dir', tmp_path / 'test', '--out', tmp_path / 'm.json', '--cfg-options', *TINY)
     assert json.loads((tmp_path / 'm.json').read_text()) == results['stages'][-1]['metrics']
@@ -107,18 +108,20 @@ def test_resuming_a_finished_run_gives_it_again(tiny, tmp_path):
 
 
 @pytest.mark.parametrize('change, what', [
-    (('train_cfg.steps.4.lr=0.002',), 'config'), (('model.quantizer.weight.bits=3',), 'config'),
-    (('model.float_checkpoint=random',), 'weights'), (('train_cfg.dataloader.dataset.indices=31',), 'calibration'),
+    (('train_cfg.steps.4.lr=0.002',), r'another config \(steps\.4\.lr: 0\.01 instead of 0\.002\)'),
+    (('model.quantizer.weight.bits=3',), r'another config \(quantizer\.weight\.bits: 2 instead of 3\)'),
+    (('model.float_checkpoint=random',), r"other float weights \(float_checkpoint: .* instead of 'random'\)"),
+    (('train_cfg.dataloader.dataset.indices=31',), r'other calibration images \(images: 32 instead of 31\)'),
 ])
 def test_another_run_is_not_resumed(tiny, tmp_path, change, what):
     options = [o for o in TINY if o.split('=')[0] != change[0].split('=')[0]]
-    with pytest.raises(SystemExit, match=rf"cannot resume from .*progress\.pth: its {what} differs from this run's; "
+    with pytest.raises(SystemExit, match=rf'cannot resume from .*progress\.pth: it was made with {what}; '
                        'use the same config, float weights and calibration images, or start without --resume'):
         quantize(tmp_path, '--resume', tiny / 'progress.pth', options=[*options, *change])
 
 
 def test_another_seed_is_not_resumed(tiny, tmp_path):
-    with pytest.raises(SystemExit, match='its config differs'):
+    with pytest.raises(SystemExit, match=r'made with another config \(seed: 3 instead of 4\)'):
         quantize(tmp_path, '--resume', tiny / 'progress.pth', seed=4)
 
 

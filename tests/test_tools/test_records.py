@@ -30,7 +30,7 @@ def published(tmp_path_factory):
     (folder / 'metafile.yml').write_text('Collections:\n- Name: X\n')
     config = folder / 'net_w2a4_digits.py'
     config.write_text(TEXT)
-    run_tool('ptq.py', config, '--work-dir', root / 'run', '--seed', 4)
+    run_tool('ptq.py', config, '--work-dir', root / 'run', '--seed', 4, '--no-report')
     return config, root / 'run'
 
 
@@ -78,7 +78,7 @@ def test_another_run_is_not_published(published, tmp_path):
     config, run = published
     config.write_text(TEXT.replace('indices=32', 'indices=16'))
     try:
-        with pytest.raises(SystemExit, match=r'other settings .*: dataset\.indices \(32 instead of 16'):
+        with pytest.raises(SystemExit, match=r'other settings .*: dataset\.indices: 32 instead of 16'):
             evaluate(published, tmp_path, '--update-results')
     finally:
         config.write_text(TEXT)

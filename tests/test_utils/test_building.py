@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 from mmengine.registry import Registry
 
-from mmquant.utils.building import ConfigError, build, check_keys, closest
+from mmquant.utils.building import ConfigError, build, check_keys, closest, differing_keys, plain
 
 THINGS = Registry('thing', scope='mmquant')
 
@@ -45,3 +47,14 @@ def test_mistakes(cfg, text):
     with pytest.raises(ConfigError, match=text):
         build(THINGS, cfg, 'x')
     assert issubclass(ConfigError, ValueError)
+
+
+def test_differing_keys():
+    a = plain(dict(x=1, y=dict(z=(1, 2), w='s'), t=[dict(k=1)], type=int))
+    assert differing_keys(a, copy.deepcopy(a)) == [] and a['type'] == "<class 'int'>"
+    b = copy.deepcopy(a)
+    b['y']['w'], b['new'], b['t'][0]['k'] = 'u', None, 2
+    assert differing_keys(a, b) == ['t.0.k: 1 instead of 2', "y.w: 's' instead of 'u'"]
+    b['t'].append(3)
+    assert differing_keys(a, b)[0] == 't: a list of 1 instead of a list of 2'
+    assert len(differing_keys(dict(a='x' * 500), dict(a=1))[0]) < 100

@@ -1,0 +1,174 @@
+"""What a look inside a quantized model shows: errors of weights and outputs by layer, histograms with clip lines."""
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from mmquant.models import QuantizedModel
+from mmquant.quantizers import Quantizer
+
+BINS = 64
+SAMPLES = 2**14  # values of one call that a histogram looks at
+CHUNK = 2  # images whose float outputs of all layers are kept at once
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Distribution of a tensor on its quantizer's grid.
+
+    Attributes:
+        name (str): Layer of the weights, or place of the activations.
+        bits (int): Bit width.
+        edges (tuple[float, ...]): Ends of the bins in steps of the grid; level k of the grid lies at k.
+        counts (tuple[float, ...]): Values in each bin; what lies further out than the edges counts in the last bins.
+        low, high (float): Clip lines: half a step beyond the lowest and the highest level.
+        clipped (float): Share of the values beyond them, in [0, 1].
+    """
+    name: str
+    bits: int
+    edges: tuple[float, ...]
+    counts: tuple[float, ...]
+    low: float
+    high: float
+    clipped: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Result of :func:`inspect`; signal-to-noise ratios in dB, by layer in execution order; None: no error at all."""
+    weight_sqnr: dict[str, float | None]
+    output_sqnr: dict[str, float | None]
+    weights: tuple[Histogram, ...]
+    activations: tuple[Histogram, ...]
+
+
+def sqnr_db(signal: float, noise: float) -> float | None:
+    """``10 log10(signal / noise)`` of two sums of squares; None without noise or without signal."""
+    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
+
+
+def histogram(name: str, x: torch.Tensor, quantizer: Quantizer) -> Histogram:
+    """Histogram of ``x`` in the grid steps of an initialized quantizer (each channel in its own)."""
+    scale, zero_point = quantizer.expanded(x.shape)
+    return _histogram(name, (x / scale + zero_point).flatten(), quantizer)
+
+
+def _histogram(name: str, steps: torch.Tensor, quantizer: Quantizer) -> Histogram:
+    steps = steps.float()
+    low, high = quantizer.grid.q_min - 0.5, quantizer.grid.q_max + 0.5
+    room = high - low
+    first, last = (min(max(float(end), low - room), high + room) for end in steps.aminmax())
+    first, last = min(first, low), max(last, high)
+    counts = torch.histc(steps.clamp(first, last), BINS, first, last)
+    edges = torch.linspace(first, last, BINS + 1)
+    clipped = ((steps < low) | (steps > high)).float().mean().item()
+    return Histogram(name, quantizer.grid.bits, tuple(edges.tolist()), tuple(counts.tolist()), low, high, clipped)
+
+
+@torch.no_grad()
+def inspect(model: QuantizedModel, images: list) -> Inspection:
+    """Look at a calibrated model.
+
+    Args:
+        model (QuantizedModel): Its quantizers have ranges, where they are to be looked at.
+        images (list[Tensor]): Preprocessed inputs; errors and histograms of activations are taken over them. Runs the
+            float and the quantized model on ``CHUNK`` images at a time.
+    """
+    weights, histograms = {}, []
+    for name, layer in model.quantized_layers().items():
+        quantizer, w = layer.weight_quantizer, layer._parameters['weight'].detach()
+        if not quantizer.initialized:
+            continue
+        with model.quantization(weights=True, activations=False):
+            noise = (quantizer(w) - w).double().square().sum().item()
+        weights[name] = sqnr_db(w.double().square().sum().item(), noise)
+        histograms.append(histogram(name, w, quantizer))
+    outputs, activations = _run(model, images)
+    order = [c.name for c in model.flow.calls] if model.flow else []
+    rank = {name: i for i, name in reversed(list(enumerate(order)))}
+
+    def place(name: str) -> int:
+        while name and name not in rank:  # 'layer.input' stands where the layer does
+            name = name.rpartition('.')[0]
+        return rank.get(name, len(rank))
+
+    return Inspection({n: weights[n] for n in sorted(weights, key=place)},
+                      {n: outputs[n] for n in sorted(outputs, key=place)},
+                      tuple(sorted(histograms, key=lambda h: place(h.name))),
+                      tuple(sorted(activations, key=lambda h: place(h.name))))
+
+
+def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], list[Histogram]]:
+    """Errors of layers' outputs against the float model, and histograms of what activation quantizers meet."""
+    layers = {p.name: model.architecture.get_submodule(p.name) for p in model.plan.layers}
+    quantizers = {n: q for n, q in model.activation_quantizers().items() if q.initialized}
+    sums = {name: [0.0, 0.0] for name in layers}  # signal, noise
+    met: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for chunk in images:
+        for part in chunk.split(CHUNK):
+            references: dict[str, list[torch.Tensor]] = defaultdict(list)
+            with model.quantization(weights=False, activations=False), _hooks(layers, _keep(references)):
+                model.run(part)
+            with model.frozen(*model.ready), _hooks(layers, _compare(references, sums)), _watch(quantizers, met):
+                model.run(part)
+    histograms = [_histogram(n, torch.cat(met[n]), quantizers[n]) for n in quantizers if met[n]]
+    return {n: sqnr_db(*s) for n, s in sums.items() if s[0]}, histograms
+
+
+@contextlib.contextmanager
+def _hooks(modules: dict, make):
+    handles = [m.register_forward_hook(make(name)) for name, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(references):
+
+    def make(name):
+        # cloned: activations behind a layer may write into its output
+        return lambda module, args, output: references[name].append(tree_leaves(output)[0].detach().clone())
+
+    return make
+
+
+def _compare(references, sums):
+
+    def make(name):
+
+        def hook(module, args, output):
+            reference = references[name].pop(0)  # a layer called several times is compared call by call
+            noise = (tree_leaves(output)[0] - reference).double().square().sum().item()
+            sums[name][0] += reference.double().square().sum().item()
+            sums[name][1] += noise
+
+        return hook
+
+    return make
+
+
+@contextlib.contextmanager
+def _watch(quantizers: dict[str, Quantizer], met):
+
+    def make(name):
+
+        def hook(module, args):
+            scale, zero_point = module.expanded(args[0].shape)
+            steps = (args[0].detach() / scale + zero_point).flatten()
+            met[name].append(steps[::max(1, len(steps) // SAMPLES)].float())
+
+        return hook
+
+    handles = [q.register_forward_pre_hook(make(name)) for name, q in quantizers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

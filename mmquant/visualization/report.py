@@ -1,0 +1,219 @@
+"""The report page of a run: one HTML file that needs no network."""
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from mmquant.analysis.cost import FLOAT_BITS, ModelCost
+from mmquant.analysis.inspection import Inspection
+from mmquant.utils.tables import cell
+from mmquant.visualization.figures import (
+    ACTIVATIONS,
+    STYLE,
+    WEIGHTS,
+    accuracy_figure,
+    cost_figure,
+    error_figure,
+    flipped_figure,
+    histogram_figure,
+    loss_figure,
+)
+
+CSS = '''
+:root { --ink: #22303c; --faint: #6b7883; --line: #dfe4e8; --accent: #2b6c99; --ground: #f5f7f8; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+header { background: #22303c; color: #fff; padding: 26px 0 22px; }
+header h1 { margin: 0; font-size: 25px; font-weight: 600; } header p { margin: 5px 0 0; color: #c5ced5; }
+.page { max-width: 1120px; margin: 0 auto; padding: 0 24px; }
+nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid var(--line); z-index: 2; }
+nav a { display: inline-block; padding: 10px 16px 10px 0; color: var(--accent); text-decoration: none;
+        font-size: 14px; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 8px; margin: 20px 0; padding: 18px 22px 20px;
+          scroll-margin-top: 52px; }
+h2 { font-size: 18px; margin: 0 0 4px; }
+.note { color: var(--faint); margin: 0 0 12px; max-width: 85ch; font-size: 14px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; margin: 20px 0; }
+.tile { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; }
+.tile b { display: block; font-size: 23px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--faint); font-size: 13px; }
+svg { width: 100%; height: auto; display: block; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: var(--faint); font-weight: 500; border-bottom: 1px solid var(--line);
+     white-space: nowrap; }
+th, td { padding: 5px 12px 5px 0; vertical-align: top; } tr + tr td { border-top: 1px solid #eef1f3; }
+td.n, th.n { text-align: right; } td.bad { color: #b3261e; font-weight: 600; }
+details summary { cursor: pointer; color: var(--accent); } pre { overflow-x: auto; font-size: 12.5px; }
+'''
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report tells of.
+
+    Attributes:
+        title (str): Name of the config.
+        facts (dict): Text by label, for the lines below the title: device, versions, seed.
+        stages (list[dict]): ``name``, ``metrics``, ``seconds`` of each evaluated step.
+        records (list[dict]): What the steps reported.
+        cost (ModelCost): Parameters, operations and bytes.
+        inspection (Inspection): Errors and histograms.
+        seconds (float): Time of the steps.
+        peak_memory_bytes (int): Of the process, or of the GPU.
+        config (str): The whole config.
+    """
+    title: str
+    facts: dict
+    stages: list[dict]
+    records: list[dict]
+    cost: ModelCost
+    inspection: Inspection
+    seconds: float
+    peak_memory_bytes: int
+    config: str
+
+    @property
+    def units(self) -> list[dict]:
+        """Records of reconstructed units."""
+        return [r for r in self.records if r.get('kind') == 'unit']
+
+
+def figures_of(run: Run) -> dict[str, Figure]:
+    """The figures that a run has something to show in, by name."""
+    curves = [u for u in run.units if u.get('curve')]
+    flipped = [u for u in run.units if u.get('flipped') is not None]
+    made = {
+        'accuracy': run.stages and accuracy_figure(run.stages),
+        'layer_errors': run.inspection.output_sqnr and error_figure(run.inspection),
+        'flipped_roundings': flipped and flipped_figure(flipped),
+        'losses': curves and loss_figure(curves),
+        'cost': run.cost.layers and cost_figure(run.cost),
+        'weight_histograms': run.inspection.weights and histogram_figure(run.inspection.weights, WEIGHTS),
+        'activation_histograms': run.inspection.activations and histogram_figure(run.inspection.activations,
+                                                                                 ACTIVATIONS)}
+    return {name: figure for name, figure in made.items() if figure}
+
+
+def scalars_of(run: Run) -> dict[str, float]:
+    """Numbers of the report by name, for visualizers."""
+    found = {'report/size_mb': run.cost.size_mb, 'report/bops': float(run.cost.bops), 'report/seconds': run.seconds}
+    for part in ('weight_sqnr', 'output_sqnr'):
+        found |= {f'{part}/{n}': v for n, v in getattr(run.inspection, part).items() if v is not None}
+    return found | {f'flipped/{u["unit"] or "net"}': u['flipped'] for u in run.units if 'flipped' in u}
+
+
+def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
+    """Write the page; returns the path."""
+    parts = [_section(*s) for s in _sections(run, {name: _svg(f) for name, f in figures.items()}) if s[3]]
+    links = ''.join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _, body in _sections(run, figures)
+                    if body)
+    facts = ' · '.join(f'{escape(k)} {escape(str(v))}' for k, v in run.facts.items())
+    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(run.title)}</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head><body>'
+            f'<header><div class="page"><h1>{escape(run.title)}</h1><p>{facts}</p></div></header>'
+            f'<nav><div class="page">{links}</div></nav><main class="page">{_tiles(run)}{"".join(parts)}</main>'
+            '</body></html>\n')
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write(page)
+    return path
+
+
+def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
+    """(anchor, title, explanation, body); those without a body are left out."""
+    get = figures.get
+    return [
+        ('accuracy', 'Accuracy', 'After each step, on the validation set of the config. Bars: the first metric; grey: '
+         'the float model.', f'{get("accuracy", "")}{_stage_table(run)}' if run.stages else ''),
+        ('layers', 'Layers', 'SQNR is the ratio of signal to quantization noise: of the weights alone, and of the '
+         "layer's output, where the noise of all layers before it adds up. Red: the lowest of a column. A layer whose "
+         'curve drops far below its neighbours is the one to give more bits.',
+         f'{get("layer_errors", "")}<div class="scroll">{_layer_table(run)}</div>'),
+        ('roundings', 'Roundings', 'Share of weights that reconstruction rounded away from the nearest level. Grey: '
+         'nearest rounding was better on held-out images and was kept.', get('flipped_roundings', '')),
+        ('losses', 'Losses', 'Reconstruction loss on the training batches of each unit, from the first unit (dark) to '
+         'the last (bright).', get('losses', '')),
+        ('weights', 'Weights', 'Distribution of the weights in steps of their grid, each channel in its own. Dashed: '
+         'where the grid ends; ticks: its levels.', get('weight_histograms', '')),
+        ('activations', 'Activations', 'What the activation quantizers meet in the quantized model, in steps of their '
+         'grid. A single bar far above all others (mostly the zeros behind a ReLU) is cut off at the top.',
+         get('activation_histograms', '')),
+        ('cost', 'Cost', f'{run.cost.params:,} parameters, {run.cost.macs:,} multiply-accumulates and '
+         f'{run.cost.bops:,} bit operations for one image.', get('cost', '')),
+        ('config', 'Config', '',
+         f'<details><summary>the whole config</summary><pre>{escape(run.config)}</pre></details>'),
+    ]
+
+
+def _section(anchor: str, title: str, note: str, body: str) -> str:
+    note = f'<p class="note">{escape(note)}</p>' if note else ''
+    return f'<section id="{anchor}"><h2>{escape(title)}</h2>{note}{body}</section>'
+
+
+def _tiles(run: Run) -> str:
+    stages = {s['name']: s['metrics'] for s in run.stages}
+    key = next(iter(run.stages[0]['metrics'])) if run.stages else None
+    quantized = sum(x.w_bits != FLOAT_BITS for x in run.cost.layers)
+    tiles = [(cell(stages[n][key]), f'{key}, {n}') for n in ('float', 'nearest', 'final') if n in stages]
+    tiles += [(f'{run.cost.size_mb:.2f} MB', f'packed; float {run.cost.float_size_mb:.2f} MB'),
+              (f'{run.cost.bops / 1e9:.2f} G', 'bit operations an image'),
+              (f'{quantized} of {len(run.cost.layers)}', 'layers quantized'),
+              (f'{run.seconds / 60:.1f} min', 'for all steps'),
+              (f'{run.peak_memory_bytes / 2**30:.2f} GiB', 'peak memory')]
+    return '<div class="tiles">' + ''.join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+                                           for value, label in tiles) + '</div>'
+
+
+def _stage_table(run: Run) -> str:
+    keys = list(dict.fromkeys(k for s in run.stages for k in s['metrics']))
+    rows = [(s['name'], *(s['metrics'].get(k) for k in keys), s['seconds']) for s in run.stages]
+    return _table(('step', *keys, 'seconds'), rows)
+
+
+def _layer_table(run: Run) -> str:
+    """Coverage and errors, one row a layer."""
+    errors = run.inspection
+    worst = [_lowest(errors.weight_sqnr), _lowest(errors.output_sqnr)]
+    rows = [(x.name, _bits(x.w_bits), _bits(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}',
+             errors.weight_sqnr.get(x.name), errors.output_sqnr.get(x.name), x.note) for x in run.cost.layers]
+    bad = {(i, 5 + k) for k, name in enumerate(worst) for i, row in enumerate(rows) if row[0] == name}
+    return _table(('layer', 'W bits', 'input bits', 'params', 'MACs (M)', 'weight SQNR (dB)', 'output SQNR (dB)',
+                   'note'), rows, bad, numeric=range(1, 7))
+
+
+def _bits(bits: int) -> str:
+    return 'float' if bits == FLOAT_BITS else str(bits)
+
+
+def _lowest(values: dict) -> str | None:
+    known = {k: v for k, v in values.items() if v is not None}
+    return min(known, key=known.get) if known else None
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence], bad=frozenset(),
+           numeric: Sequence[int] | None = None) -> str:
+    numeric = range(1, len(columns)) if numeric is None else numeric
+    head = ''.join(f'<th{" class=n" if i in numeric else ""}>{escape(c)}</th>' for i, c in enumerate(columns))
+    body = ''.join('<tr>' + ''.join(_cell(x, i in numeric, (k, i) in bad) for i, x in enumerate(row)) + '</tr>'
+                   for k, row in enumerate(rows))
+    return f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _cell(x, numeric: bool, bad: bool) -> str:
+    classes = ' '.join(n for n, on in (('n', numeric), ('bad', bad)) if on)
+    attribute = f' class="{classes}"' if classes else ''
+    return f'<td{attribute}>{escape(cell(x))}</td>'
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+    text = buffer.getvalue()
+    return text[text.index('<svg'):]
