@@ -1,4 +1,4 @@
-"""Triton versions of the roundings' elementwise chains, for CUDA tensors: one launch instead of thirty.
+"""Triton versions of the elementwise chains of roundings and fake quantization: one launch instead of up to thirty.
 
 Triton comes with CUDA builds of torch. Where it is missing, or the tensors are not dense float32 of one memory order,
 :func:`usable` returns False and the callers use tensor operations instead.
@@ -15,7 +15,7 @@ BLOCK = 1024
 
 @lru_cache(maxsize=1)
 def _kernels():
-    """The compiled-on-use kernels ``(soft_weight, combine)``, or None without Triton."""
+    """The kernels ``(soft_weight, combine, fake_quantize)``, compiled on use, or None without Triton."""
     try:
         import triton
         import triton.language as tl
@@ -58,7 +58,26 @@ def _kernels():
             value += tl.load(pull_ptr + index, mask=mask) * tl.load(factor_ptr)
         tl.store(slope_ptr + index, value, mask=mask)
 
-    return soft_weight, combine
+    @triton.jit
+    def fake_quantize(x_ptr, scale_ptr, low_ptr, high_ptr, grad_ptr, out_ptr, sum_ptr, numel, BACKWARD: tl.constexpr,
+                      SIZE: tl.constexpr):
+        index = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+        mask = index < numel
+        scale, low, high = tl.load(scale_ptr), tl.load(low_ptr), tl.load(high_ptr)
+        x = tl.load(x_ptr + index, mask=mask, other=0.0).to(tl.float32)
+        steps = tl.div_rn(x, tl.zeros_like(x) + scale)
+        near = tl.minimum(tl.maximum(steps, low - 1.0), high + 1.0)
+        level = (near + 12582912.0) - 12582912.0  # 1.5 * 2^23: rounds half to even
+        code = tl.minimum(tl.maximum(level, low), high)
+        if BACKWARD:
+            grad = tl.load(grad_ptr + index, mask=mask, other=0.0).to(tl.float32)
+            inside = level == code
+            tl.store(out_ptr + index, tl.where(inside, grad, 0.0), mask=mask)
+            tl.store(sum_ptr + tl.program_id(0), tl.sum(grad * (code - tl.where(inside, steps, 0.0)), axis=0))
+        else:
+            tl.store(out_ptr + index, code * scale, mask=mask)
+
+    return soft_weight, combine, fake_quantize
 
 
 @lru_cache(maxsize=1)
@@ -78,10 +97,15 @@ def _works() -> bool:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether all tensors are float32 on one GPU, dense and of one memory order, and Triton is there."""
+    return all(t.dtype == torch.float32 for t in tensors) and dense(*tensors)
+
+
+def dense(*tensors: Tensor) -> bool:
+    """As :func:`usable`, of any floating-point type."""
     first = tensors[0]
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    same = all(t.is_cuda and t.dtype == torch.float32 and t.stride() == first.stride() for t in tensors)
-    return bool(same and dense and first.numel() and _works())
+    same = all(t.is_cuda and t.is_floating_point() and t.stride() == first.stride() for t in tensors)
+    whole = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    return bool(same and whole and first.numel() and _works())
 
 
 def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, gamma: float, zeta: float,
@@ -94,7 +118,7 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tenso
         gamma, zeta: Stretch of the sigmoid.
         beta: Scalar tensor, the regularizer's exponent; None: no regularizer.
     """
-    kernel, _ = _kernels()
+    kernel = _kernels()[0]
     numel, grid = v.numel(), (-(-v.numel() // BLOCK), )
     weight, slope = torch.empty_like(v), torch.empty_like(v)
     pull, sums = (weight, weight) if beta is None else (torch.empty_like(v), v.new_empty(grid[0]))
@@ -106,8 +130,22 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tenso
 
 def combine(slope: Tensor, grad: Tensor, pull: Tensor | None, factor: Tensor | None) -> Tensor:
     """``slope * grad + pull * factor``, into ``slope``."""
-    _, kernel = _kernels()
+    kernel = _kernels()[1]
     kernel[(-(-slope.numel() // BLOCK), )](slope, grad, slope if pull is None else pull,
                                            slope if factor is None else factor, slope.numel(),
                                            REGULARIZED=pull is not None, SIZE=BLOCK)
     return slope
+
+
+def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``scale * clip(round(x / scale), low, high)`` for scalar tensors ``scale``, ``low`` and ``high``."""
+    out = torch.empty_like(x)
+    _kernels()[2][(-(-x.numel() // BLOCK), )](x, scale, low, high, x, out, x, x.numel(), BACKWARD=False, SIZE=BLOCK)
+    return out
+
+
+def fake_quantize_backward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`fake_quantize` by ``x`` and by ``scale`` (a scalar)."""
+    grad_x, sums = torch.empty_like(x), scale.new_empty(-(-x.numel() // BLOCK), dtype=torch.float32)
+    _kernels()[2][(len(sums), )](x, scale, low, high, grad, grad_x, sums, x.numel(), BACKWARD=True, SIZE=BLOCK)
+    return grad_x, sums.sum()

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from mmquant.ops import gpu, regularized_soft_weight, soft_weight
+from mmquant.ops import fake_quantize, gpu, regularized_soft_weight, soft_weight
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
@@ -32,3 +32,21 @@ def test_same_as_on_the_cpu(shape, scale_shape, last):
         assert device == 'cpu' or gpu.usable(x.detach(), rest[0])
     for mine, theirs in zip(*found):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('last', [False, True])
+def test_fake_quantization_is_the_same(dtype, last):
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(7, 5, 33, 9) * 3, torch.arange(-20, 20).reshape(1, 5, 1, 8).expand(1, 5, 33, 8).repeat(
+        1, 1, 1, 2)[..., :9] * 0.25]).to(dtype)  # many ties
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    direction, found = torch.randn(x.shape).to(dtype), []
+    for device in ('cpu', 'cuda'):
+        a, scale = x.to(device).requires_grad_(), torch.tensor(0.5, device=device, requires_grad=True)
+        out = fake_quantize(a, scale, torch.tensor(3., device=device), 0, 15)
+        grads = torch.autograd.grad((out.float() * direction.to(device).float()).sum(), [a, scale])
+        found.append([t.detach().cpu().float() for t in (out, *grads)])
+    for mine, theirs in zip(*found):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
