@@ -234,7 +234,8 @@ def _model(entry: Entry, collection: str) -> dict:
                 'Packed Size (MB)': round(cost['size_mb'], 3) if cost else None, 'Weight Bits': entry.w_bits,
                 'Activation Bits': entry.a_bits, 'Evaluation Data': entry.data_name,
                 'Calibration Images': entry.calibration_images, 'Float Model': _present(source)}
-    model = {'Name': entry.stem, 'In Collection': collection, 'Metadata': _present(metadata)}
+    name = f'{osp.basename(osp.dirname(osp.abspath(entry.config)))}_{entry.stem}'  # unique over all folders
+    model = {'Name': name, 'In Collection': collection, 'Metadata': _present(metadata)}
     if entry.records:
         model['Results'] = [{'Task': entry.task, 'Dataset': entry.data_name, 'Metrics': _metrics(entry)}]
     return {**model, 'Config': repository_path(entry.config)}

@@ -116,15 +116,15 @@ class DescentAndPolish(Searcher):
     one step up or down, whichever helps, kept going while it helps; a coordinate's step is halved where neither does.
 
     Args:
-        num_steps (int): Gradient steps. Default 200.
+        num_steps (int): Gradient steps. Default 100.
         batch_size (int): Images a step. Default 32.
         lr (float): Adam's rate, in log clip. Default 0.01.
-        num_checks (int): Looks at the whole loss during the steps. Default 5.
+        num_checks (int): Looks at the whole loss during the steps. Default 4.
         num_sweeps (int): Sweeps of trial steps. Default 2; 0 for none.
         step (float): First trial step, in log clip. Default 0.05.
     """
 
-    def __init__(self, num_steps: int = 200, batch_size: int = 32, lr: float = 0.01, num_checks: int = 5,
+    def __init__(self, num_steps: int = 100, batch_size: int = 32, lr: float = 0.01, num_checks: int = 4,
                  num_sweeps: int = 2, step: float = 0.05) -> None:
         positive(num_steps=num_steps, batch_size=batch_size, lr=lr, num_checks=num_checks, step=step)
         if num_sweeps < 0:

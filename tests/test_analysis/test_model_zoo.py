@@ -117,17 +117,17 @@ def test_metafile(folder):
     update_folder(str(folder))
     data = yaml.safe_load((folder / 'metafile.yml').read_text())
     models = {m['Name']: m for m in data['Models']}
-    assert list(models) == ['a_w4a4', 'b_w2a4', 'a_w2a4_small', 'a_w4a32_tensor_small', 'b_w4a4_boxes']
-    small = models['a_w2a4_small']
+    assert list(models) == ['x_a_w4a4', 'x_b_w2a4', 'x_a_w2a4_small', 'x_a_w4a32_tensor_small', 'x_b_w4a4_boxes']
+    small = models['x_a_w2a4_small']
     assert small['In Collection'] == 'X' and small['Config'] == 'configs/x/a_w2a4_small.py'
     assert small['Metadata']['Parameters'] == 1234567 and small['Metadata']['Calibration Images'] == 64
     assert small['Metadata']['Float Model'] == dict(Name='a', Config='configs/float/a.py', Weights='checkpoints/a.pth')
     assert small['Results'] == [{'Task': 'Image Classification', 'Dataset': 'Small set', 'Metrics': {
         'Top 1 Accuracy': 72.0, 'Float Top 1 Accuracy': 90.0, 'Nearest Top 1 Accuracy': 41.0, 'Top 5 Accuracy': 77.0,
         'Float Top 5 Accuracy': 99.0, 'Nearest Top 5 Accuracy': 80.0, 'Seeds': 3}}]
-    assert models['b_w4a4_boxes']['Results'][0]['Metrics'] == {
+    assert models['x_b_w4a4_boxes']['Results'][0]['Metrics'] == {
         'box AP': 25.0, 'Float box AP': 27.5, 'AP50': 40.0, 'Float AP50': 42.0, 'Seeds': 1}
-    assert 'Results' not in models['a_w4a4'] and 'Weights' not in models['b_w2a4']['Metadata']['Float Model']
+    assert 'Results' not in models['x_a_w4a4'] and 'Weights' not in models['b_w2a4']['Metadata']['Float Model']
 
 
 def test_errors(folder):
@@ -204,7 +204,7 @@ def test_model_index():
     configs = [p for f in FOLDERS for p in f.glob('*.py')]
     assert len(names) == len(set(names)) == len(configs)
     for model in index.models:
-        assert (ROOT / model.config).stem == model.name and (ROOT / model.config).exists()
+        assert '_'.join((ROOT / model.config).with_suffix('').parts[-2:]) == model.name and (ROOT / model.config).exists()
 
 
 def test_script(folder):
