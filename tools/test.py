@@ -72,8 +72,12 @@ def publish(record: dict, meta: dict, args) -> None:
     settings = dict(steps=own.train_cfg.steps, quantizer=own.model.quantizer,
                     dataset=without_roots(own.train_cfg.dataloader.dataset))
     check_publishable(meta, plain(settings), record['data'])
-    write_json(osp.join(results_folder(args.config), f'seed{record["seed"]}.json'), record)
-    update_folder(osp.dirname(args.config))
+    path = write_json(osp.join(results_folder(args.config), f'seed{record["seed"]}.json'), record)
+    try:
+        update_folder(osp.dirname(args.config))
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'the record is stored in {path}, but the tables need all configs of the folder and {error}: '
+                          'install requirements/mminstall.txt, then run tools/misc/update_readmes.py') from error
 
 
 def main() -> None:
