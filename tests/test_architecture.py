@@ -82,7 +82,7 @@ def test_files_are_short_in_the_median():
 @pytest.mark.parametrize('part', [*FLOORS[0], *FLOORS[1]])
 def test_first_floors_know_torch_only(part):
     """They serve without mmcv, mmengine (but for the registry) and mmpretrain."""
-    allowed = {'torch', 'mmquant', *sys.stdlib_module_names}
+    allowed = {'torch', 'triton', 'mmquant', *sys.stdlib_module_names}  # triton comes with CUDA builds of torch
     for path in (PACKAGE / part).glob('*.py'):
         names = {name.split('.')[0] for name in imports(path)}
         assert names <= allowed, f'{path}: {names - allowed}'

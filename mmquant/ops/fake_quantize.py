@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
+from . import gpu, native
 from .blocks import blocks
 from .clamp import clamp
 
@@ -64,6 +64,10 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
         ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
         ctx.grid = None
+        if scale.numel() == 1 and scale.dtype == torch.float32 and gpu.dense(x):
+            ctx.grid = scale, q_min - zero_point, q_max - zero_point
+            ctx.save_for_backward(x)
+            return gpu.fake_quantize(x, *ctx.grid)
         if scale.numel() == 1 and x.numel() and native.usable(x) is not None:
             ctx.grid = _scalars(scale, zero_point, q_min, q_max)
             ctx.save_for_backward(x)
@@ -77,6 +81,12 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grid is not None and grad.is_cuda:
+            x, = ctx.saved_tensors
+            if grad.stride() != x.stride():
+                grad = torch.empty_like(x).copy_(grad)
+            grad_x, grad_scale = gpu.fake_quantize_backward(x, *ctx.grid, grad)
+            return grad_x, grad_scale.reshape(ctx.scale_shape).to(ctx.scale_dtype), None, None, None
         if ctx.grid is not None:
             return *_backward_natively(ctx, ctx.saved_tensors[0], grad), None, None, None
         inside, residual = ctx.saved_tensors
@@ -111,6 +121,8 @@ def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Ten
 def _write_values(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, inside: Tensor | None = None,
                   residual: Tensor | None = None) -> Tensor:
     """The fake-quantized ``x``; fills ``inside`` (1 or 0) and ``residual`` (d x_hat / d scale) if given."""
+    if inside is None and residual is None and scale.numel() == 1 and scale.dtype == torch.float32 and gpu.dense(x):
+        return gpu.fake_quantize(x, scale, q_min - zero_point, q_max - zero_point)
     x_hat = torch.empty_like(x)
     if inside is None and residual is None and scale.numel() == 1 and x.numel():
         kernels = native.usable(x, x_hat)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
+from . import gpu, native
 from .blocks import blocks
 from .clamp import clamp
 from .power import power_
@@ -73,8 +73,10 @@ def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: 
     Raises:
         ValueError: ``beta`` < 1.
     """
-    fused = _fusable(v, base, scale) if torch.is_grad_enabled() and v.requires_grad else None
-    if fused is None or isinstance(beta, Tensor) or beta < 1:
+    trained = torch.is_grad_enabled() and v.requires_grad
+    on_gpu = trained and _one_scale_a_row(v, scale) and gpu.usable(v, base)
+    on_cpu = trained and not isinstance(beta, Tensor) and beta >= 1 and _fusable(v, base, scale) is not None
+    if not (on_gpu or on_cpu):
         weight = soft_weight(v, base, scale, zero_point, q_min, q_max, gamma, zeta)
         return weight, rounding_regularizer(v, beta, gamma, zeta)
     return _RegularizedSoftWeight.apply(v, base, scale, q_min - zero_point, q_max - zero_point, beta, gamma, zeta)
@@ -83,8 +85,13 @@ def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: 
 class _RegularizedSoftWeight(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, beta: float, gamma: float,
-                zeta: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, beta: float | Tensor,
+                gamma: float, zeta: float) -> tuple[Tensor, Tensor]:
+        if v.is_cuda:
+            beta = torch.as_tensor(beta, dtype=v.dtype, device=v.device)
+            weight, slope, pull, total = gpu.soft_weight(v, base, scale, low, high, gamma, zeta, beta)
+            ctx.save_for_backward(slope, pull)
+            return weight, total
         rows = v.shape[0]
         weight, slope, pull = (torch.empty_like(v) for _ in range(3))
         sums = torch.empty(rows, dtype=torch.float64)
@@ -101,8 +108,11 @@ class _RegularizedSoftWeight(torch.autograd.Function):
         slope, pull = ctx.saved_tensors
         if grad.stride() != slope.stride() or grad.dtype != slope.dtype:
             grad = torch.empty_like(slope).copy_(grad)
-        native.library().combine_slopes(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
-                                        slope.data_ptr())
+        if slope.is_cuda:
+            gpu.combine(slope, grad, pull, factor)
+        else:
+            native.library().combine_slopes(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
+                                            slope.data_ptr())
         return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd
 
 
@@ -112,10 +122,14 @@ def _per_row(t: Tensor, rows: int) -> Tensor:
 
 def _fusable(v: Tensor, base: Tensor, scale: Tensor):
     """The compiled kernels where they fit: one scale, or one a row."""
-    rows = v.shape[0] if v.dim() else 1
-    if scale.numel() not in (1, rows) or (scale.numel() == rows > 1 and scale.shape[0] != rows) or not v.numel():
-        return None
-    return native.usable(v, base) if v.dim() and scale.dtype == torch.float32 else None
+    return native.usable(v, base) if _one_scale_a_row(v, scale) else None
+
+
+def _one_scale_a_row(v: Tensor, scale: Tensor) -> bool:
+    """Whether all of ``v``, or each index of its first axis, shares a float32 scale."""
+    rows = v.shape[0] if v.dim() and v.numel() else 0
+    return rows > 0 and scale.dtype == torch.float32 and (
+        scale.numel() == 1 or (scale.numel() == rows and scale.shape[0] == rows))
 
 
 class _SoftWeight(torch.autograd.Function):
@@ -123,6 +137,11 @@ class _SoftWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, gamma: float,
                 zeta: float) -> Tensor:
+        if ctx.needs_input_grad[0] and _one_scale_a_row(v, scale) and gpu.usable(v, base):
+            low, high = q_min - zero_point, q_max - zero_point
+            weight, slope, _, _ = gpu.soft_weight(v, base, scale, low, high, gamma, zeta, None)
+            ctx.save_for_backward(slope)
+            return weight
         weight = torch.empty_like(v)
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d weight / d v
         bounds = (q_min - zero_point, q_max - zero_point)
