@@ -192,7 +192,8 @@ def test_metafile(path):
     names = [m['Name'] for m in data['Models']]
     assert len(set(names)) == len(names)
     for model in data['Models']:
-        assert model['In Collection'] in collections and '_'.join(Path(model['Config']).with_suffix('').parts[1:]) == model['Name']
+        assert model['In Collection'] in collections
+        assert '_'.join(Path(model['Config']).with_suffix('').parts[1:]) == model['Name']
         source = scoped(model['Config']).model.float_checkpoint
         if source.startswith('https://'):
             assert model['Metadata']['Float Model']['Weights'] == source

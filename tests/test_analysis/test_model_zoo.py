@@ -204,7 +204,8 @@ def test_model_index():
     configs = [p for f in FOLDERS for p in f.glob('*.py')]
     assert len(names) == len(set(names)) == len(configs)
     for model in index.models:
-        assert '_'.join((ROOT / model.config).with_suffix('').parts[-2:]) == model.name and (ROOT / model.config).exists()
+        path = ROOT / model.config
+        assert path.exists() and '_'.join(path.with_suffix('').parts[-2:]) == model.name
 
 
 def test_script(folder):
