@@ -120,7 +120,7 @@ class NormSweep(Step):
         observer = WHOLE_RANGE if p is None else {**self.observer, 'p': p}
         InitWeightRange(observer).run(context)
         if context.model.activation_quantizers():
-            InitActivationRange(observer, self.init_images).run(context)
+            InitActivationRange(observer, self.init_images, self.init_images).run(context)
 
 
 @STEPS.register_module()
