@@ -103,7 +103,7 @@ def enliven(model, images):
 def cheap(step):
     """The same step with two iterations and without searching ranges."""
     changes = dict(num_iters=2, num_images=2, observer=dict(type='mmquant.MinMaxObserver'), init_images=2, norms=(2, 3),
-                   searcher=dict(type='mmquant.DescentAndPolish', num_steps=2, num_sweeps=0), objective=None)
+                   searcher=dict(type='mmquant.GradientSearch', num_steps=2), objective=None)
     known = dict(Reconstruction=('num_iters', ), InitActivationRange=('num_images', 'observer'),
                  InitWeightRange=('observer', ), NormSweep=('num_images', 'init_images', 'norms', 'objective'),
                  JointSearch=('num_images', 'searcher', 'objective')).get(step['type'].removeprefix('mmquant.'), ())
