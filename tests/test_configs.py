@@ -103,7 +103,7 @@ def enliven(model, images):
 def cheap(step):
     """The same step with two iterations and without searching ranges."""
     changes = dict(num_iters=2, num_images=2, observer=dict(type='mmquant.MinMaxObserver'), init_images=2, norms=(2, 3),
-                   searcher=dict(type='mmquant.DescentAndPolish', num_steps=2, num_sweeps=0), objective=None)
+                   searcher=dict(type='mmquant.GradientSearch', num_steps=2), objective=None)
     known = dict(Reconstruction=('num_iters', ), InitActivationRange=('num_images', 'observer'),
                  InitWeightRange=('observer', ), NormSweep=('num_images', 'init_images', 'norms', 'objective'),
                  JointSearch=('num_images', 'searcher', 'objective')).get(step['type'].removeprefix('mmquant.'), ())
@@ -192,7 +192,8 @@ def test_metafile(path):
     names = [m['Name'] for m in data['Models']]
     assert len(set(names)) == len(names)
     for model in data['Models']:
-        assert model['In Collection'] in collections and '_'.join(Path(model['Config']).with_suffix('').parts[1:]) == model['Name']
+        assert model['In Collection'] in collections
+        assert '_'.join(Path(model['Config']).with_suffix('').parts[1:]) == model['Name']
         source = scoped(model['Config']).model.float_checkpoint
         if source.startswith('https://'):
             assert model['Metadata']['Float Model']['Weights'] == source

@@ -120,7 +120,7 @@ class NormSweep(Step):
         observer = WHOLE_RANGE if p is None else {**self.observer, 'p': p}
         InitWeightRange(observer).run(context)
         if context.model.activation_quantizers():
-            InitActivationRange(observer, self.init_images).run(context)
+            InitActivationRange(observer, self.init_images, self.init_images).run(context)
 
 
 @STEPS.register_module()
@@ -130,7 +130,8 @@ class JointSearch(Step):
     A unit is one phase or sweep of the searcher. The result is never worse than the start, on the calibration images.
 
     Args:
-        searcher (dict): ``PowellSearch`` (the paper), ``CoordinateDescent`` or ``DescentAndPolish`` (default).
+        searcher (dict): ``PowellSearch`` (the paper), ``CoordinateDescent``, ``GradientSearch`` or ``PatternSearch``
+            (default).
         objective (dict | None): ``CrossEntropy`` (default where the calibration images have labels) or
             ``OutputDivergence`` (default where not; for detectors).
         num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
@@ -140,7 +141,7 @@ class JointSearch(Step):
     def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = 512,
                  name: str = 'joint') -> None:
         super().__init__(name)
-        self.searcher = build(SEARCHERS, searcher or {'type': 'mmquant.DescentAndPolish'}, 'JointSearch.searcher')
+        self.searcher = build(SEARCHERS, searcher or {'type': 'mmquant.PatternSearch'}, 'JointSearch.searcher')
         if objective is not None:
             build(OBJECTIVES, objective, 'JointSearch.objective')
         self.objective, self.num_images = objective, _checked_count(num_images)

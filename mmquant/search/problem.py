@@ -174,6 +174,7 @@ class ClipProblem:
     def _advance(self, x: tuple[float, ...]) -> float:
         """Move the kept prefix as far as this point shares it with the one before; the share of the net to pay for."""
         if not self.use_cache:
+            self._stream = None
             return 1.0
         if self._stream is None or x[:max(self._front, 0)] != self._prefix[:max(self._front, 0)]:
             self._stream, self._front = self.calibration.stream(), -1

@@ -15,7 +15,8 @@ from mmquant.models import QuantizedModel
 from mmquant.search import ClipProblem
 from mmquant.utils.building import ConfigError
 
-SMALL = dict(type='mmquant.DescentAndPolish', num_steps=6, batch_size=4, lr=0.02, num_checks=2, num_sweeps=2)
+SMALL = dict(type='mmquant.PatternSearch', num_sweeps=3)
+GRADIENT = dict(type='mmquant.GradientSearch', num_steps=6, batch_size=4, lr=0.02, num_checks=2)
 OBSERVER = dict(type='mmquant.LpNormObserver', num_candidates=30)
 SWEEP = dict(norms=(2, 3, 4), observer=OBSERVER, init_images=8)
 
@@ -162,9 +163,9 @@ def run_with_kills(steps, kills):
 
 @pytest.mark.parametrize('kills', [(2,), (3, 3), (1, 5, 1)])
 def test_interrupted_runs_go_on_to_the_bit(kills):
-    """Killed inside the sweep, behind p*, behind the gradient steps, behind a sweep of trial steps."""
+    """Killed inside the sweep of norms, behind p*, behind the gradient steps, behind a sweep of trial steps."""
     def steps():
-        return [NormSweep(**SWEEP), JointSearch(SMALL)]
+        return [NormSweep(**SWEEP), JointSearch(GRADIENT, name='gradient'), JointSearch(SMALL)]
 
     whole, resumed = run_with_kills(steps(), ()), run_with_kills(steps(), kills)
     a, b = (c.model.architecture.state_dict() for c in (whole, resumed))
@@ -205,7 +206,7 @@ def test_several_outputs():
 
 def test_fewer_images_for_the_search():
     context = context_of(labels=True)
-    run_steps(context, [NormSweep(**SWEEP), JointSearch(SMALL, num_images=4)])
+    run_steps(context, [NormSweep(**SWEEP), JointSearch(GRADIENT, num_images=4)])
     first = of_kind(context, 'search')[0]
     assert first['image_forwards'] + first['image_forwards_saved'] \
         == pytest.approx(4 * first['evaluations'] + 3 * 4 * first['gradients'])

@@ -127,7 +127,7 @@ def test_metafile(folder):
         'Float Top 5 Accuracy': 99.0, 'Nearest Top 5 Accuracy': 80.0, 'Seeds': 3}}]
     assert models['x_b_w4a4_boxes']['Results'][0]['Metrics'] == {
         'box AP': 25.0, 'Float box AP': 27.5, 'AP50': 40.0, 'Float AP50': 42.0, 'Seeds': 1}
-    assert 'Results' not in models['x_a_w4a4'] and 'Weights' not in models['b_w2a4']['Metadata']['Float Model']
+    assert 'Results' not in models['x_a_w4a4'] and 'Weights' not in models['x_b_w2a4']['Metadata']['Float Model']
 
 
 def test_errors(folder):
@@ -204,7 +204,8 @@ def test_model_index():
     configs = [p for f in FOLDERS for p in f.glob('*.py')]
     assert len(names) == len(set(names)) == len(configs)
     for model in index.models:
-        assert '_'.join((ROOT / model.config).with_suffix('').parts[-2:]) == model.name and (ROOT / model.config).exists()
+        path = ROOT / model.config
+        assert path.exists() and '_'.join(path.with_suffix('').parts[-2:]) == model.name
 
 
 def test_script(folder):

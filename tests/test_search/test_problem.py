@@ -214,3 +214,12 @@ def test_random_loss_is_noticed():
         del MODELS['noisy']
     with problem_of('chain') as problem:
         assert problem.check_deterministic() == problem.loss([0.0] * problem.size)
+
+
+def test_bfloat16_is_near_and_repeats_to_the_bit():
+    with problem_of('residual') as exact, problem_of('residual', amp=True) as problem:
+        walk = list(points(problem.size, count=6))
+        full, found = [exact.loss(x) for x in walk], [problem.loss(x) for x in walk]
+    with problem_of('residual', amp=True, use_cache=False) as again:
+        assert [again.loss(x) for x in walk] == found != full
+    assert all(0.1 < a / b < 10 for a, b in zip(found, full))

@@ -8,7 +8,7 @@ import torch
 from models_for_tests import Chain, calibrated, images, randomize
 
 from mmquant.registry import SEARCHERS
-from mmquant.search import Calibration, ClipProblem, CoordinateDescent, DescentAndPolish, PowellSearch
+from mmquant.search import Calibration, ClipProblem, CoordinateDescent, GradientSearch, PatternSearch, PowellSearch
 from mmquant.search.descent import minibatches
 from mmquant.search.problem import Counts
 
@@ -56,14 +56,15 @@ def run(searcher, problem, units=None):
     return problem
 
 
-ALL = [PowellSearch(), CoordinateDescent(), DescentAndPolish(num_steps=100, lr=0.02)]
+ALL = [PowellSearch(), CoordinateDescent(), PatternSearch(num_sweeps=8), GradientSearch(num_steps=200, lr=0.02)]
 
 
 @pytest.mark.parametrize('searcher', ALL, ids=lambda s: type(s).__name__)
 def test_separable_quadratic(searcher):
     problem = Function(separable, 5)
     start = problem.best_loss
-    assert run(searcher, problem).best_loss < {DescentAndPolish: 1e-2}.get(type(searcher), 1e-5) * start
+    limit = 1e-2 if isinstance(searcher, (PatternSearch, GradientSearch)) else 1e-5
+    assert run(searcher, problem).best_loss < limit * start
     assert SEARCHERS.get(f'mmquant.{type(searcher).__name__}') is type(searcher)
 
 
@@ -95,13 +96,13 @@ def test_budget_of_powell():
     assert problem.counts.evaluations < 40 + 60  # the line search under way is finished
 
 
-def test_steps_of_the_polish_grow_small_and_are_kept():
+def test_trial_steps_grow_small_and_are_kept():
     problem, state = Function(lambda x: abs(x[0] - 0.15) + abs(x[1]), 2), {}
-    searcher = DescentAndPolish(num_sweeps=3, step=0.1)
-    searcher.run_unit(1, problem, state, 0)
+    searcher = PatternSearch(num_sweeps=3, step=0.1)
+    searcher.run_unit(0, problem, state, 0)
     assert problem.best == pytest.approx((0.1, 0)) and [abs(s) for s in state['steps']] == [0.1, 0.05]
+    searcher.run_unit(1, problem, state, 0)
     searcher.run_unit(2, problem, state, 0)
-    searcher.run_unit(3, problem, state, 0)
     assert problem.best[0] == pytest.approx(0.15, abs=1e-6) or abs(state['steps'][0]) <= 0.05
 
 
@@ -118,8 +119,9 @@ def test_all_searchers_improve_a_network_and_repeat_to_the_bit():
     state = {k: v.clone() for k, v in context.model.architecture.state_dict().items()}
     calibration = Calibration(context.model, context.chunks)
     objective = calibration.objective(None, 'test')
-    small = DescentAndPolish(num_steps=10, batch_size=3, lr=0.05, num_checks=2, num_sweeps=1, step=0.1)
-    for searcher in (PowellSearch(num_iters=1, max_evaluations=40), CoordinateDescent(num_sweeps=1), small):
+    small = GradientSearch(num_steps=10, batch_size=3, lr=0.05, num_checks=2)
+    powell = PowellSearch(num_iters=1, max_evaluations=40)
+    for searcher in (powell, CoordinateDescent(num_sweeps=1), PatternSearch(num_sweeps=1), small):
         results = []
         for _ in range(2):
             context.model.architecture.load_state_dict(state)
@@ -127,14 +129,15 @@ def test_all_searchers_improve_a_network_and_repeat_to_the_bit():
                 start = problem.loss([0.0] * problem.size)
                 run(searcher, problem)
                 results.append((problem.best, problem.settle(), problem.counts))
-        assert results[0] == results[1] and results[0][1] < start
+        assert results[0] == results[1] and results[0][1] <= start
+        assert results[0][1] < start or searcher is small  # ten gradient steps may find nothing better
 
 
 @pytest.mark.parametrize('make, text', [
     (lambda: PowellSearch(num_iters=0), 'num_iters must be positive, got 0'),
     (lambda: CoordinateDescent(step=-1), 'step must be positive, got -1'),
-    (lambda: DescentAndPolish(lr=0), 'lr must be positive, got 0'),
-    (lambda: DescentAndPolish(num_sweeps=-1), 'num_sweeps must be at least 0, got -1'),
+    (lambda: GradientSearch(lr=0), 'lr must be positive, got 0'),
+    (lambda: PatternSearch(num_sweeps=0), 'num_sweeps must be positive, got 0'),
 ])
 def test_wrong_arguments(make, text):
     with pytest.raises(ValueError, match=text):
@@ -150,6 +153,6 @@ def test_without_scipy(monkeypatch):
         return original(name, *args)
 
     monkeypatch.setattr(builtins, '__import__', refuse)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install scipy, or use .*mmquant\.DescentAndPolish'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install scipy, or use .*mmquant\.PatternSearch'):
         PowellSearch().run_unit(0, Function(separable, 2), {}, 0)
-    run(DescentAndPolish(num_steps=2, num_sweeps=1), Function(separable, 2))
+    run(PatternSearch(), Function(separable, 2))

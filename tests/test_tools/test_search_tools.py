@@ -11,8 +11,7 @@ CONFIG = str(ROOT / 'configs/lapq/resnet18_w4a4_digits.py')
 DATA = ('train_cfg.dataloader.dataset.indices=16', 'val_dataloader.dataset.indices=20',
         'test_dataloader.dataset.indices=20')
 TINY = (*DATA, 'train_cfg.steps.2.norms=[2,3,4]', 'train_cfg.steps.2.init_images=4', 'train_cfg.steps.3.num_images=4',
-        'train_cfg.steps.3.searcher.num_steps=4', 'train_cfg.steps.3.searcher.batch_size=4',
-        'train_cfg.steps.3.searcher.num_sweeps=1')
+        'train_cfg.steps.3.searcher.num_sweeps=2')
 
 
 class Killed(BaseException):

@@ -25,7 +25,7 @@ from mmquant.utils.building import build
 from mmquant.utils.tables import render
 
 POWELL = dict(type='mmquant.PowellSearch')
-OTHERS = ('CoordinateDescent', 'DescentAndPolish')
+OTHERS = ('CoordinateDescent', 'GradientSearch', 'PatternSearch')
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,5 +12,5 @@ lapq = [
         type='mmquant.JointSearch',
         num_images=512,
         objective=dict(type='mmquant.OutputDivergence'),
-        searcher=dict(type='mmquant.DescentAndPolish')),
+        searcher=dict(type='mmquant.PatternSearch')),
 ]
