@@ -1,6 +1,6 @@
 _base_ = [
     '../float/mobileone_digits.py', '../_base_/quantizers/w6a6_affine.py',
-    '../_base_/algorithms/repapq_w6.py', '../_base_/calibration/digits_256.py'
+    '../_base_/algorithms/repapq.py', '../_base_/calibration/digits_256.py'
 ]
 
 model = dict(

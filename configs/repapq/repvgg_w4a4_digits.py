@@ -1,6 +1,6 @@
 _base_ = [
     '../float/repvgg_digits.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/repapq_w4_2k.py', '../_base_/calibration/digits_256.py'
+    '../_base_/algorithms/repapq_w4_1k.py', '../_base_/calibration/digits_256.py'
 ]
 
 model = dict(
