@@ -20,6 +20,8 @@ ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'
 OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
 # Distance between a unit's quantized and float output.
 LOSSES = Registry('loss', scope='mmquant', locations=['mmquant.reconstruction'])
+# A unit's input between the quantized and the float prefix.
+MIXERS = Registry('mixer', scope='mmquant', locations=['mmquant.reconstruction'])
 # What a search over clips minimises, and how it searches.
 OBJECTIVES = Registry('objective', scope='mmquant', locations=['mmquant.search'])
 SEARCHERS = Registry('searcher', scope='mmquant', locations=['mmquant.search'])

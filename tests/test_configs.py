@@ -81,6 +81,13 @@ FAMILIES = [  # config, side of the images, blocks, all units
     ('mobilenet-v2_w8a8_val1300', 32, 17, 20),
     ('resnet18_w2a4_digits', 32, 8, 10),
     ('resnet20_w2a4_cifar10', 32, 9, 11),
+    pytest.param('../repapq/repvgg-a0_w6a6', 32, 22, 23, marks=slow),
+    pytest.param('../repapq/repvgg-b1g2_w8a8', 32, 28, 29, marks=slow),
+    pytest.param('../repapq/mobileone-s0_w8a8', 32, 43, 44, marks=slow),
+    pytest.param('../repapq/repvgg-a0_w4a4', 32, 22, 23, marks=slow),
+    ('../repapq/repvgg_w4a4_digits', 32, 12, 13),
+    ('../repapq/mobileone_w6a6_digits', 32, 21, 22),
+    pytest.param('../repapq/mobilenet-v2_w6a6_per-tensor_val1300', 32, 17, 20, marks=slow),
 ]
 
 
@@ -144,7 +151,7 @@ def test_all_steps(name, side, blocks, units, tmp_path):
         other = fresh(cfg)
         other.load(str(tmp_path / 'quantized.pth'))
         assert torch.equal(other(images), after)
-        assert (other.plan.reparameterized, other.plan) == (name.startswith('repvgg'), model.plan)
+        assert (other.plan.reparameterized, other.plan) == ('Reparameterize' in str(cfg.train_cfg.steps), model.plan)
 
 
 LAPQ = ('resnet18_w4a4_digits', 'resnet18_w4a4_official_digits', 'resnet18_w2a4_brecq_digits')

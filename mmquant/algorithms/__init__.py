@@ -1,8 +1,10 @@
 from mmquant.algorithms.lapq import JointSearch, NormSweep
+from mmquant.algorithms.output_affine import FoldOutputAffine, InsertOutputAffine
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.reconstruction import Reconstruction
 from mmquant.algorithms.step import CalibrationContext, Step
 
-__all__ = ['CalibrationContext', 'FoldBatchNorm', 'InitActivationRange', 'InitWeightRange', 'InsertQuantizers',
-           'JointSearch', 'NormSweep', 'Reconstruction', 'Reparameterize', 'Step']
+__all__ = ['CalibrationContext', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange', 'InitWeightRange',
+           'InsertOutputAffine', 'InsertQuantizers', 'JointSearch', 'NormSweep', 'Reconstruction', 'Reparameterize',
+           'Step']

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models.reparameterize import correct_deployed, is_deployed, reparameterizable
 from mmquant.registry import STEPS
 
 
@@ -15,10 +16,13 @@ from mmquant.registry import STEPS
 class Reparameterize(Step):
     """Merge training-time branches by the modules' own ``switch_to_deploy`` (RepVGG, MobileOne, RepLKNet).
 
+    A model that was built in deployed form stays as it is.
+
     Args:
         tolerance (float): Largest allowed change of the outputs, relative to their largest magnitude.
 
     Raises:
+        ValueError: If there is nothing to merge, or a BatchNorm cannot be merged.
         RuntimeError: If merging changed the output by more.
     """
     structural = True
@@ -30,6 +34,13 @@ class Reparameterize(Step):
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
         """Merge, and compare the outputs on one small batch."""
+        found = reparameterizable(context.model.architecture)
+        if not found:
+            raise ValueError(f'{type(context.model.architecture).__name__} has nothing to re-parameterize: no module '
+                             'has switch_to_deploy(); remove the step Reparameterize from the recipe')
+        if all(is_deployed(m) for m in found):
+            print_log('the branches were merged before (deployed form): nothing left to re-parameterize', 'current')
+        correct_deployed(context.model.architecture)
         before = tree_leaves(context.model.run(context.sample, context.sample_info))
         merged = context.model.reparameterize()
         after = tree_leaves(context.model.run(context.sample, context.sample_info))

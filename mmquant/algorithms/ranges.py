@@ -38,7 +38,7 @@ class InitWeightRange(Step):
         for name, layer in context.model.quantized_layers().items():
             quantizer = layer.weight_quantizer
             try:
-                low, high = self.observer.range_of(layer._parameters['weight'], quantizer.grid, quantizer.granularity)
+                low, high = self.observer.range_of(layer.quantized_tensor, quantizer.grid, quantizer.granularity)
             except ValueError as error:
                 raise ValueError(f'weight of {name}: {error}') from error
             quantizer.clear_codes()

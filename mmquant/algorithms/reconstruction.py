@@ -2,12 +2,19 @@
 
     weight stage:      min over roundings    E |unit(x_q; w_hat) - unit(x; w)|^p + lambda * sum(1 - |2 h - 1|^beta)
     activation stage:  min over step sizes   E |unit_q(x) - unit(x)|^p
+    joint:             min over both         E |unit_q(x_q) - unit(x)|^p, and with a tail
+                                             + lambda_s * E |tail(unit_q(x_q)) - tail(unit(x))|^p
 
-x_q is the output of the prefix with its final quantized weights, x the float one. Differences from the paper's code: a
-few calibration samples are held out and a unit keeps nearest rounding (or its initial step sizes) if that is better
-there; zero is always representable; remainders of batches are used; model and caches never leave eval mode.
+Joint training, the roles with learning rates of their own, and the tail (the float net up to the end of the stage or of
+the net) serve QDrop, RepAPQ and their relatives. x_q is the output of the prefix with its final quantized weights, x
+the float one. Differences from the paper's code: a few calibration samples are held out and a unit keeps nearest
+rounding (or its initial step sizes) if that is better there; zero is always representable; remainders of batches are
+used; model and caches never leave eval mode.
 """
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
 
 import torch
 
@@ -18,15 +25,28 @@ from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.cache import load
 from mmquant.reconstruction.fisher import fisher_diagonal
+from mmquant.reconstruction.mixing import seeded
 from mmquant.reconstruction.ragged import RaggedProblem
 from mmquant.reconstruction.replay import Stream
+from mmquant.reconstruction.tail import TailLoss, Tails
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
 from mmquant.reconstruction.unit_data import UnitInput, join, output_of, run_in_chunks, tensors_in
-from mmquant.registry import LOSSES, ROUNDINGS, STEPS
+from mmquant.reconstruction.variables import ROLES, SCALE_FLOOR, UnitVariables
+from mmquant.registry import LOSSES, MIXERS, ROUNDINGS, STEPS
 from mmquant.structures.unit import GRANULARITIES, Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
-SCALE_FLOOR = 1e-8
+
+def _rates(lr: float | dict) -> dict[str, float]:
+    """Adam's rate of each role; one number holds for all."""
+    rates = dict(lr) if isinstance(lr, Mapping) else {role: lr for role in ROLES}
+    check_keys(rates, ROLES, 'Reconstruction.lr')
+    for role, rate in rates.items():
+        if rate < 0:
+            raise ConfigError(f'lr of {role} must be at least 0, got {rate!r}')
+    if not any(rates.values()):
+        raise ConfigError(f'lr must be positive, got {lr!r}' if rates else 'lr names no role')
+    return rates
 
 
 class UnitRun:
@@ -48,16 +68,22 @@ class Reconstruction(Step):
     """Reconstruct unit after unit.
 
     Args:
-        target (str): ``'weight'`` (learn roundings) or ``'activation'`` (learn step sizes).
+        target (str): ``'weight'`` (learn roundings), ``'activation'`` (learn step sizes) or ``'joint'`` (both at once,
+            with quantized activations).
         unit (str): ``'layer'``, ``'block'`` (default), ``'stage'`` or ``'net'``.
         num_iters (int): Steps a unit. Default 20000 (weights in the paper); at least 1.
         batch_size (int): Rows a step. Default 32.
-        lr (float): Adam's rate. Default 1e-3; the paper's code uses 4e-4 for activations, with cosine decay.
+        lr (float | dict): Adam's rate. Default 1e-3; the paper's code uses 4e-4 for activations, with cosine decay. A
+            dict gives each role its own: ``rounding``, ``weight``, ``weight_scale``, ``affine``, ``bias``,
+            ``activation_scale``; what is not named stays as it is. All but ``rounding`` fall along a cosine.
         loss (dict): Default ``LpLoss(p=2)``; ``FisherDiagLoss`` weighs by squared gradients.
-        rounding (dict | None): For weights. Default ``AdaRound``.
+        rounding (dict | None): For weights. Default ``AdaRound``; ``StraightThrough`` trains weights and scales.
         regularizer (dict | None): ``weight``, ``beta_start``, ``beta_end``, ``warmup``; see :class:`RoundingSchedule`.
         inputs (str | None): ``'quant'`` or ``'float'`` prefix. Default ``'quant'`` for weights, ``'float'`` for
             activations, as in the paper's code.
+        mix (dict | None): Mixes inputs of the quantized and the float prefix while fitting, such as ``ElementMix``.
+        tail (dict | None): Adds the loss at the end of the stage or the net; see :class:`TailLoss`. Not for
+            ``'activation'``.
         held_out (int): Calibration rows kept out of fitting to choose by; at most one in eight. Default 64.
         keep_best (bool): Fall back to nearest rounding (initial step sizes) where it is better on held-out rows.
         skip_first (bool): Leave a unit of first layers only, at 8 or more bits, at nearest rounding. Default True.
@@ -68,26 +94,34 @@ class Reconstruction(Step):
     """
 
     def __init__(self, target: str = 'weight', unit: str = 'block', num_iters: int = 20000, batch_size: int = 32,
-                 lr: float = 1e-3, loss: dict | None = None, rounding: dict | None = None,
-                 regularizer: dict | None = None, inputs: str | None = None, held_out: int = 64, keep_best: bool = True,
-                 skip_first: bool = True, chunk: int = 64, name: str | None = None) -> None:
-        super().__init__(name or {'weight': 'weights', 'activation': 'activations'}.get(target))
-        for key, value, valid in (('target', target, ('weight', 'activation')), ('unit', unit, GRANULARITIES),
+                 lr: float | dict = 1e-3, loss: dict | None = None, rounding: dict | None = None,
+                 regularizer: dict | None = None, inputs: str | None = None, mix: dict | None = None,
+                 tail: dict | None = None, held_out: int = 64, keep_best: bool = True, skip_first: bool = True,
+                 chunk: int = 64, name: str | None = None) -> None:
+        super().__init__(name or {'weight': 'weights', 'activation': 'activations', 'joint': 'joint'}.get(target))
+        for key, value, valid in (('target', target, ('weight', 'activation', 'joint')), ('unit', unit, GRANULARITIES),
                                   ('inputs', inputs, (None, 'quant', 'float'))):
             if value not in valid:
                 raise ConfigError(f'{key} must be one of {valid}, got {value!r}')
-        for key, value in (('num_iters', num_iters), ('batch_size', batch_size), ('chunk', chunk), ('lr', lr)):
+        for key, value in (('num_iters', num_iters), ('batch_size', batch_size), ('chunk', chunk)):
             if not value > 0:
                 raise ConfigError(f'{key} must be positive, got {value!r}')
-        self.target, self.unit, self.num_iters, self.batch_size, self.lr = target, unit, num_iters, batch_size, lr
+        self.target, self.unit, self.num_iters, self.batch_size = target, unit, num_iters, batch_size
+        self.rates = _rates(lr)
         self.loss = build(LOSSES, loss or {'type': 'mmquant.LpLoss'}, 'Reconstruction.loss')
         self.rounding = rounding or {'type': 'mmquant.AdaRound'}
         build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
         check_keys(regularizer or {}, RoundingSchedule.__dataclass_fields__, 'Reconstruction.regularizer')
         self.schedule = RoundingSchedule(**(regularizer or {}))
-        self.inputs = inputs or ('quant' if target == 'weight' else 'float')
+        self.inputs = inputs or ('float' if target == 'activation' else 'quant')
+        self.mix = build(MIXERS, mix, 'Reconstruction.mix') if mix else None
+        check_keys(tail or {}, TailLoss.__dataclass_fields__, 'Reconstruction.tail')
+        self.tail = TailLoss(**tail) if tail else None
+        if (self.mix or self.tail) and (target == 'activation' or self.inputs == 'float'):
+            raise ConfigError("mix and tail need target='weight' or 'joint' and inputs='quant', got "
+                              f'target={target!r}, inputs={self.inputs!r}')
         self.held_out, self.keep_best, self.skip_first, self.chunk = held_out, keep_best, skip_first, chunk
-        self.evaluates = (True, target == 'activation')
+        self.evaluates = (True, target != 'weight')
 
     # ---- the walk over units --------------------------------------------------------------------------------------
     def run(self, context: CalibrationContext) -> None:
@@ -100,13 +134,15 @@ class Reconstruction(Step):
         float_stream = context.stream()
         quant_stream = context.stream() if self.inputs == 'quant' else None
         references = self._references(context) if self.loss.needs_fisher else None
+        tails = Tails(model, float_stream, self.tail, self.chunk) if self.tail else None
         with context.progress(f'{self.name} ({len(todo)} units)', len(todo) * self.num_iters) as bar:
             for done, (index, unit) in enumerate(todo):
                 pending = frozenset(n for _, u in todo[done:] for n in u.layers)
-                problem = self._problem(context, unit, float_stream, quant_stream, references, pending)
+                terms = tails.terms(unit) if tails else {}
+                problem = self._problem(context, unit, float_stream, quant_stream, references, pending, terms)
                 curve = []
                 report = self._reporter(bar, unit, done, curve)
-                tune = self._tune_weights if self.target == 'weight' else self._tune_activations
+                tune = self._tune_activations if self.target == 'activation' else self._tune_weights
                 record = tune(context, unit, problem, context.seed_for(index), report)
                 context.records.append(dict(kind='unit', step=self.name, unit=unit.name, curve=curve, **record))
                 context.unit_done(index)
@@ -127,7 +163,7 @@ class Reconstruction(Step):
         first = {c.name for c in context.model.flow.calls
                  if c.inputs and context.model.flow.root(c.inputs[0]) in context.model.flow.network_inputs}
         stem = self.skip_first and set(unit.layers) <= first and all(x.weight_quantizer.grid.bits >= 8 for x in own)
-        return bool(own) and not stem
+        return bool(own) and not stem or self.target == 'joint' and bool(self._unit_activations(context, unit))
 
     def _unit_activations(self, context: CalibrationContext, unit: Unit) -> dict[str, Quantizer]:
         model = context.model.architecture
@@ -137,19 +173,20 @@ class Reconstruction(Step):
         return {n: q for n, q in context.model.activation_quantizers().items() if q in inside}
 
     def _mode(self) -> tuple[bool, bool]:
-        return True, self.target == 'activation'
+        return True, self.target != 'weight'
 
     def _problem(self, context: CalibrationContext, unit: Unit, float_stream: Stream, quant_stream: Stream | None,
-                 references, pending: frozenset[str]) -> Problem | RaggedProblem:
+                 references, pending: frozenset[str], tails: dict) -> Problem | RaggedProblem:
         """What to fit: one problem for each size of images and call of the unit."""
-        data, targets = self._data(context, unit, float_stream, quant_stream, pending)
+        data, exact, targets = self._data(context, unit, float_stream, quant_stream, pending)
         weights = self._importance(context, unit, quant_stream or float_stream, references)
         groups: dict[tuple, list[Problem]] = {}
         for (size, call), x in data.items():
             train, held = split_rows(len(x), self.held_out, context.seed)
             groups.setdefault(size, []).append(Problem(
                 UnitRun(context.model, unit, call, x), x.data, targets[size, call], weights.get((size, call)),
-                self.loss, unit.channel_dim, train, held, context.device, context.amp))
+                self.loss, unit.channel_dim, train, held, context.device, context.amp, self.mix,
+                exact[size, call].data if self.mix else None, tails.get((size, call))))
         problems = list(groups.values())
         return problems[0][0] if len(data) == 1 else RaggedProblem(problems)
 
@@ -159,18 +196,19 @@ class Reconstruction(Step):
         """Inputs and float outputs of the unit, by size of the images and number of the call."""
         model, cache = context.model, context.cache
         with model.quantization(weights=False, activations=False):
-            data = float_stream.gather(unit)
+            data = exact = float_stream.gather(unit)
             targets = {key: run_in_chunks(UnitRun(model, unit, key[1], x), x.data, self.chunk, cache)
                        for key, x in data.items()}
         if quant_stream is not None:
             del data
+            exact = exact if self.mix else None
             with model.quantization(*self._mode()):
                 data = quant_stream.gather(unit, pending)
         for what, found in (('input', [x.data for x in data.values()]), ('float output', list(targets.values()))):
             if not all(torch.isfinite(load(x)).all() for x in tensors_in(tuple(found)) if x.dtype.is_floating_point):
                 raise FloatingPointError(f'{what} of unit {unit.name or "net"} holds NaN or infinite values; check the '
                                          'calibration images, the float checkpoint and the input normalisation')
-        return data, targets
+        return data, exact, targets
 
     @torch.no_grad()
     def _references(self, context: CalibrationContext) -> list:
@@ -182,7 +220,7 @@ class Reconstruction(Step):
             return {}
         layers = context.model.quantized_layers()
         quantizers = [layers[n].weight_quantizer for n in unit.layers if n in layers]
-        if self.target == 'activation':
+        if self.target != 'weight':
             quantizers += list(self._unit_activations(context, unit).values())
         with context.model.quantization(weights=False, activations=False):
             weights = fisher_diagonal(stream, unit, quantizers, references)
@@ -200,32 +238,40 @@ class Reconstruction(Step):
         for name, layer in layers.items():
             layer.weight_quantizer.clear_codes()
             roundings[name] = build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
-            roundings[name].start(layer._parameters['weight'], layer.weight_quantizer)
-            layer.weight_quantizer.rounding = roundings[name]
-        params = [p for r in roundings.values() for p in r.parameters()]
-
-        with context.model.quantization(weights=True, activations=False):
-            try:
-                loss = fit(problem, [ParamGroup(params, self.lr)], self.num_iters, self.batch_size, seed, self.schedule,
-                           list(roundings.values()), report=report) if params else float('nan')
-            finally:
-                for layer in layers.values():
-                    layer.weight_quantizer.rounding = None
-            nearest = {n: x.weight_quantizer.encode(x._parameters['weight']) for n, x in layers.items()}
-            tuned = {n: r.codes() for n, r in roundings.items()}
+            roundings[name].start(layer.quantized_tensor, layer.weight_quantizer)
+        joint = self._unit_activations(context, unit).values() if self.target == 'joint' else ()
+        variables = UnitVariables(layers, roundings, joint)
+        with context.model.quantization(*self._mode()):
+            nearest = variables.nearest()
+            loss = self._fit(context, problem, variables, seed, report)
+            tuned = variables.tuned()
             held = {}
-            for which, codes in (('nearest', nearest), ('tuned', tuned)):
-                for name, layer in layers.items():
-                    layer.weight_quantizer.set_codes(codes[name])
+            for which, state in (('nearest', nearest), ('tuned', tuned)):
+                variables.restore(state)
                 held[which] = problem.held_loss(self.chunk)
         kept = 'nearest' if self.keep_best and held['nearest'] < held['tuned'] else 'tuned'
-        for name, layer in layers.items():
-            layer.weight_quantizer.set_codes((nearest if kept == 'nearest' else tuned)[name])
-        count = sum(c.numel() for c in tuned.values())
+        variables.restore(nearest if kept == 'nearest' else tuned)
+        nearest, tuned = nearest[0], tuned[0]
+        count = max(1, sum(c.numel() for c in tuned.values()))
         flipped = sum((tuned[n] != nearest[n]).sum().item() for n in tuned) / count
         undecided = sum(r.undecided() * tuned[n].numel() for n, r in roundings.items()) / count
         return dict(loss=loss, held_nearest=held['nearest'], held_tuned=held['tuned'], kept=kept, flipped=flipped,
                     undecided=undecided)
+
+    def _fit(self, context: CalibrationContext, problem: Problem, variables: UnitVariables, seed: int, report) -> float:
+        """Train; returns the loss. Whatever happens, nothing soft and nothing random is left behind."""
+        try:
+            groups = variables.start(self.rates)
+            for name, rounding in variables.roundings.items():
+                variables.layers[name].weight_quantizer.rounding = rounding
+            with seeded(seed, context.device) if self.mix else contextlib.nullcontext():
+                return fit(problem, groups, self.num_iters, self.batch_size, seed, self.schedule,
+                           list(variables.roundings.values()), lambda step: variables.constrain(),
+                           report) if groups else float('nan')
+        finally:
+            for layer in variables.layers.values():
+                layer.weight_quantizer.rounding = None
+            variables.stop()
 
     def _tune_activations(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:
         layers = context.model.quantized_layers()
@@ -250,8 +296,9 @@ class Reconstruction(Step):
             for scale in scales:
                 scale.requires_grad_(True)
             try:
-                loss = fit(problem, [ParamGroup(scales, self.lr, cosine=True)], self.num_iters, self.batch_size, seed,
-                           after_step=after_step, report=report)
+                group = ParamGroup(scales, self.rates['activation_scale'], cosine=True)
+                loss = fit(problem, [group], self.num_iters, self.batch_size, seed, after_step=after_step,
+                           report=report)
             finally:
                 for scale, value in zip(scales, best):
                     scale.requires_grad_(False)

@@ -33,12 +33,12 @@ def recipe_steps(recipe: str | list, num_iters: Mapping[str, int] | None = None)
     Args:
         recipe (str | list[dict]): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_2k'``, ...),
             or the steps themselves.
-        num_iters (Mapping | None): Steps a unit for ``'weight'`` and ``'activation'``, instead of the recipe's.
+        num_iters (Mapping | None): Steps a unit for ``'weight'``, ``'activation'`` and ``'joint'``, instead of the recipe's.
 
     Raises:
         ConfigError: For an unknown name or key, or no steps.
     """
-    check_keys(num_iters or {}, ('weight', 'activation'), 'num_iters')
+    check_keys(num_iters or {}, ('weight', 'activation', 'joint'), 'num_iters')
     if not recipe or not isinstance(recipe, (str, list, tuple)):
         raise ConfigError(f'recipe must be a name or a list of at least one step, got {recipe!r}')
     steps = _shipped_steps(recipe) if isinstance(recipe, str) else recipe
@@ -69,7 +69,8 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
         recipe (str | list[dict]): Name of a recipe, or step configs. Default ``'brecq'``.
         w_bits, a_bits (int | None): Bits of weights and activations, 2..16; None: float. Default 4.
         overrides (list[dict] | None): See :class:`BitPolicy`. Default: first and last layer at 8 bits.
-        num_iters (Mapping | None): ``{'weight': n, 'activation': n}``, steps a unit instead of the recipe's.
+        num_iters (Mapping | None): ``{'weight': n, 'activation': n, 'joint': n}``, steps a unit instead of the
+            recipe's.
         block_types (tuple[str, ...]): Names of module classes to reconstruct as a block.
         seed (int): Same seed, same result.
         amp (bool): Reconstruct in bfloat16 autocast.

@@ -30,6 +30,7 @@ class QuantizedLayer:
     Attributes:
         weight_quantizer (Quantizer): Quantizes ``weight``; its float value stays in the parameter.
         input_quantizer (Quantizer | None): Quantizes the layer's input, ``None`` where the producer did it.
+        output_affine (OutputAffine | None): Factor and bias of each output channel while weights are quantized.
     """
 
     @property
@@ -37,16 +38,39 @@ class QuantizedLayer:
         active = self.__dict__.get('_active_weight')
         return self._parameters['weight'] if active is None else active
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        active = self.__dict__.get('_active_bias')
+        return self._parameters['bias'] if active is None else active
+
+    @property
+    def quantized_tensor(self) -> torch.Tensor:
+        """What the weight quantizer is given: the float weight, or its share that the output affine leaves to it."""
+        weight, affine = self._parameters['weight'], self.output_affine
+        return weight if affine is None else affine.divide(weight)
+
+    def activate(self) -> None:
+        """Compute with quantized weights until :meth:`deactivate`."""
+        weight = self.weight_quantizer(self.quantized_tensor)
+        if self.output_affine is not None:
+            weight = self.output_affine.multiply(weight)
+            self.__dict__['_active_bias'] = self.output_affine.bias
+        self.__dict__['_active_weight'] = weight
+
+    def deactivate(self) -> None:
+        """Back to the float parameters."""
+        self.__dict__['_active_weight'] = self.__dict__['_active_bias'] = None
+
     def forward(self, x, *args, **kwargs):
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         if not self.weight_quantizer.enabled:
             return super().forward(x, *args, **kwargs)
-        self.__dict__['_active_weight'] = self.weight_quantizer(self._parameters['weight'])
+        self.activate()
         try:
             return super().forward(x, *args, **kwargs)
         finally:
-            self.__dict__['_active_weight'] = None
+            self.deactivate()
 
 
 class PerCall(nn.ModuleList):
@@ -88,6 +112,7 @@ def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module, input_quantize
     layer.__class__ = quantized_class(type(layer))
     layer.weight_quantizer = weight_quantizer
     layer.input_quantizer = input_quantizer
+    layer.output_affine = None
 
 
 def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:
@@ -113,7 +138,7 @@ def enabled(quantizers, state: bool):
 def fix_weight(layer) -> None:
     """Quantize the weight of a quantized layer now; it stays as it is inside :func:`fixed_weights`."""
     with torch.no_grad(), enabled([layer.weight_quantizer], True):
-        layer.__dict__['_active_weight'] = layer.weight_quantizer(layer._parameters['weight'])
+        layer.activate()
 
 
 @contextlib.contextmanager
@@ -127,4 +152,4 @@ def fixed_weights(layers):
             yield
     finally:
         for layer in layers:
-            layer.__dict__['_active_weight'] = None
+            layer.deactivate()

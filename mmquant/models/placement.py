@@ -55,19 +55,22 @@ class Plan:
     folded: tuple[tuple[str, str], ...] = ()
     reparameterized: bool = False  # training-time branches were merged before
     split_attention: bool = False  # nn.MultiheadAttention got layers for its projections
+    affine: tuple[str, ...] = ()  # layers with a factor and a bias for each output channel
 
     def to_dict(self) -> dict:
         """Plain containers, loadable with ``weights_only=True``."""
         return dict(layers=[vars(x) | {} for x in self.layers], outputs=[vars(x) | {} for x in self.outputs],
                     matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded],
-                    reparameterized=self.reparameterized, split_attention=self.split_attention)
+                    reparameterized=self.reparameterized, split_attention=self.split_attention,
+                    affine=list(self.affine))
 
     @classmethod
     def from_dict(cls, d: dict) -> 'Plan':
         """Inverse of :meth:`to_dict`."""
         return cls(tuple(LayerPlan(**x) for x in d['layers']), tuple(OutputPlan(**x) for x in d['outputs']),
                    tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']),
-                   d.get('reparameterized', False), d.get('split_attention', False))
+                   d.get('reparameterized', False), d.get('split_attention', False),
+                   tuple(d.get('affine', ())))
 
 
 class _Placer:

@@ -24,6 +24,7 @@ from mmquant.models.layers import (
     quantize_output,
 )
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
+from mmquant.models.output_affine import add_output_affine
 from mmquant.models.placement import Plan, place_quantizers
 from mmquant.models.policy import BitPolicy
 from mmquant.models.reparameterize import reparameterize
@@ -174,10 +175,18 @@ class QuantizedModel(BaseModel):
             sites = {site: nn.ModuleDict({role: self._activation(item.bits) for role in OPERANDS[kind]})
                      for site, kind in item.sites.items()}
             quantize_matmuls(self.architecture.get_submodule(item.name), sites)
+        for name in plan.affine:
+            add_output_affine(self.architecture.get_submodule(name))
         self.plan = plan
         self._per_call = [m for m in self.architecture.modules() if isinstance(m, PerCall)]
         self.train(False)
         self.to(next(self.architecture.parameters()).device)
+
+    def add_output_affines(self, names) -> None:
+        """Give quantized layers a factor and a bias for each output channel; they change nothing yet."""
+        for name in names:
+            add_output_affine(self.architecture.get_submodule(name))
+        self.plan = replace(self.plan, affine=(*self.plan.affine, *names))
 
     def _weight(self, bits: int | None, layer: nn.Module) -> Quantizer:
         cfg = dict(self.quantizer_cfg['weight'], bits=bits or 8)

@@ -1,3 +1,4 @@
 from mmquant.reconstruction.losses import FisherDiagLoss, LpLoss
+from mmquant.reconstruction.mixing import ElementMix
 
-__all__ = ['FisherDiagLoss', 'LpLoss']
+__all__ = ['ElementMix', 'FisherDiagLoss', 'LpLoss']

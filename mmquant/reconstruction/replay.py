@@ -38,7 +38,7 @@ class _Dead:
     device: torch.device
 
 
-def _leaking(flow: DataFlow) -> set[int]:
+def leaking_calls(flow: DataFlow) -> set[int]:
     """Calls that a stub cannot stand for: a tensor made inside is read outside, but is not among their outputs."""
     reads = [(op.tick, v) for op in flow.ops for v in op.inputs]
     reads += [(flow.calls[0].exit - 0.5, v) for v in flow.calls[0].outputs]
@@ -53,7 +53,7 @@ def _leaking(flow: DataFlow) -> set[int]:
     return found
 
 
-def _completed(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
+def completed_calls(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
     """Outermost calls that ended before ``tick`` and do not leak."""
     found, inside = {}, set()
     for call in flow.calls:  # callers before what they call
@@ -128,7 +128,7 @@ class Stream:
                  decisions: Decisions | None = None, cache: Cache | None = None) -> None:
         self.model, self.flow, self.chunks = model, model.flow, chunks
         self.samples, self.decisions, self.cache = samples, decisions or Decisions(), cache or Cache()
-        self.leaking = _leaking(self.flow)
+        self.leaking = leaking_calls(self.flow)
         self.stores: list[dict] = [{} for _ in chunks]
         self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
         self.per_call = {n for n, m in model.architecture.named_modules()
@@ -165,7 +165,7 @@ class Stream:
         """
         begins = {enter for enter, _ in unit.spans}
         targets = [c for c in self.flow.calls if c.name == unit.name and c.enter in begins]
-        completed = _completed(self.flow, targets[0].enter, self.leaking)
+        completed = completed_calls(self.flow, targets[0].enter, self.leaking)
         skipped: dict[Key, Call] = {}
         if len(targets) > 1:
             loose = _pending_values(self.flow, pending)
@@ -189,7 +189,7 @@ class Stream:
         A hook of such a call, its output quantizer for example, still runs on what the stub answers.
         """
         target = next((c for c in self.flow.calls if c.enter > tick), None)
-        completed = _completed(self.flow, tick, self.leaking)
+        completed = completed_calls(self.flow, tick, self.leaking)
         live = _live_values(self.flow, completed, tick)
         for index, store in enumerate(self.stores):
             fresh = {}

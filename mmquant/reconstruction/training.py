@@ -4,11 +4,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from mmquant.reconstruction.graphed import GraphedUpdate
+from mmquant.reconstruction.tail import TailTerm
 from mmquant.reconstruction.unit_data import pick
 
 
@@ -25,6 +26,9 @@ class Problem:
         train_rows, held_rows (Tensor): Disjoint row numbers for fitting and for choosing.
         device (torch.device): Where the unit lives.
         amp (bool): Run the unit in bfloat16 autocast.
+        mix (Callable | None): ``mix(inputs, float_inputs)`` -> what the unit is given while it is fitted.
+        float_inputs (Tensor | Rows | tuple | None): The float prefix's rows, where ``mix`` needs them.
+        tail (TailTerm | None): A second loss at the end of what follows.
     """
     forward: Callable
     inputs: object
@@ -36,18 +40,33 @@ class Problem:
     held_rows: torch.Tensor
     device: torch.device
     amp: bool = False
+    mix: Callable | None = None
+    float_inputs: object = None
+    tail: TailTerm | None = None
 
     def loss_on(self, rows: torch.Tensor) -> torch.Tensor:
         """Loss on some rows."""
         data, target = pick(self.inputs, rows), pick(self.targets, rows)
+        if self.mix is not None:
+            data = self.mix(data, pick(self.float_inputs, rows))
         weight = None if self.weight is None else pick(self.weight, rows)
         with autocast(self.device, self.amp):
             prediction = self.forward(data)
+            behind = None if self.tail is None else self.tail.run(prediction, rows)
+        if self.tail is not None:
+            return self._with_tail(prediction, target, weight, behind, rows)
         if not isinstance(target, tuple):
             return self.loss(prediction, target, self.channel_dim, weight)
         losses = [self.loss(p, t, channel_dim(t, self.channel_dim), w)
                   for p, t, w in zip(prediction, target, weight or (None, ) * len(target))]
         return sum(losses) / len(losses)
+
+    def _with_tail(self, prediction, target, weight, behind, rows) -> torch.Tensor:
+        share = self.tail.share
+        loss = share.weight * self.loss(behind, pick(self.tail.targets, rows), self.tail.channel_dim)
+        if share.unit_weight == 0:
+            return loss
+        return loss + share.unit_weight * self.loss(prediction, target, self.channel_dim, weight)
 
     def draw(self, sampler: torch.Generator, count: int) -> torch.Tensor:
         """``count`` train rows without replacement, all if there are fewer."""
@@ -65,8 +84,8 @@ class Problem:
 
     @torch.no_grad()
     def held_loss(self, size: int = 64) -> float:
-        """Loss on the held-out rows, in float32."""
-        exact = self if not self.amp else Problem(**{**vars(self), 'amp': False})
+        """Loss on the held-out rows, in float32 and without mixing."""
+        exact = replace(self, amp=False, mix=None)
         parts = self.held_rows.split(size)
         return sum(exact.loss_on(rows).item() * len(rows) for rows in parts) / max(1, len(self.held_rows))
 
@@ -133,7 +152,7 @@ class ParamGroup:
 
 
 def make_adam(groups: Sequence[ParamGroup]) -> torch.optim.Adam:
-    """Adam, fused where the parameters allow; on a GPU its rates are tensors, so that captured steps can change them."""
+    """Adam, fused where the parameters allow; on a GPU rates are tensors, which captured steps can read."""
     device = groups[0].params[0].device
     on_gpu = device.type == 'cuda'
     rated = [dict(params=g.params, lr=torch.tensor(g.lr, device=device) if on_gpu else g.lr) for g in groups]

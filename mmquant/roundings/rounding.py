@@ -11,8 +11,8 @@ class Rounding(nn.Module):
     """Chooses a code for each element of one weight on a fixed grid.
 
     Life: ``start`` with the float weight, train the parameters with ``forward`` in place of the weight, then store
-    ``codes()`` in the quantizer and drop the rounding. ``start`` copies scale and zero point; a later change of the
-    quantizer is not seen.
+    ``codes()`` in the quantizer, with ``learnt_scale()`` if there is one, and drop the rounding. ``start`` copies scale
+    and zero point; a later change of the quantizer is not seen.
     """
 
     def __init__(self) -> None:
@@ -65,3 +65,14 @@ class Rounding(nn.Module):
     def undecided(self) -> float:
         """Fraction (0..1) of elements that hardening may still move by more than 5 % of a step."""
         return 0.0
+
+    def roles(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by what they are: each role has its own learning rate."""
+        return {'rounding': list(self.parameters())}
+
+    def constrain(self) -> None:  # noqa: B027 (optional)
+        """Bring the parameters back to valid values; called behind each training step."""
+
+    def learnt_scale(self) -> Tensor | None:
+        """The scale that goes with ``codes()``, in the shape of the quantizer's; None where it was not trained."""
+        return None

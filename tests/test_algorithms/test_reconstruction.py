@@ -379,7 +379,7 @@ def test_block_that_writes_into_its_input():
 
 
 @pytest.mark.parametrize('wrong, text', [
-    (dict(target='weights'), r"target must be one of \('weight', 'activation'\), got 'weights'"),
+    (dict(target='weights'), r"target must be one of \('weight', 'activation', 'joint'\), got 'weights'"),
     (dict(unit='blok'), "unit must be one of .* got 'blok'"), (dict(inputs='fp'), "inputs must be one of .* got 'fp'"),
     (dict(num_iters=0), 'num_iters must be positive, got 0'), (dict(batch_size=0), 'batch_size must be positive'),
     (dict(lr=0), 'lr must be positive'), (dict(chunk=0), 'chunk must be positive'),

@@ -120,6 +120,7 @@ def test_recipes_are_the_shipped_files():
     changed = recipe_steps('brecq', dict(weight=7))
     assert [s['num_iters'] for s in changed if 'num_iters' in s] == [7, 5000]
     assert [s['num_iters'] for s in recipe_steps('brecq') if 'num_iters' in s] == [20000, 5000]
+    assert [s['num_iters'] for s in recipe_steps('repapq_w6', dict(joint=9)) if 'num_iters' in s] == [9]
     assert config_root().endswith('configs')
 
 

@@ -7,7 +7,7 @@ from mmquant.observers import LpNormObserver, MinMaxObserver
 from mmquant.ops import rectified_sigmoid
 from mmquant.quantizers import UniformAffineQuantizer
 from mmquant.registry import ROUNDINGS
-from mmquant.roundings import AdaRound, NearestRounding
+from mmquant.roundings import AdaRound, NearestRounding, StraightThrough
 
 KINDS = dict(tensor=dict(), channel=dict(granularity='channel'), group=dict(granularity='group', group_size=9),
              symmetric=dict(granularity='channel', symmetric=True))
@@ -161,3 +161,62 @@ def test_the_announced_regularizer_is_computed_with_the_weight():
     rounding.sharpen(5.0)
     rounding()
     assert rounding.regularizer(3.0).item() != pytest.approx(plain.item())  # another exponent is computed anew
+
+
+# ---- straight-through ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_straight_through_starts_at_nearest_rounding(weight, kind):
+    rounding = StraightThrough()
+    quantizer = started(rounding, weight, **kind)
+    assert torch.equal(rounding.codes(), quantizer.encode(weight)) and torch.equal(rounding(), quantizer(weight))
+    assert rounding.learnt_scale().shape == quantizer.scale.shape and rounding.weight is not weight
+    assert {role: len(params) for role, params in rounding.roles().items()} == dict(weight=1, weight_scale=1)
+    assert rounding.undecided() == 0 and AdaRound().learnt_scale() is None
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_gradients_of_straight_through(weight, kind):
+    """Weights: 1 inside the range, 0 where clipped; scales: those of LSQ summed over what shares the scale."""
+    rounding = StraightThrough()
+    quantizer = started(rounding, weight, **kind)
+    factor = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    (rounding() * factor).sum().backward()
+    scale, zero_point = (t.detach() for t in quantizer.expanded(weight.shape))
+    steps = weight / scale
+    low, high = quantizer.grid.q_min - zero_point, quantizer.grid.q_max - zero_point
+    rounded = steps.round()
+    inside = (rounded >= low) & (rounded <= high)
+    torch.testing.assert_close(rounding.weight.grad, factor * inside)
+    slope = torch.where(inside, rounded - steps, torch.maximum(torch.minimum(rounded, high), low)) * factor
+    rows, _ = quantizer.granularity.to_groups(slope)
+    torch.testing.assert_close(rounding.step.grad.flatten(), rows.sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_straight_through_learns_weights_and_scales():
+    """A scale a third too large and a weight of which nothing is left: both move, together."""
+    weight, target = torch.tensor([[0.9, -0.6, 0.3, 0.0]]), torch.tensor([[0.9, -0.6, 0.3, 0.3]])
+    rounding = StraightThrough()
+    quantizer = UniformAffineQuantizer(4, symmetric=True, granularity='channel')
+    quantizer.allocate(weight.shape)
+    quantizer.set_range(torch.tensor([-2.8]), torch.tensor([2.8]))
+    rounding.start(weight, quantizer)
+    before = (quantizer(weight) - target).square().sum()
+    optimizer = torch.optim.Adam(rounding.parameters(), lr=5e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (rounding() - target).square().sum().backward()
+        optimizer.step()
+        rounding.constrain()
+    quantizer.scale.copy_(rounding.learnt_scale())
+    quantizer.set_codes(rounding.codes())
+    assert (rounding() - target).square().sum() < 0.2 * before
+    torch.testing.assert_close(quantizer(weight), rounding())
+
+
+def test_scales_of_straight_through_stay_positive(weight):
+    rounding = StraightThrough()
+    started(rounding, weight)
+    with torch.no_grad():
+        rounding.step.fill_(-1)
+    rounding.constrain()
+    assert rounding.step.item() == pytest.approx(1e-8) and torch.isfinite(rounding()).all()

@@ -1,0 +1,45 @@
+"""Inputs of a unit between the quantized and the float prefix."""
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from mmquant.registry import MIXERS
+
+
+@MIXERS.register_module()
+class ElementMix:
+    """Each element comes from the quantized prefix with probability ``quant_prob``, else from the float one (QDrop).
+
+    The mask is drawn anew in each training step; held-out rows are never mixed.
+
+    Args:
+        quant_prob (float): In [0, 1]; 1 is the quantized prefix alone, 0 the float one. Default 0.5.
+
+    Raises:
+        ValueError: For a probability outside [0, 1].
+    """
+
+    def __init__(self, quant_prob: float = 0.5) -> None:
+        if not 0 <= quant_prob <= 1:
+            raise ValueError(f'quant_prob must be between 0 and 1, got {quant_prob}')
+        self.quant_prob = quant_prob
+
+    def __call__(self, quant, exact):
+        """Mix two tensors of one shape; tuples one by one, and what is not floating-point not at all."""
+        if isinstance(quant, tuple):
+            return tuple(self(q, x) for q, x in zip(quant, exact, strict=True))
+        if not quant.is_floating_point():
+            return quant
+        if self.quant_prob in (0, 1):
+            return quant if self.quant_prob else exact
+        return torch.where(torch.rand_like(quant) < self.quant_prob, quant, exact)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device):
+    """Draw from torch's global generators as if seeded here, and leave them as they were."""
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,103 @@
+"""What is trained in one unit, by role, and the decided state that the unit ends in."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+
+from mmquant.quantizers import Quantizer
+from mmquant.reconstruction.training import ParamGroup
+from mmquant.roundings import Rounding
+
+# rounding: AdaRound's variables; weight, weight_scale: of straight-through rounding; affine, bias: of output affines.
+ROLES = ('rounding', 'weight', 'weight_scale', 'affine', 'bias', 'activation_scale')
+SCALE_FLOOR = 1e-8
+
+
+class UnitVariables:
+    """The trainable tensors of a unit's quantizers; float weights and biases are none of them.
+
+    Args:
+        layers (Mapping[str, QuantizedLayer]): Layers with ranges.
+        roundings (Mapping[str, Rounding]): Started rounding of each layer.
+        activations (list[Quantizer]): Activation quantizers to train.
+    """
+
+    def __init__(self, layers: Mapping, roundings: Mapping[str, Rounding], activations: list[Quantizer] = ()) -> None:
+        self.layers, self.roundings, self.activations = layers, roundings, list(activations)
+        self.affines = [x.output_affine for x in layers.values() if x.output_affine is not None]
+        self.buffers: list[torch.Tensor] = []  # those that train
+
+    def by_role(self) -> dict[str, list[torch.Tensor]]:
+        """All that could be trained."""
+        found: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for rounding in self.roundings.values():
+            for role, params in rounding.roles().items():
+                found[role] += params
+        found['affine'] = [a.scale for a in self.affines]
+        found['bias'] = [a.bias for a in self.affines]
+        found['activation_scale'] = [q.scale for q in self.activations]
+        return {role: params for role, params in found.items() if params}
+
+    def start(self, rates: Mapping[str, float]) -> list[ParamGroup]:
+        """Let tensors train; returns their groups. Rates fall along a cosine but for AdaRound's variables.
+
+        Args:
+            rates (Mapping[str, float]): Adam's rate of each role; roles that are missing, or at 0, stay as they are.
+        """
+        groups = []
+        for role, params in self.by_role().items():
+            if rates.get(role):
+                for x in params:
+                    if not x.requires_grad:
+                        x.requires_grad_(True)
+                        self.buffers.append(x)
+                groups.append(ParamGroup(params, rates[role], cosine=role != 'rounding'))
+        return groups
+
+    def stop(self) -> None:
+        """No tensor of the quantizers trains any more."""
+        for x in self.buffers:
+            x.requires_grad_(False)
+            x.grad = None
+        self.buffers = []
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep scales and factors positive."""
+        for rounding in self.roundings.values():
+            rounding.constrain()
+        for affine in self.affines:
+            affine.clamp()
+        for quantizer in self.activations:
+            quantizer.scale.clamp_(min=SCALE_FLOOR)
+
+    def _decided(self) -> list[torch.Tensor]:
+        """Buffers that go with the codes."""
+        return [*(x.weight_quantizer.scale for x in self.layers.values()), *(a.scale for a in self.affines),
+                *(a.bias for a in self.affines), *(q.scale for q in self.activations)]
+
+    @torch.no_grad()
+    def nearest(self) -> tuple[dict, list]:
+        """State with every weight at its nearest level, all else as it is."""
+        codes = {n: x.weight_quantizer.encode(x.quantized_tensor) for n, x in self.layers.items()}
+        return codes, [x.clone() for x in self._decided()]
+
+    @torch.no_grad()
+    def tuned(self) -> tuple[dict, list]:
+        """State with what was learnt, decided."""
+        for name, layer in self.layers.items():
+            scale = self.roundings[name].learnt_scale()
+            if scale is not None:
+                layer.weight_quantizer.scale.copy_(scale)
+        return {n: r.codes() for n, r in self.roundings.items()}, [x.clone() for x in self._decided()]
+
+    @torch.no_grad()
+    def restore(self, state: tuple[dict, list]) -> None:
+        """Go to a state of :meth:`nearest` or :meth:`tuned`."""
+        codes, values = state
+        for name, layer in self.layers.items():
+            layer.weight_quantizer.set_codes(codes[name])
+        for x, value in zip(self._decided(), values, strict=True):
+            x.copy_(value)
