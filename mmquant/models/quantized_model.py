@@ -33,7 +33,8 @@ from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
-_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call')
+_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call',
+                   'depthwise_channels')
 
 
 @MODELS.register_module()
@@ -47,7 +48,8 @@ class QuantizedModel(BaseModel):
         architecture (dict | nn.Module): The float model or its config.
         quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float);
             ``matmul_bits``, ``overrides``, ``scope``: see :class:`BitPolicy`; ``block_types``: classes that are units
-            beside those found by their residual add; ``per_call``: see :func:`place_quantizers`.
+            beside those found by their residual add; ``per_call``, ``depthwise_channels``: see
+            :func:`place_quantizers`.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
@@ -144,7 +146,8 @@ class QuantizedModel(BaseModel):
             self.plan = replace(self.plan or Plan(), split_attention=True)
         flow = self.observe(inputs, data_samples)
         return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
-                                self.quantizer_cfg.get('per_call', False))
+                                self.quantizer_cfg.get('per_call', False),
+                                self.quantizer_cfg.get('depthwise_channels', False))
 
     def insert_quantizers(self, plan: Plan) -> None:
         """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
@@ -164,7 +167,8 @@ class QuantizedModel(BaseModel):
             layer = self.architecture.get_submodule(item.name)
             sources = shared.get(item.shares)
             if sources is None:
-                sources = [self._activation(item.a_bits) for _ in range(item.calls) if item.a_bits is not None]
+                sources = [self._activation(item.a_bits, item.channels) for _ in range(item.calls)
+                           if item.a_bits is not None]
             shared[item.name] = sources
             source = PerCall(sources) if len(sources) > 1 else next(iter(sources), None)
             quantize_layer(layer, self._weight(item.w_bits, layer), source)
@@ -188,8 +192,14 @@ class QuantizedModel(BaseModel):
         quantizer.enabled = bits is not None
         return quantizer
 
-    def _activation(self, bits: int) -> Quantizer:
-        return build(QUANTIZERS, dict(self.quantizer_cfg['activation'], bits=bits), 'quantizer.activation')
+    def _activation(self, bits: int, channels: int = 0) -> Quantizer:
+        cfg = dict(self.quantizer_cfg['activation'], bits=bits)
+        if channels:
+            cfg.update(granularity='channel', channel_axis=1)
+        quantizer = build(QUANTIZERS, cfg, 'quantizer.activation')
+        if channels:
+            quantizer.allocate((1, channels, 1, 1))
+        return quantizer
 
     # ---- looking inside ------------------------------------------------------------------------------------------
     @property
