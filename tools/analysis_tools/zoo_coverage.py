@@ -139,6 +139,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--state', default='work_dirs/zoo_coverage.json', help='results so far; a run continues them')
     parser.add_argument('--limit', type=int, default=180, help='seconds a model')
     parser.add_argument('--only', help='regular expression: measure only these names')
+    parser.add_argument('--scope', choices=['mmpretrain', 'mmdet'], help='measure only this zoo')
     parser.add_argument('--list', action='store_true', help='log the chosen configs and stop')
     return parser.parse_args()
 
@@ -161,8 +162,10 @@ def main() -> None:
         rows = [r for part in state.values() for r in part.values()]
         logger.info(f'{len(rows)} models, the last: {rows[-1]["config"]} {rows[-1]["reason"]}')
 
-    for scope, models, sides in (('mmpretrain', classification_models(), (64, 224)), ('mmdet', detection_models(),
-                                                                                   (SIDE, ))):
+    for scope, choose, sides in (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, ))):
+        if args.scope not in (None, scope):
+            continue
+        models = choose()
         models = {n: m for n, m in models.items() if not args.only or re.search(args.only, n)}
         if args.list:
             logger.info('\n'.join(f'{name}: {path}' for name, (path, _) in models.items()))
