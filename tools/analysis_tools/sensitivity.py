@@ -37,6 +37,8 @@ def evaluator(runner, metric):
 
     def evaluate() -> float:
         metrics = runner.test()
+        if not metrics:  # nothing was detected
+            return 0.0
         name = metric or next(iter(metrics))
         if name not in metrics:
             raise ConfigError(f'--metric: the evaluator has no {name!r}; {closest(name, metrics)}')
