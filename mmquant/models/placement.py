@@ -81,8 +81,7 @@ class _Placer:
         self.calls = layer_calls(model, flow)
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types) if len(c.outputs) == 1}
         self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
-        feeding = set().union(*(self._sources(c.inputs) for c in self.calls))
-        self.last = self._sources(flow.calls[0].outputs) | {c.name for c in self.calls if c.name not in feeding}
+        self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
-from mmquant.models.detection import is_detector, plain_samples
+from mmquant.models.detection import decoders, is_detector, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
 from mmquant.models.layers import (
     PerCall,
@@ -121,7 +121,8 @@ class QuantizedModel(BaseModel):
         """Record the data flow of one small batch in float mode; arguments as in :meth:`run`."""
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied)
+            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied,
+                               decoders(self.architecture))
         return self.flow
 
     def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
