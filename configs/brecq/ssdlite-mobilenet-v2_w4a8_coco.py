@@ -7,7 +7,7 @@ model = dict(
     _delete_=True,
     type='mmquant.QuantizedModel',
     architecture=_base_.model,
-    quantizer=_base_.quantizer,
+    quantizer=dict(_base_.quantizer, depthwise_channels=True),
     float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/ssd/ssdlite_mobilenetv2_scratch_600e_coco/'
     'ssdlite_mobilenetv2_scratch_600e_coco_20210629_110627-974d9307.pth')
 train_cfg = dict(

@@ -8,7 +8,7 @@ model = dict(
     _delete_=True,
     type='mmquant.QuantizedModel',
     architecture=_base_.model,
-    quantizer=_base_.quantizer,
+    quantizer=dict(_base_.quantizer, depthwise_channels=True),
     float_checkpoint='weights/yolox_nano_8xb8-300e_coco.pth')
 train_cfg = dict(
     _delete_=True,

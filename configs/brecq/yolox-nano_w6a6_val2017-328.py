@@ -7,7 +7,7 @@ model = dict(
     _delete_=True,
     type='mmquant.QuantizedModel',
     architecture=_base_.model,
-    quantizer=_base_.quantizer,
+    quantizer=dict(_base_.quantizer, depthwise_channels=True),
     float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/yolox_nano_coco_mmdet.pth')
 train_cfg = dict(
     _delete_=True,

@@ -87,7 +87,8 @@ class InitActivationRange(Step):
 
     def _observe(self, name: str, quantizer: Quantizer) -> Quantizer:
         observer = copy.deepcopy(self.observer)
-        observer.reset()
+        observer.reset(quantizer.granularity)
+        observer.share(quantizer.scale.numel())
         original = type(quantizer).forward
 
         def forward(x):

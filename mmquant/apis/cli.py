@@ -59,7 +59,7 @@ def run_as_script(main) -> None:
         advice = ('; free some disk space or choose another --work-dir. An unfinished run continues with --resume'
                   if error.errno in DISK_FULL else '')
         _exit(type(error).__name__, f'{error}{advice}')
-    except (KeyError, TypeError) as error:
+    except (ImportError, KeyError, TypeError) as error:
         text = explain(error)
         if text is None or os.environ.get('MMQUANT_TRACEBACK'):
             raise

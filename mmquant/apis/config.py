@@ -7,7 +7,7 @@ import os.path as osp
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmquant.datasets.checks import check_dataset_cfg
+from mmquant.datasets.checks import check_dataset_cfg, check_evaluator_cfg
 from mmquant.engine import CalibrationLoop
 from mmquant.models import QuantizedModel
 from mmquant.utils.building import ConfigError, check_keys, closest
@@ -94,6 +94,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
     for name in loaders:
         if cfg.get(name):
             check_dataset_cfg(cfg[name]['dataset'])
+            check_evaluator_cfg(cfg.get(name.replace('dataloader', 'evaluator')), cfg[name]['dataset'])
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -40,6 +40,23 @@ def check_dataset_cfg(dataset_cfg: dict) -> None:
             raise FileNotFoundError(_missing_text(str(dataset_cfg.get('type')), key, path))
 
 
+def check_evaluator_cfg(evaluator_cfg, dataset_cfg: dict) -> None:
+    """Raise if the ground-truth file (``ann_file``) of a metric does not exist.
+
+    Args:
+        evaluator_cfg: Config of an evaluator: a metric, or a list of metrics.
+        dataset_cfg: Config of the data set it evaluates; one that makes its files on first use is passed over.
+
+    Raises:
+        FileNotFoundError: The file is missing; the text says what to do.
+    """
+    metrics = evaluator_cfg if isinstance(evaluator_cfg, (list, tuple)) else [evaluator_cfg]
+    for metric in metrics:
+        path = metric.get('ann_file') if isinstance(metric, dict) else None
+        if path and '://' not in path and not osp.exists(path) and not _brings_its_files(dataset_cfg):
+            raise FileNotFoundError(_missing_text(str(metric.get('type')), 'ann_file', path, 'metric'))
+
+
 def overlap(dataset_a, dataset_b) -> int:
     """Count the samples that two data sets share.
 
@@ -131,8 +148,8 @@ def _named_paths(cfg: dict) -> Iterator[Tuple[str, str]]:
             yield 'data_prefix', osp.join(root, osp.expanduser(prefix))
 
 
-def _missing_text(type_name: str, key: str, path: str) -> str:
-    text = (f'The data set {type_name} needs {path} ({key}), which does not exist (seen from {os.getcwd()}). '
+def _missing_text(type_name: str, key: str, path: str, what: str = 'data set') -> str:
+    text = (f'The {what} {type_name} needs {path} ({key}), which does not exist (seen from {os.getcwd()}). '
             f'Put the data there, or set {key} in the config or with --cfg-options.')
     if not os.environ.get(REAL_DATA_VARIABLE):
         text += (f' Configs for the small real sets read their folder from the environment variable '

@@ -76,6 +76,7 @@ class DataFlow:
         shapes (dict[int, tuple[int, ...]]): Shape of each value.
         network_inputs (tuple[int, ...]): Values of the network's own inputs.
         mutated (set[int]): Values that a later in-place operation overwrote.
+        decoded (set[int]): Values that a detector's float post-processing takes between its parts.
         matmuls (dict[str, dict[int, str]]): Module -> position among its own matrix products -> kind, for products of
             two tensors that both depend on the input.
     """
@@ -86,6 +87,7 @@ class DataFlow:
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.network_inputs: tuple[int, ...] = ()
         self.mutated: set[int] = set()
+        self.decoded: set[int] = set()
         self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
 
     @cached_property
@@ -282,13 +284,14 @@ def make_out_of_place(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def record(model: nn.Module, run, inputs) -> DataFlow:
+def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
     """Run the model once and record its data flow.
 
     Args:
         model (nn.Module): The model, in eval mode; in-place activations are switched off for good.
         run (Callable): ``run(inputs)`` runs the whole model.
         inputs: Tensor or nested containers of tensors, the network's input; a batch of one or two is enough.
+        decoders (tuple): (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
     """
     make_out_of_place(model)
     flow = DataFlow()
@@ -305,6 +308,17 @@ def record(model: nn.Module, run, inputs) -> DataFlow:
 
         return recorded
 
-    with wrapped_forwards(model, wrap), recorder, _MatmulRecorder(recorder):
+    def noting(method):
+
+        def noted(*args, **kwargs):
+            flow.decoded |= set(recorder.lookup((args, kwargs)))
+            return method(*args, **kwargs)
+
+        return noted
+
+    with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _MatmulRecorder(recorder):
+        for module, name in decoders:
+            stack.callback(module.__dict__.pop, name)
+            module.__dict__[name] = noting(getattr(module, name))
         run(inputs)
     return flow

@@ -14,6 +14,11 @@ def is_detector(model: nn.Module) -> bool:
     return any(c.__name__ == 'BaseDetector' and c.__module__.startswith('mmdet.') for c in type(model).__mro__)
 
 
+def decoders(model: nn.Module) -> tuple[tuple[nn.Module, str], ...]:
+    """Heads that decode their raw outputs to boxes, with the name of the method."""
+    return tuple((m, DECODE) for m in model.modules() if callable(getattr(type(m), DECODE, None)))
+
+
 def plain_samples(images: torch.Tensor) -> list:
     """Data samples for images (N, C, H, W) that fill their whole area, without labels."""
     from mmdet.structures import DetDataSample

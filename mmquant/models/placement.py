@@ -29,6 +29,7 @@ class LayerPlan:
     note: str = ''
     shares: str | None = None  # layer whose input quantizer this one uses
     calls: int = 1  # input quantizers: one for each call where there are several, else one for all calls
+    channels: int = 0  # scales of the input quantizer: one a channel of a depthwise convolution; 0: one in all
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,14 @@ class Plan:
 class _Placer:
 
     def __init__(self, model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...],
-                 per_call: bool) -> None:
+                 per_call: bool, depthwise_channels: bool) -> None:
         self.model, self.flow, self.policy, self.per_call = model, flow, policy, per_call
+        self.depthwise_channels = depthwise_channels
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types) if len(c.outputs) == 1}
         self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
-        feeding = set().union(*(self._sources(c.inputs) for c in self.calls))
-        self.last = self._sources(flow.calls[0].outputs) | {c.name for c in self.calls if c.name not in feeding}
+        self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)
@@ -127,7 +128,7 @@ class _Placer:
 
     def place(self) -> Plan:
         """All quantizers: first behind blocks, then where layers read what no block made."""
-        outputs, inputs = {}, {}
+        outputs, inputs, mixing = {}, {}, set()
         notes, shares = {}, {}
         for value, block in self.blocks.items():
             readers, _ = self._readers(value, MOVEMENT | POOLING)
@@ -154,10 +155,17 @@ class _Placer:
                 continue
             owner = next((n for n in names if n in inputs), names[0])
             inputs.setdefault(owner, bits)
+            if not all(map(self._is_depthwise, names)):
+                mixing |= {owner}
             shares |= {n: owner for n in names if n != owner and n not in inputs}
-        return Plan(tuple(self._layer_plans(inputs, notes, shares)), tuple(outputs.values()), tuple(self._matmuls()))
+        plans = self._layer_plans(inputs, notes, shares, mixing)
+        return Plan(tuple(plans), tuple(outputs.values()), tuple(self._matmuls()))
 
-    def _layer_plans(self, inputs, notes, shares):
+    def _is_depthwise(self, name: str) -> bool:
+        layer = self.modules[name]
+        return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
+
+    def _layer_plans(self, inputs, notes, shares, mixing):
         reached = {c.name: c for c in self.calls}
         ordered = list(dict.fromkeys(c.name for c in self.calls))
         for name in ordered:
@@ -168,7 +176,10 @@ class _Placer:
             shared = shares.get(name)
             a_bits = inputs.get(name, inputs.get(shared))
             calls = len(self.flow.calls_of[name]) if self.per_call and a_bits is not None else 1
-            yield LayerPlan(name, w_bits, a_bits, note, shared, calls)
+            owner = shared or name
+            own_scales = self.depthwise_channels and owner in inputs and owner not in mixing
+            yield LayerPlan(name, w_bits, a_bits, note, shared, calls,
+                            self.modules[name].in_channels if own_scales else 0)
         for name, module in self.modules.items():
             if is_layer(module) and name not in reached:
                 yield LayerPlan(name, None, None, UNREACHED if has_own_weight(module) else NO_WEIGHT)
@@ -181,7 +192,7 @@ class _Placer:
 
 
 def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...] = (),
-                     before: Plan | None = None, per_call: bool = False) -> Plan:
+                     before: Plan | None = None, per_call: bool = False, depthwise_channels: bool = False) -> Plan:
     """Decide where quantizers sit and their bits.
 
     Args:
@@ -192,11 +203,14 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_
         before (Plan | None): What was already done to the model: folding and re-parameterization; kept in the plan.
         per_call (bool): A layer called several times (a head shared over pyramid levels) gets an input quantizer for
             each call. Default: one for all.
+        depthwise_channels (bool): A tensor that depthwise convolutions alone read gets a scale for each channel. These
+            multiply the weights' scales, so integer arithmetic stays exact; a tensor-wide scale wastes most levels
+            where channels differ. Default: one scale a tensor.
 
     Raises:
         ValueError: If a part of the policy's scope names no module.
     """
     before = before or Plan()
     policy.check_scope([name for name, _ in model.named_modules()])
-    return replace(_Placer(model, flow, policy, block_types, per_call).place(), folded=before.folded,
+    return replace(_Placer(model, flow, policy, block_types, per_call, depthwise_channels).place(), folded=before.folded,
                    reparameterized=before.reparameterized, split_attention=before.split_attention)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
-from mmquant.models.detection import is_detector, plain_samples
+from mmquant.models.detection import decoders, is_detector, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
 from mmquant.models.layers import (
     PerCall,
@@ -34,7 +34,8 @@ from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
-_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call')
+_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call',
+                   'depthwise_channels')
 
 
 @MODELS.register_module()
@@ -48,7 +49,8 @@ class QuantizedModel(BaseModel):
         architecture (dict | nn.Module): The float model or its config.
         quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float);
             ``matmul_bits``, ``overrides``, ``scope``: see :class:`BitPolicy`; ``block_types``: classes that are units
-            beside those found by their residual add; ``per_call``: see :func:`place_quantizers`.
+            beside those found by their residual add; ``per_call``, ``depthwise_channels``: see
+            :func:`place_quantizers`.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
@@ -120,7 +122,8 @@ class QuantizedModel(BaseModel):
         """Record the data flow of one small batch in float mode; arguments as in :meth:`run`."""
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied)
+            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied,
+                               decoders(self.architecture))
         return self.flow
 
     def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
@@ -145,7 +148,8 @@ class QuantizedModel(BaseModel):
             self.plan = replace(self.plan or Plan(), split_attention=True)
         flow = self.observe(inputs, data_samples)
         return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
-                                self.quantizer_cfg.get('per_call', False))
+                                self.quantizer_cfg.get('per_call', False),
+                                self.quantizer_cfg.get('depthwise_channels', False))
 
     def insert_quantizers(self, plan: Plan) -> None:
         """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
@@ -165,7 +169,8 @@ class QuantizedModel(BaseModel):
             layer = self.architecture.get_submodule(item.name)
             sources = shared.get(item.shares)
             if sources is None:
-                sources = [self._activation(item.a_bits) for _ in range(item.calls) if item.a_bits is not None]
+                sources = [self._activation(item.a_bits, item.channels) for _ in range(item.calls)
+                           if item.a_bits is not None]
             shared[item.name] = sources
             source = PerCall(sources) if len(sources) > 1 else next(iter(sources), None)
             quantize_layer(layer, self._weight(item.w_bits, layer), source)
@@ -197,8 +202,14 @@ class QuantizedModel(BaseModel):
         quantizer.enabled = bits is not None
         return quantizer
 
-    def _activation(self, bits: int) -> Quantizer:
-        return build(QUANTIZERS, dict(self.quantizer_cfg['activation'], bits=bits), 'quantizer.activation')
+    def _activation(self, bits: int, channels: int = 0) -> Quantizer:
+        cfg = dict(self.quantizer_cfg['activation'], bits=bits)
+        if channels:
+            cfg.update(granularity='channel', channel_axis=1)
+        quantizer = build(QUANTIZERS, cfg, 'quantizer.activation')
+        if channels:
+            quantizer.allocate((1, channels, 1, 1))
+        return quantizer
 
     # ---- looking inside ------------------------------------------------------------------------------------------
     @property

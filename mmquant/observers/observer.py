@@ -28,6 +28,9 @@ class Observer(ABC):
         self.low: Tensor | None = None  # (num_scales,) exact minimum
         self.high: Tensor | None = None  # (num_scales,) exact maximum
 
+    def share(self, num_scales: int) -> None:  # noqa: B027 (optional)
+        """Divide what is kept of activations among so many scales."""
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Take in one tensor.

@@ -38,6 +38,11 @@ class SampledObserver(Observer):
         self._chunks: list[Tensor] = []  # each (num_scales, n)
         self._stride = 1.0
 
+    def share(self, num_scales: int) -> None:
+        """At least 1024 samples a scale, ``max_samples`` in all if that is more."""
+        if self.max_samples is not None and num_scales > 1:
+            self.max_samples = min(self.max_samples, max(2**10, self.max_samples // num_scales))
+
     def range_of(self, x: Tensor, grid: IntegerGrid,
                  granularity: str | dict | Granularity | None = None) -> tuple[Tensor, Tensor]:
         max_samples, self.max_samples = self.max_samples, None

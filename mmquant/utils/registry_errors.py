@@ -13,9 +13,18 @@ _UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (?:\S+::)?(\S+) registry')
 _UNKNOWN_KEY = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
+OPERATORS = ('mmcv was installed without its compiled operators, which detectors need (boxes, regions, deformable '
+             'convolutions). Build them beside the torch that is there, in 10 to 20 minutes: "pip install ninja" and '
+             '"pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv" (or mmcv, '
+             'whichever is installed)')
+
+
 def explain(error: Exception) -> str | None:
-    """Text for the user if ``error`` comes from building a config with an unknown type or key, else None."""
+    """Text for the user if ``error`` comes from building a config with an unknown type or key, or from missing
+    operators of mmcv, else None."""
     text = str(error)
+    if isinstance(error, ImportError) and 'mmcv._ext' in text:
+        return OPERATORS
     if isinstance(error, KeyError) and (found := _UNKNOWN_TYPE.search(text.strip('"\''))):
         name, kind = found.groups()
         return f'unknown type {name!r} in the config (kind: {kind}); {_near(name, _type_names(kind))}'

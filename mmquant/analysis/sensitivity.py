@@ -1,0 +1,139 @@
+"""Which layer costs how much: its own output error, and the metric with only it quantized or only it float."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from mmquant.models import QuantizedModel
+from mmquant.models.layers import PerCall, enabled
+from mmquant.quantizers import Quantizer
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One layer.
+
+    Attributes:
+        name (str): Path in the model.
+        w_bits, a_bits (int | None): Bits of weights and input; None: float.
+        sqnr (float): Signal-to-quantization-noise ratio of its output on float inputs, in dB.
+        only_quantized (float | None): The metric with this layer quantized and everything else float.
+        only_float (float | None): The metric with this layer float and everything else quantized.
+        drop (float | None): Float metric minus ``only_quantized``: what quantizing this layer costs.
+        gain (float | None): ``only_float`` minus the quantized metric: what keeping this layer float would bring.
+    """
+    name: str
+    w_bits: int | None
+    a_bits: int | None
+    sqnr: float
+    only_quantized: float | None = None
+    only_float: float | None = None
+    drop: float | None = None
+    gain: float | None = None
+
+
+def quantizers_of(model: QuantizedModel) -> dict[str, tuple[Quantizer, list[Quantizer]]]:
+    """Layer -> its weight quantizer, and the quantizers of its input wherever they sit."""
+    modules = dict(model.architecture.named_modules())
+    found = {}
+    for item in model.plan.layers:
+        if item.w_bits is None:
+            continue
+        layer = modules[item.name]
+        source = layer.input_quantizer
+        if source is None and item.note.startswith('quantized at '):
+            source = modules[item.note.removeprefix('quantized at ')].output_quantizer
+        sources = list(source) if isinstance(source, PerCall) else [source] if source is not None else []
+        found[item.name] = layer.weight_quantizer, sources
+    return found
+
+
+@contextlib.contextmanager
+def only(model: QuantizedModel, name: str, state: bool):
+    """Switch the quantizers of one layer to ``state`` and all others to the opposite."""
+    weight, inputs = quantizers_of(model)[name]
+    with model.quantization(weights=not state, activations=not state), enabled([weight, *inputs], state):
+        yield
+
+
+@torch.no_grad()
+def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
+    """SQNR of each layer's output when weights and input of this layer alone are quantized, in dB.
+
+    Args:
+        model (QuantizedModel): A quantized model.
+        batches (list[tuple]): (inputs, data samples or None), preprocessed.
+    """
+    power = {name: [0.0, 0.0] for name in quantizers_of(model)}
+    handles = []
+
+    def measure(name, weight, inputs):
+        calls = [0]
+
+        def hook(module, args, output):
+            if calls[0] < 0:  # the quantized run below
+                return
+            position, calls[0] = calls[0], -1
+            x = args[0]
+            if module.input_quantizer is None and inputs:
+                with enabled(inputs, True):
+                    x = inputs[0](x)
+            if isinstance(module.input_quantizer, PerCall):
+                module.input_quantizer.position = position
+            with enabled([weight, *inputs], True):
+                noisy = module(x, *args[1:])
+            calls[0] = position + 1
+            power[name][0] += output.double().square().sum().item()
+            power[name][1] += (noisy.double() - output.double()).square().sum().item()
+
+        return hook
+
+    try:
+        for name, (weight, inputs) in quantizers_of(model).items():
+            handles.append(model.architecture.get_submodule(name).register_forward_hook(measure(name, weight, inputs)))
+        with model.quantization(weights=False, activations=False):
+            for inputs, samples in batches:
+                model.run(inputs, samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: 10 * torch.tensor(s / n).log10().item() if n else float('inf') for name, (s, n) in power.items()}
+
+
+def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callable[[], float] | None = None,
+                  names: list[str] | None = None, report: Callable | None = None
+                  ) -> tuple[list[LayerSensitivity], dict[str, float]]:
+    """Sensitivity of every layer, worst first: by the drop, without a metric by the SQNR.
+
+    Args:
+        model (QuantizedModel): A quantized model.
+        batches (list[tuple]): For the SQNR, see :func:`layer_sqnr`.
+        evaluate (Callable | None): Returns the metric (larger is better) of the model as it is switched. None: SQNR only.
+        names (list[str] | None): Layers to measure. Default: all.
+        report (Callable | None): ``report(done, total)`` after each evaluation.
+
+    Returns:
+        tuple: The layers, and the metric of the ``float`` and the ``quantized`` model.
+    """
+    bits = {x.name: (x.w_bits, x.a_bits) for x in model.plan.layers}
+    found = [LayerSensitivity(name, *bits[name], sqnr) for name, sqnr in layer_sqnr(model, batches).items()
+             if names is None or name in names]
+    if evaluate is None:
+        return sorted(found, key=lambda x: x.sqnr), {}
+    with model.frozen(False, False):
+        whole = dict(float=evaluate())
+    with model.frozen(*model.ready):
+        whole['quantized'] = evaluate()
+    for i, item in enumerate(found):
+        with only(model, item.name, True):
+            alone = evaluate()
+        with only(model, item.name, False):
+            without = evaluate()
+        found[i] = replace(item, only_quantized=alone, only_float=without, drop=whole['float'] - alone,
+                           gain=without - whole['quantized'])
+        if report:
+            report(i + 1, len(found))
+    return sorted(found, key=lambda x: (-x.drop, x.sqnr)), whole

@@ -1,0 +1,146 @@
+"""Detectors of mmdet as they are: what is quantized, by which quantizers, as which units."""
+import pytest
+import torch
+from detectors_for_tests import context_of, detector, needs_detectors, spec
+from models_for_tests import calibrated, images
+from torch import nn
+
+from mmquant.models import QuantizedModel
+from mmquant.models.detection import Decisions, is_detector, plain_samples
+from mmquant.reconstruction.divergence import float_tensors
+from mmquant.utils.building import ConfigError
+
+pytestmark = needs_detectors
+
+
+def test_every_layer_of_backbone_neck_and_head_is_quantized():
+    for name in ('retinanet', 'faster-rcnn'):
+        model = context_of(detector(name), images(2, 3, 64, 64).split(2)).model
+        assert all(x.w_bits for x in model.plan.layers), name
+        parts = {n.split('.')[0] for n in model.quantized_layers()}
+        assert parts == {'backbone', 'neck', *(('bbox_head', ) if name == 'retinanet' else ('rpn_head', 'roi_head'))}
+
+
+def test_output_layers_count_as_last():
+    """Those of the region proposal network too, though they are no outputs of the net."""
+    model = context_of(detector('faster-rcnn'), images(2, 3, 64, 64).split(2)).model
+    last = {n for n, q in model.weight_quantizers().items() if q.grid.bits == 8}
+    assert last == {'backbone.conv1', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_cls',
+                    'roi_head.bbox_head.fc_reg'}
+
+
+def test_head_shared_over_levels():
+    """One unit for all levels, one quantizer a tensor for all levels; both branches share that of the pyramid."""
+    context = context_of(detector(), images(2, 3, 64, 64).split(2))
+    model = context.model
+    unit = next(u for u in model.units() if u.layers == ('bbox_head.cls_convs.1.conv', ))
+    assert unit.name == 'bbox_head.cls_convs.1' and len(unit.spans) == 4
+    plan = {x.name: x for x in model.plan.layers}
+    assert plan['bbox_head.reg_convs.0.conv'].shares == 'bbox_head.cls_convs.0.conv'
+    head = [n for n in model.activation_quantizers() if n.startswith('bbox_head')]
+    assert len(head) == 5  # levels, two layers of each branch: one behind the first and one behind the second
+
+
+def test_a_quantizer_for_each_level(tmp_path):
+    x = images(2, 3, 64, 64)
+    model = context_of(detector(), [x], per_call=True).model
+    first = model.architecture.bbox_head.cls_convs[0].conv.input_quantizer
+    scales = [q.scale.item() for q in first]
+    assert len(first) == 4 and len(set(scales)) == 4
+    twin = model.architecture.bbox_head.reg_convs[0].conv.input_quantizer
+    assert twin is not first and all(a is b for a, b in zip(twin, first))
+    seen = []
+    for k, quantizer in enumerate(first):
+        quantizer.register_forward_pre_hook(lambda m, args, k=k: seen.append((k, args[0].shape[-1])))
+    with torch.no_grad():
+        out = model.run(x)
+    assert seen[::2] == [(0, 8), (1, 4), (2, 2), (3, 1)]  # cls and reg branch call it once each
+    model.save(str(tmp_path / 'q.pth'))
+    other = QuantizedModel(detector(), spec(per_call=True), 'random')
+    other.load(str(tmp_path / 'q.pth'))
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(float_tensors(other.run(x)), float_tensors(out)))
+
+
+def test_scope_of_the_literature():
+    """Backbone and neck only: the head is float, and so is what the neck hands to it."""
+    model = context_of(detector(), images(2, 3, 64, 64).split(2), scope=('backbone', 'neck')).model
+    assert {n.split('.')[0] for n in model.quantized_layers()} == {'backbone', 'neck'}
+    assert not any(n.startswith('bbox_head') or 'fpn_convs' in n and n.endswith('output')
+                   for n in model.activation_quantizers())
+    head = next(x for x in model.plan.layers if x.name == 'bbox_head.retina_cls')
+    assert head.note == 'outside the scope (backbone, neck)' and head.a_bits is None
+    assert {q.grid.bits for n, q in model.weight_quantizers().items() if n != 'backbone.conv1'} == {4}
+
+
+def test_wrong_scope():
+    with pytest.raises(ValueError, match="quantizer.scope: the model has no module 'nek'; did you mean 'neck'"):
+        context_of(detector(), [images(1, 3, 64, 64)], scope=('backbone', 'nek'))
+    with pytest.raises(ConfigError, match='scope must be a list of module paths'):
+        QuantizedModel(nn.Linear(2, 2), spec(scope='backbone'), 'random')
+
+
+def test_data_samples_without_labels():
+    model = detector('faster-rcnn')
+    assert is_detector(model) and not is_detector(nn.Linear(2, 2))
+    sample, = plain_samples(images(1, 3, 32, 64))
+    assert sample.img_shape == sample.batch_input_shape == (32, 64)
+
+
+@torch.no_grad()
+def test_proposals_stay_the_same():
+    """Second-stage outputs can be compared row by row, however rough the quantization."""
+    context = context_of(detector('faster-rcnn'), images(2, 3, 64, 64).split(1), w_bits=2, a_bits=2)
+    model, rois = context.model, []
+    model.architecture.roi_head.bbox_roi_extractor.register_forward_pre_hook(lambda m, args: rois.append(args[1]))
+    for index in (0, 1):
+        with model.quantization(weights=False, activations=False):
+            context.run(index)
+        context.run(index)
+    assert torch.equal(rois[0], rois[1]) and torch.equal(rois[2], rois[3])
+    assert rois[0].shape != rois[2].shape or not torch.equal(rois[0], rois[2])
+    model.run(context.chunks[0])
+    assert rois[4].shape != rois[0].shape or not torch.equal(rois[4], rois[0])  # free again outside
+    assert not any('predict_by_feat' in m.__dict__ for m in model.modules())
+
+
+def test_decisions_are_kept_per_batch():
+
+    class Head(nn.Module):
+
+        def predict_by_feat(self, x):
+            return [x + 1]
+
+    head, decisions = Head(), Decisions()
+    with decisions.pinned(head, 0):
+        assert head.predict_by_feat(torch.zeros(1))[0].item() == 1
+        assert head.predict_by_feat(torch.ones(1))[0].item() == 1
+    with decisions.pinned(head, 1):
+        assert head.predict_by_feat(torch.ones(1))[0].item() == 2
+    assert head.predict_by_feat(torch.ones(1))[0].item() == 2
+
+
+class Depthwise(nn.Module):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 4, 1), nn.SiLU()
+        self.dw, self.pw, self.last = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.pw(self.dw(self.act(self.stem(x)))))
+
+
+@torch.no_grad()
+def test_a_scale_for_each_channel_of_a_depthwise_input():
+    torch.manual_seed(0)
+    float_model = Depthwise()
+    float_model.stem.weight.data[0] *= 100
+    x = images(4, 3, 8, 8)
+    rough = calibrated(float_model, x, depthwise_channels=False).model
+    fine = calibrated(float_model, x, depthwise_channels=True).model
+    assert {x.name: x.channels for x in fine.plan.layers} == dict(stem=0, dw=4, pw=0, last=0)
+    assert fine.architecture.dw.input_quantizer.scale.shape == (1, 4, 1, 1)
+    y = float_model.act(float_model.stem(x))
+    errors = [(m.architecture.dw.input_quantizer(y) - y)[:, 1:].square().mean() for m in (rough, fine)]
+    assert errors[1] < errors[0] / 50

@@ -1,0 +1,182 @@
+"""Quantize one small model of every classification backbone of mmpretrain and every detector family of mmdet.
+
+Random weights, one random image, W8A8 with min-max ranges. Writes a table in markdown.
+"""
+import argparse
+import copy
+import json
+import os.path as osp
+import re
+from glob import glob
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import mmquant  # noqa: F401  checks the versions
+from mmquant.analysis.coverage import Coverage, measure_coverage
+from mmquant.apis.cli import run_as_script
+from mmquant.registry import MODELS
+
+# Size words of config names, smallest first.
+SIZES = ('atto', 'nano', 'xx-?small', 'x-?small', 'tiny', 'b0', 's12', 'r18', 'small', r'resnet18|[-_]18', r'[-_]s0?[-_]',
+         '400mf', '31B', r'r50|[-_0a-z]50', 'w18', 'd53', 'b1', '13', 'base', '101', 'large', 'huge', 'XL', '-g-')
+# Folders of mmdet that hold no detectors: trackers, video, other tasks, training recipes of detectors in other folders.
+NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vis$|reid|cityscapes|common|deepfashion|'
+                         'dsdl|instaboost|legacy|lvis|misc|objects365|openimages|pascal|resnet_strikes|seesaw|'
+                         'selfsup|simple_copy|strong_base|timm_ex|v3det|wider|soft_teacher|fast_rcnn|scratch|gn$|gn.ws')
+# Exported by mmpretrain's backbones, but no backbones of their own: a base class, a wrapper, one of another package.
+NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone')
+SIDE = 128
+
+
+def size_rank(path: str) -> tuple:
+    """Sorts configs by the size word in their names, then by length."""
+    name = osp.basename(path)
+    rank = next((i for i, word in enumerate(SIZES) if re.search(word, name)), len(SIZES))
+    return rank, len(name), name
+
+
+def config_folder(package: str) -> str:
+    """Folder of the configs that an installed package ships."""
+    module = __import__(package)
+    return osp.join(osp.dirname(module.__file__), '.mim', 'configs')
+
+
+def classification_models() -> dict[str, tuple[str, dict]]:
+    """Backbone -> (config, model config): the smallest shipped classifier, else the backbone with its defaults."""
+    import mmpretrain.models.backbones as backbones
+    found: dict[str, tuple[str, dict]] = {}
+    root = config_folder('mmpretrain')
+    for path in sorted(glob(osp.join(root, '*', '*.py')), key=size_rank):
+        if '_base_' in path or 'timm' in path or not re.search('in1k|in21k|cifar|mnist', path):
+            continue
+        try:
+            model = Config.fromfile(path).model
+        except Exception:  # needs a file that is not there
+            continue
+        kind = model.get('backbone', {}).get('type', '')
+        if model.type == 'ImageClassifier' and kind not in found:
+            found[kind] = osp.relpath(path, root), model
+    for kind in sorted(set(backbones.__all__) - set(found)):
+        found[kind] = '(defaults)', dict(type='ImageClassifier', backbone=dict(type=kind))
+    return {kind: found[kind] for kind in sorted(found) if kind not in NO_BACKBONES}
+
+
+def detection_models() -> dict[str, tuple[str, dict]]:
+    """Family (config folder) -> (config, model config): the smallest shipped detector."""
+    found = {}
+    root = config_folder('mmdet')
+    for folder in sorted(glob(osp.join(root, '*'))):
+        family = osp.basename(folder)
+        if NO_FAMILIES.search(family):
+            continue
+        for path in sorted(glob(osp.join(folder, '*.py')), key=size_rank):
+            try:
+                model = Config.fromfile(path).get('model')
+            except Exception:  # needs a file that is not there
+                continue
+            if model:
+                found[family] = osp.relpath(path, root), model
+                break
+    return found
+
+
+def shape_of(model: dict, side: int) -> tuple[int, int, int]:
+    """(channels, height, width) of an image: the size that the model is fixed to, else ``side``."""
+    backbone = model.get('backbone') or {}
+    channels = backbone.get('in_channels') or backbone.get('in_chans') or 3
+    size = backbone.get('img_size') or (model.get('data_preprocessor') or {}).get('size')
+    if isinstance(channels, (list, tuple)) or channels > 16:
+        channels = 3
+    size = size[0] if isinstance(size, (list, tuple)) else size
+    return channels, size or side, size or side
+
+
+def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: dict, save) -> None:
+    """Measure every model that ``rows`` does not hold yet; classifiers again at a larger size if the first fails."""
+    init_default_scope(scope)
+    for name, (path, model) in models.items():
+        if name in rows:
+            continue
+        for side in sides:
+            found = measure_coverage(lambda cfg=model: MODELS.build(dict(copy.deepcopy(cfg), _scope_=scope)),
+                                     shape_of(model, side), limit)
+            if not found.reason:
+                break
+        rows[name] = dict(vars(found), config=path)
+        save()
+
+
+def table(rows: dict, first: str) -> str:
+    """Markdown table of some rows and its percentage."""
+    found = {n: (r['config'], Coverage(**{k: v for k, v in r.items() if k != 'config'})) for n, r in rows.items()}
+    good = sum(c.ok for _, c in found.values())
+    lines = [f'{good} of {len(found)} ({good / max(1, len(found)):.1%}) are quantized completely.', '',
+             f'| {first} | Config | Layers | Units (layer/block/stage) | SQNR (dB) | Time (s) | Remark |',
+             '| --- | --- | :---: | :---: | ---: | ---: | --- |']
+    for name, (path, c) in sorted(found.items(), key=lambda item: item[0].lower()):
+        units = '/'.join(str(c.units.get(g, '-')) for g in ('layer', 'block', 'stage'))
+        remark = c.reason.replace('|', '/') or (f'{c.unreached} layers are not called in tensor mode' if c.unreached else '')
+        lines.append(f'| {name} | `{path}` | {c.quantized}/{c.layers} | {units} | {c.sqnr:.1f} | {c.seconds:.0f} | '
+                     f'{remark} |')
+    return '\n'.join(lines) + '\n'
+
+
+HEADER = '''# Coverage of the model zoos
+
+Made by `tools/analysis_tools/zoo_coverage.py`: random weights, one random image, weights and activations of 8 bits with
+min-max ranges, no change in any model's code. "Layers" are those with quantized weights and all with weights; layers that
+the raw forward pass never calls (auxiliary heads, branches for training) cannot be quantized and are counted in the
+remark. SQNR compares the raw outputs with those of the float model; random weights make it a check, not an accuracy.
+
+'''
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', default='docs/en/notes/zoo_coverage.md', help='markdown file to write')
+    parser.add_argument('--state', default='work_dirs/zoo_coverage.json', help='results so far; a run continues them')
+    parser.add_argument('--limit', type=int, default=180, help='seconds a model')
+    parser.add_argument('--only', help='regular expression: measure only these names')
+    parser.add_argument('--scope', choices=['mmpretrain', 'mmdet'], help='measure only this zoo')
+    parser.add_argument('--list', action='store_true', help='log the chosen configs and stop')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what is missing, write the table."""
+    args = parse_args()
+    from mmengine.logging import MMLogger
+    from mmengine.utils import mkdir_or_exist
+    logger = MMLogger.get_instance('zoo_coverage')
+    state = {'mmpretrain': {}, 'mmdet': {}}
+    if osp.isfile(args.state):
+        with open(args.state) as stream:
+            state = json.load(stream)
+    mkdir_or_exist(osp.dirname(osp.abspath(args.state)))
+
+    def save():
+        with open(args.state, 'w') as stream:
+            json.dump(state, stream, indent=1)
+        rows = [r for part in state.values() for r in part.values()]
+        logger.info(f'{len(rows)} models, the last: {rows[-1]["config"]} {rows[-1]["reason"]}')
+
+    for scope, choose, sides in (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, ))):
+        if args.scope not in (None, scope):
+            continue
+        models = choose()
+        models = {n: m for n, m in models.items() if not args.only or re.search(args.only, n)}
+        if args.list:
+            logger.info('\n'.join(f'{name}: {path}' for name, (path, _) in models.items()))
+            continue
+        measure(scope, models, sides, args.limit, state[scope], save)
+    if not args.list:
+        mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
+        with open(args.out, 'w') as stream:
+            stream.write(HEADER + '## Classification backbones of mmpretrain\n\n' + table(state['mmpretrain'], 'Backbone')
+                         + '\n## Detector families of mmdet\n\n' + table(state['mmdet'], 'Family'))
+
+
+if __name__ == '__main__':
+    run_as_script(main)
