@@ -4,6 +4,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import types
+import typing
 
 from mmengine.registry import Registry
 
@@ -24,6 +26,28 @@ def check_keys(given, valid, where: str) -> None:
     for key in given:
         if key not in valid:
             raise ConfigError(f'{where}: unknown key {key!r}; {closest(key, valid)}')
+
+
+def check_types(args: dict, function, where: str) -> None:
+    """Raise :class:`ConfigError` for the first argument whose value is not of the annotated type."""
+    hints = typing.get_type_hints(function)
+    for key, value in args.items():
+        if key in hints and not _fits(value, hints[key]):
+            expected = getattr(hints[key], '__name__', None) if isinstance(hints[key], type) else None
+            raise ConfigError(f'{where}: {key} must be {expected or hints[key]}, got {value!r}')
+
+
+def _fits(value, hint) -> bool:
+    """Whether a config's value may stand for a hint: whole numbers are floats, tuples are lists."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    kind = origin or hint
+    if not isinstance(kind, type):
+        return True
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple) if kind in (list, tuple) else kind)
 
 
 def plain(cfg):
@@ -78,6 +102,7 @@ def build(registry: Registry, cfg, where: str, **extra):
     missing = [n for n, p in parameters.items() if n in valid and p.default is p.empty and n not in args]
     if missing:
         raise ConfigError(f'{where} ({cls.__name__}): the key {missing[0]!r} is required')
+    check_types(args, cls.__init__, f'{where} ({cls.__name__})')
     try:
         return cls(**args)
     except ConfigError:

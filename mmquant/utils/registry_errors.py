@@ -4,6 +4,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import reprlib
+import traceback
 from collections.abc import Iterator
 
 import mmengine.registry
@@ -23,6 +25,18 @@ def explain(error: Exception) -> str | None:
         cls, key = found.groups()
         return f'unknown key {key!r} for {cls} in the config; {_near(key, _keys(cls))}'
     return None
+
+
+def origin(error: BaseException) -> str:
+    """Where an error came up: the innermost config that was being built, else file and line."""
+    place, built = 'at an unknown place', None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        place = f'in {"/".join(code.co_filename.split("/")[-3:])}, line {line}'
+        if code.co_name == 'build_from_cfg':
+            built = frame.f_locals.get('cfg')
+    text = reprlib.repr(dict(built)) if isinstance(built, dict) else ''
+    return f'while building {text}, {place}' if text else place
 
 
 def _near(word: str, choices: set[str]) -> str:
