@@ -42,7 +42,8 @@ def test_means_are_those_of_the_float_model(outside):
 
 def test_config(outside, tmp_path):
     run_tool('ptq.py', 'projects/example_project/configs/resnet18_w4a8_digits.py', '--work-dir', tmp_path,
-             '--no-report', '--cfg-options', 'val_dataloader.dataset.indices=100', 'train_cfg.dataloader.dataset.indices=64')
+             '--no-report', '--cfg-options', 'val_dataloader.dataset.indices=100',
+             'train_cfg.dataloader.dataset.indices=64')
     stages = {s['name']: s['metrics']['accuracy/top1'] for s in results_of(tmp_path)['stages']}
     assert list(stages) == ['float', 'nearest_weights', 'bias_correction', 'activation_ranges', 'final']
     assert stages['bias_correction'] >= stages['nearest_weights'] - 2
