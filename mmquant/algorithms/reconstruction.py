@@ -24,7 +24,7 @@ from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedul
 from mmquant.reconstruction.unit_data import UnitInput, join, output_of, run_in_chunks, tensors_in
 from mmquant.registry import LOSSES, ROUNDINGS, STEPS
 from mmquant.structures.unit import GRANULARITIES, Unit
-from mmquant.utils.building import ConfigError, build, check_keys
+from mmquant.utils.building import ConfigError, build, check_keys, check_types
 
 SCALE_FLOOR = 1e-8
 
@@ -84,6 +84,7 @@ class Reconstruction(Step):
         self.rounding = rounding or {'type': 'mmquant.AdaRound'}
         build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
         check_keys(regularizer or {}, RoundingSchedule.__dataclass_fields__, 'Reconstruction.regularizer')
+        check_types(regularizer or {}, RoundingSchedule, 'Reconstruction.regularizer')
         self.schedule = RoundingSchedule(**(regularizer or {}))
         self.inputs = inputs or ('quant' if target == 'weight' else 'float')
         self.held_out, self.keep_best, self.skip_first, self.chunk = held_out, keep_best, skip_first, chunk

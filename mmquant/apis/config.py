@@ -80,6 +80,9 @@ def calibration_config(cfg: Config) -> Config:
     if loop.get('type') != LOOP:
         raise ConfigError(f'{cfg.filename}: train_cfg.type is {loop.get("type")!r}, expected {LOOP!r}')
     _check_arguments(CalibrationLoop, loop, 'train_cfg')
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(h, dict) and h.get('type') for h in hooks):
+        raise ConfigError(f'{cfg.filename}: custom_hooks must be a list of dict(type=..., ...), got {hooks!r}')
     if not isinstance(loop.get('dataloader'), dict):
         raise ConfigError(f'{cfg.filename}: train_cfg.dataloader is missing; set it to the calibration_dataloader of a '
                           'file in configs/_base_/calibration')

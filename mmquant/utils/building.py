@@ -28,9 +28,9 @@ def check_keys(given, valid, where: str) -> None:
             raise ConfigError(f'{where}: unknown key {key!r}; {closest(key, valid)}')
 
 
-def check_types(args: dict, function, where: str) -> None:
-    """Raise :class:`ConfigError` for the first argument whose value is not of the annotated type."""
-    hints = typing.get_type_hints(function)
+def check_types(args: dict, annotated, where: str) -> None:
+    """Raise :class:`ConfigError` for the first value that is not of the type annotated in a function or dataclass."""
+    hints = typing.get_type_hints(annotated)
     for key, value in args.items():
         if key in hints and not _fits(value, hints[key]):
             expected = getattr(hints[key], '__name__', None) if isinstance(hints[key], type) else None
@@ -84,11 +84,13 @@ def build(registry: Registry, cfg, where: str, **extra):
         ConfigError: No dict, no or unknown ``type``, an unknown or missing key, or a value that the class refuses.
     """
     if not isinstance(cfg, dict):
-        if isinstance(cfg, str) or not hasattr(cfg, '__class__') or cfg is None:
+        if isinstance(cfg, (str, int, float, list, tuple, type(None))):
             raise ConfigError(f'{where}: expected dict(type=...), got {cfg!r}')
         return cfg
     if 'type' not in cfg:
         raise ConfigError(f'{where}: the key "type" is missing in {dict(cfg)}')
+    if not isinstance(cfg['type'], (str, type)):
+        raise ConfigError(f'{where}: type must be a name such as "mmquant.Name", got {cfg["type"]!r}')
     cls = cfg['type'] if isinstance(cfg['type'], type) else registry.get(cfg['type'])
     if cls is None:
         registry.import_from_location()

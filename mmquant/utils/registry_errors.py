@@ -33,10 +33,11 @@ def origin(error: BaseException) -> str:
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
         place = f'in {"/".join(code.co_filename.split("/")[-3:])}, line {line}'
-        if code.co_name == 'build_from_cfg':
-            built = frame.f_locals.get('cfg')
-    text = reprlib.repr(dict(built)) if isinstance(built, dict) else ''
-    return f'while building {text}, {place}' if text else place
+        if code.co_name == 'build_from_cfg' and isinstance(frame.f_locals.get('cfg'), dict):
+            built = frame.f_locals['cfg']
+    if built is None:
+        return place
+    return f'while building dict({", ".join(f"{k}={reprlib.repr(v)}" for k, v in built.items())}), {place}'
 
 
 def _near(word: str, choices: set[str]) -> str:

@@ -77,6 +77,7 @@ def outcome(tree: dict, folder) -> str | None:
     """Text of the error, None after success; any other exception is a failure of the test."""
     config = folder / 'config.py'
     Config(tree).dump(str(config))
+    config.write_text(re.sub(r'(?<=[ =:\[(])nan(?=[,)\]\n])', "float('nan')", config.read_text()))
     try:
         run_tool('ptq.py', config, '--work-dir', folder / 'run', '--no-report')
     except SystemExit as stop:
@@ -93,7 +94,8 @@ def check(seed: int, base: dict, folder) -> tuple[str, str | None]:
         assert 'Traceback' not in text and re.match(r'\w+: ', text), f'{label}\n{text}'
         body = text.removesuffix('\n(set MMQUANT_TRACEBACK=1 to see where it came from)')
         assert len(body.strip().splitlines()) == 1 and len(body) < 1500, f'{label}\n{text}'
-        names = [[p for p in path if isinstance(p, str)][-1], what.removeprefix('misspelt '), *what.split("'")[1::2]]
+        parts = [p for p in path if isinstance(p, str) and p not in ('model', 'train_cfg')]
+        names = [*parts, what.removeprefix('misspelt '), *what.split("'")[1::2]]
         assert any(n and n in body for n in names), f'{label}\n{text}'
     return label, text
 
