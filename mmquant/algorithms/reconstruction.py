@@ -34,7 +34,7 @@ from mmquant.reconstruction.unit_data import UnitInput, join, output_of, run_in_
 from mmquant.reconstruction.variables import ROLES, SCALE_FLOOR, UnitVariables
 from mmquant.registry import LOSSES, MIXERS, ROUNDINGS, STEPS
 from mmquant.structures.unit import GRANULARITIES, Unit
-from mmquant.utils.building import ConfigError, build, check_keys
+from mmquant.utils.building import ConfigError, build, check_keys, check_types
 
 
 def _rates(lr: float | dict) -> dict[str, float]:
@@ -112,6 +112,7 @@ class Reconstruction(Step):
         self.rounding = rounding or {'type': 'mmquant.AdaRound'}
         build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
         check_keys(regularizer or {}, RoundingSchedule.__dataclass_fields__, 'Reconstruction.regularizer')
+        check_types(regularizer or {}, RoundingSchedule, 'Reconstruction.regularizer')
         self.schedule = RoundingSchedule(**(regularizer or {}))
         self.inputs = inputs or ('float' if target == 'activation' else 'quant')
         self.mix = build(MIXERS, mix, 'Reconstruction.mix') if mix else None

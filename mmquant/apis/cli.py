@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 
 from mmquant.models.checkpoint import CheckpointError
 from mmquant.utils.building import ConfigError
-from mmquant.utils.registry_errors import explain
+from mmquant.utils.registry_errors import explain, origin
 
 # Errors whose text is written for the user: shown without a traceback.
 USER_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, FloatingPointError, ValueError)
@@ -59,11 +59,14 @@ def run_as_script(main) -> None:
         advice = ('; free some disk space or choose another --work-dir. An unfinished run continues with --resume'
                   if error.errno in DISK_FULL else '')
         _exit(type(error).__name__, f'{error}{advice}')
-    except (ImportError, KeyError, TypeError) as error:
-        text = explain(error)
-        if text is None or os.environ.get('MMQUANT_TRACEBACK'):
+    except Exception as error:
+        if os.environ.get('MMQUANT_TRACEBACK'):
             raise
-        _exit('ConfigError', text)
+        text = explain(error)
+        if text is not None:
+            _exit('ConfigError', text)
+        _exit(type(error).__name__, f'{" ".join(str(error).split())} ({origin(error)}). If the config is right, this '
+              'is a defect of mmquant')
 
 
 def _exit(kind: str, text: str) -> None:

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmquant.datasets.checks import check_dataset_cfg, check_evaluator_cfg
 from mmquant.engine import CalibrationLoop
 from mmquant.models import QuantizedModel
-from mmquant.utils.building import ConfigError, check_keys, closest
+from mmquant.utils.building import ConfigError, check_keys, check_types, closest
 
 LOOP = 'mmquant.CalibrationLoop'
 # A Runner insists on an optimizer in its train slot; calibration steps bring their own.
@@ -64,7 +64,9 @@ def check_quantized(cfg: Config) -> None:
 def _check_arguments(cls: type, cfg: dict, where: str) -> None:
     """Raise ConfigError for a key that ``cls`` does not take."""
     valid = [p for p in inspect.signature(cls.__init__).parameters if p not in ('self', 'runner')]
-    check_keys([k for k in cfg if k not in ('type', '_scope_')], valid, f'{where} ({cls.__name__})')
+    given = {k: v for k, v in cfg.items() if k not in ('type', '_scope_')}
+    check_keys(given, valid, f'{where} ({cls.__name__})')
+    check_types(given, cls.__init__, f'{where} ({cls.__name__})')
 
 
 def calibration_config(cfg: Config) -> Config:
@@ -78,6 +80,9 @@ def calibration_config(cfg: Config) -> Config:
     if loop.get('type') != LOOP:
         raise ConfigError(f'{cfg.filename}: train_cfg.type is {loop.get("type")!r}, expected {LOOP!r}')
     _check_arguments(CalibrationLoop, loop, 'train_cfg')
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(h, dict) and h.get('type') for h in hooks):
+        raise ConfigError(f'{cfg.filename}: custom_hooks must be a list of dict(type=..., ...), got {hooks!r}')
     if not isinstance(loop.get('dataloader'), dict):
         raise ConfigError(f'{cfg.filename}: train_cfg.dataloader is missing; set it to the calibration_dataloader of a '
                           'file in configs/_base_/calibration')

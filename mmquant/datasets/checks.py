@@ -128,6 +128,8 @@ def _brings_its_files(cfg: dict) -> bool:
 
 def _type_name(cfg: dict) -> str:
     name = cfg.get('type', '')
+    if not isinstance(name, (str, type)):
+        raise ValueError(f'the type of a data set must be a name, got {name!r} in {dict(cfg)}')
     return name.rsplit('.', 1)[-1] if isinstance(name, str) else name.__name__
 
 

@@ -71,7 +71,12 @@ class EvaluationHook(Hook):
         if self.only is not None and name not in self.only | {'final'}:
             return
         with context.model.frozen(*mode):
-            metrics = runner.val_loop.run()
+            try:
+                metrics = runner.val_loop.run()
+            except Exception as error:
+                raise ValueError(f'the evaluation failed ({type(error).__name__}: {" ".join(str(error).split())}); '
+                                 'check val_dataloader, val_evaluator and data_preprocessor. Finished units are saved: '
+                                 'go on with --resume') from error
         metrics = {k: float(v) for k, v in metrics.items()}
         runner.train_loop.stages.append(dict(name=name, metrics=metrics, seconds=seconds))
         text = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())

@@ -92,6 +92,7 @@ class CalibrationLoop(BaseLoop):
         chunks, samples = self.collect(model)
         context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples,
                                      cache=self.cache)
+        self._check_architecture(context)
         settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
         told = dict(config=settings, weights=dict(float_checkpoint=model.float_checkpoint),
@@ -113,6 +114,15 @@ class CalibrationLoop(BaseLoop):
         runner.call_hook('after_calibration', context=context, path=path)
         runner.call_hook('after_train')
         return runner.model
+
+    @torch.no_grad()
+    def _check_architecture(self, context: CalibrationContext) -> None:
+        try:
+            context.model.run(context.sample)
+        except Exception as error:
+            raise ConfigError(f'model.architecture cannot run on calibration images of shape '
+                              f'{tuple(context.sample.shape)} ({type(error).__name__}: {error}); do backbone, neck and '
+                              'head fit each other and data_preprocessor?') from error
 
     def _name(self, index: int) -> str:
         return self.steps[index].name if index < len(self.steps) else 'end'
@@ -181,9 +191,13 @@ class CalibrationLoop(BaseLoop):
         try:
             batches = [model.data_preprocessor(batch, False)
                        for batch in readable_batches(self.dataloader, self.unreadable, lost)]
-        except RuntimeError as error:
+        except ValueError:
+            raise
+        except Exception as error:
             if 'stack expects each tensor to be equal size' not in str(error):
-                raise
+                raise ValueError(f'the calibration images cannot be loaded ({type(error).__name__}: {error}); check '
+                                 'train_cfg.dataloader (sampler, dataset, a pipeline that ends in PackInputs) and '
+                                 'data_preprocessor') from error
             raise ValueError('the calibration images have different sizes and do not batch: set '
                              'train_cfg.dataloader.batch_size=1, or let the pipeline resize or pad them to one size '
                              f'({error})') from error

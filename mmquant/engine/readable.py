@@ -67,7 +67,8 @@ def readable_batches(loader, policy: str, lost: list[Unreadable]):
     for batch, unreadable in loader:
         if unreadable and policy == 'stop':
             raise ValueError(f'the calibration image {unreadable[0].name} cannot be read ({unreadable[0].reason}); '
-                             'repair or remove it, or leave such images out with train_cfg.unreadable="skip"')
+                             'repair or remove it, mend the pipeline of train_cfg.dataloader.dataset, or leave such '
+                             'images out with train_cfg.unreadable="skip"')
         lost += unreadable
         if batch is not None:
             yield batch

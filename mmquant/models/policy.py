@@ -29,6 +29,8 @@ class BitPolicy:
     """
 
     def __init__(self, w_bits, a_bits, matmul_bits='same', overrides=(), scope=None) -> None:
+        if not isinstance(overrides, (list, tuple)):
+            raise ValueError(f'overrides must be a list of dicts, got {overrides!r}')
         if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
             raise ValueError(f'scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
         self.scope = None if scope is None else tuple(scope)
@@ -103,6 +105,8 @@ def _checked(bits, key: str):
 
 def _checked_override(rule: dict, index: int) -> dict:
     where = f'quantizer.overrides[{index}]'
+    if not isinstance(rule, dict):
+        raise ValueError(f'{where} must be a dict such as dict(position="first", w_bits=8), got {rule!r}')
     for key, value in rule.items():
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, 1)

@@ -312,6 +312,9 @@ class QuantizedModel(BaseModel):
 
 
 def _policy(quantizer: dict) -> BitPolicy:
+    blocks = quantizer.get('block_types', ())
+    if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
+        raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
     for key in ('weight', 'activation'):
         if not isinstance(quantizer.get(key), dict):
             raise ConfigError(f'quantizer.{key}: expected dict(type=..., bits=...), got {quantizer.get(key)!r}; write '

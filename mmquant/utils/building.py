@@ -4,6 +4,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import types
+import typing
 
 from mmengine.registry import Registry
 
@@ -24,6 +26,28 @@ def check_keys(given, valid, where: str) -> None:
     for key in given:
         if key not in valid:
             raise ConfigError(f'{where}: unknown key {key!r}; {closest(key, valid)}')
+
+
+def check_types(args: dict, annotated, where: str) -> None:
+    """Raise :class:`ConfigError` for the first value that is not of the type annotated in a function or dataclass."""
+    hints = typing.get_type_hints(annotated)
+    for key, value in args.items():
+        if key in hints and not _fits(value, hints[key]):
+            expected = getattr(hints[key], '__name__', None) if isinstance(hints[key], type) else None
+            raise ConfigError(f'{where}: {key} must be {expected or hints[key]}, got {value!r}')
+
+
+def _fits(value, hint) -> bool:
+    """Whether a config's value may stand for a hint: whole numbers are floats, tuples are lists."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    kind = origin or hint
+    if not isinstance(kind, type):
+        return True
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple) if kind in (list, tuple) else kind)
 
 
 def plain(cfg):
@@ -60,11 +84,13 @@ def build(registry: Registry, cfg, where: str, **extra):
         ConfigError: No dict, no or unknown ``type``, an unknown or missing key, or a value that the class refuses.
     """
     if not isinstance(cfg, dict):
-        if isinstance(cfg, str) or not hasattr(cfg, '__class__') or cfg is None:
+        if isinstance(cfg, (str, int, float, list, tuple, type(None))):
             raise ConfigError(f'{where}: expected dict(type=...), got {cfg!r}')
         return cfg
     if 'type' not in cfg:
         raise ConfigError(f'{where}: the key "type" is missing in {dict(cfg)}')
+    if not isinstance(cfg['type'], (str, type)):
+        raise ConfigError(f'{where}: type must be a name such as "mmquant.Name", got {cfg["type"]!r}')
     cls = cfg['type'] if isinstance(cfg['type'], type) else registry.get(cfg['type'])
     if cls is None:
         registry.import_from_location()
@@ -78,6 +104,7 @@ def build(registry: Registry, cfg, where: str, **extra):
     missing = [n for n, p in parameters.items() if n in valid and p.default is p.empty and n not in args]
     if missing:
         raise ConfigError(f'{where} ({cls.__name__}): the key {missing[0]!r} is required')
+    check_types(args, cls.__init__, f'{where} ({cls.__name__})')
     try:
         return cls(**args)
     except ConfigError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import reprlib
+import traceback
 from collections.abc import Iterator
 
 import mmengine.registry
@@ -32,6 +34,19 @@ def explain(error: Exception) -> str | None:
         cls, key = found.groups()
         return f'unknown key {key!r} for {cls} in the config; {_near(key, _keys(cls))}'
     return None
+
+
+def origin(error: BaseException) -> str:
+    """Where an error came up: the innermost config that was being built, else file and line."""
+    place, built = 'at an unknown place', None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        place = f'in {"/".join(code.co_filename.split("/")[-3:])}, line {line}'
+        if code.co_name == 'build_from_cfg' and isinstance(frame.f_locals.get('cfg'), dict):
+            built = frame.f_locals['cfg']
+    if built is None:
+        return place
+    return f'while building dict({", ".join(f"{k}={reprlib.repr(v)}" for k, v in built.items())}), {place}'
 
 
 def _near(word: str, choices: set[str]) -> str:

@@ -129,7 +129,7 @@ def test_recipes_are_the_shipped_files():
     (dict(recipe='xyz'), ConfigError, "unknown recipe 'xyz'; valid ones: brecq"),
     (dict(w_bits=1), ConfigError, r'quantizer\.weight .*bits=1 is not supported: expected an int in 2\.\.16'),
     (dict(a_bits=17), ConfigError, r'quantizer\.activation .*bits=17 is not supported'),
-    (dict(w_bits=4.5), ConfigError, r'bits=4\.5 is not supported'),
+    (dict(w_bits=4.5), ConfigError, r'bits must be int, got 4\.5'),
     (dict(overrides=[dict(position='frist')]), ConfigError, 'position must be "first" or "last"'),
     (dict(overrides=[dict(pattern='a', w_bit=3)]), ConfigError, r"unknown key 'w_bit'; did you mean 'w_bits'\?"),
     (dict(recipe=[dict(type='mmquant.FoldBatchNrm')]), ConfigError,

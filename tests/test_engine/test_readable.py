@@ -43,7 +43,7 @@ def test_sieve_and_policies():
     assert [b['data_samples'] for b in readable_batches(loader, 'skip', lost)] == [[0], [2]]
     assert [x.name for x in lost] == ['n0/1.png', 'n0/1.png']
     with pytest.raises(ValueError, match=r'the calibration image n0/1\.png cannot be read \(OSError: failed to '
-                       r'load image\); repair or remove it, or leave such images out with '
+                       r'load image\); repair or remove it, mend the pipeline .*, or leave such images out with '
                        r'train_cfg\.unreadable="skip"'):
         list(readable_batches(loader, 'stop', []))
 

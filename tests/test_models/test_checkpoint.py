@@ -25,6 +25,7 @@ from mmquant.models.checkpoint import (
     write_atomically,
 )
 
+
 class Payload:
     """Runs a command when it is unpickled the ordinary way."""
 

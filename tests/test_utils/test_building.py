@@ -1,9 +1,10 @@
 import copy
+from dataclasses import dataclass
 
 import pytest
 from mmengine.registry import Registry
 
-from mmquant.utils.building import ConfigError, build, check_keys, closest, differing_keys, plain
+from mmquant.utils.building import ConfigError, build, check_keys, check_types, closest, differing_keys, plain
 
 THINGS = Registry('thing', scope='mmquant')
 
@@ -41,7 +42,7 @@ def test_build():
     (dict(type='Thing', sise=3), r"x \(Thing\): unknown key 'sise'; did you mean 'size'\?"),
     (dict(type='Thing'), r"x \(Thing\): the key 'size' is required"),
     (dict(type='Thing', size=-1), r'x \(Thing\): size must not be negative, got -1'),
-    (dict(type='Thing', size='a'), r"x \(Thing\): '<' not supported"),
+    (dict(type='Thing', size='a'), r"x \(Thing\): size must be int, got"),
 ])
 def test_mistakes(cfg, text):
     with pytest.raises(ConfigError, match=text):
@@ -58,3 +59,27 @@ def test_differing_keys():
     b['t'].append(3)
     assert differing_keys(a, b)[0] == 't: a list of 1 instead of a list of 2'
     assert len(differing_keys(dict(a='x' * 500), dict(a=1))[0]) < 100
+
+
+@dataclass
+class Typed:
+    number: float = 1.0
+    words: list[str] | None = None
+    choice: int | str = 0
+    on: bool = False
+    anything: object = None
+
+
+@pytest.mark.parametrize('args', [dict(number=3), dict(words=('a',)), dict(words=None), dict(choice='x', on=True),
+                                  dict(anything=3, unknown=4)])
+def test_fitting_types(args):
+    check_types(args, Typed, 'here')
+
+
+@pytest.mark.parametrize('args, text', [
+    (dict(number='3'), "here: number must be float, got '3'"), (dict(number=True), 'number must be float, got True'),
+    (dict(words=3), r'words must be list\[str\] \| None, got 3'), (dict(choice=1.5), r'choice must be int \| str, got 1\.5'),
+    (dict(on=1), 'on must be bool, got 1')])
+def test_other_types(args, text):
+    with pytest.raises(ConfigError, match=text):
+        check_types(args, Typed, 'here')

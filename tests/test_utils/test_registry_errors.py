@@ -2,7 +2,7 @@ import mmengine.hooks  # noqa: F401  registers its hooks
 import pytest
 from mmengine.registry import HOOKS, MODELS
 
-from mmquant.utils.registry_errors import explain
+from mmquant.utils.registry_errors import explain, origin
 
 
 def raised(function, *args, **kwargs) -> Exception:
@@ -29,3 +29,9 @@ def test_other_errors_are_left_alone():
     own = TypeError("f() got an unexpected keyword argument 'x'")
     for error in (KeyError('a'), TypeError("'<' not supported"), own, ValueError('x is not in the y registry')):
         assert explain(error) is None
+
+
+def test_origin_is_what_was_being_built():
+    text = origin(raised(HOOKS.build, dict(type='EMAHook', begin_iter=-1)))
+    assert text.startswith("while building dict(type='EMAHook', begin_iter=-1), in ") and ', line ' in text
+    assert 'test_utils/test_registry_errors.py, line' in origin(raised(lambda: 1 / 0))
