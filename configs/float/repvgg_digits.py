@@ -1,4 +1,4 @@
-# RepVGG with a quarter of the usual width, for digits of 32x32 pixels. Three branches per block, a strong learning rate
+# RepVGG with a quarter of the usual width, for digits of 32x32 pixels. Three branches a block, a strong learning rate
 # and BatchNorm weights without decay let the branches diverge, as in networks trained on large data sets.
 _base_ = ['../_base_/datasets/digits.py', 'mmpretrain::_base_/default_runtime.py']
 
@@ -7,7 +7,11 @@ model = dict(
     backbone=dict(
         type='RepVGG',
         arch=dict(
-            num_blocks=[2, 3, 5, 1], width_factor=[1., 1., 1., 1.], group_layer_map=None, se_cfg=None, stem_channels=16),
+            num_blocks=[2, 3, 5, 1],
+            width_factor=[1., 1., 1., 1.],
+            group_layer_map=None,
+            se_cfg=None,
+            stem_channels=16),
         base_channels=16,
         strides=(1, 2, 2, 2),
         out_indices=(3, )),

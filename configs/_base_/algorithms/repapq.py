@@ -1,12 +1,12 @@
 # RepAPQ (arXiv 2402.16121) for 8 bits: branches merged, an affine behind each merged convolution, absolute errors for
 # activation ranges and outputs, a second loss at the end of the stage. Steps, rates and weights are this project's.
-# Weight ranges are those of the squared error: the absolute one would clip the taps of the identity branch away.
+# Weights keep their full range: a search by the absolute error would clip the taps of the identity branch away.
 repapq = [
     dict(type='mmquant.Reparameterize'),
     dict(type='mmquant.FoldBatchNorm'),
     dict(type='mmquant.InsertQuantizers'),
     dict(type='mmquant.InsertOutputAffine', layers='merged', init='identity'),
-    dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.LpNormObserver', p=2)),
+    dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.MinMaxObserver')),
     dict(type='mmquant.InitActivationRange', observer=dict(type='mmquant.LpNormObserver', p=1, max_samples=2**17),
          name='nearest'),
     dict(
