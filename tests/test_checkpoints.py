@@ -29,21 +29,23 @@ def test_every_checkpoint_has_a_checksum():
     assert {name for _, name in CHECKSUMS} == {path.name for path in (ROOT / 'checkpoints').glob('*.pth')}
 
 
-def test_meta():
-    checkpoint = load('resnet18_digits.pth')
+@pytest.mark.parametrize('name, norm', [('resnet18', 'bn1'), ('repvgg', 'branch_norm')])
+def test_meta(name, norm):
+    checkpoint = load(f'{name}_digits.pth')
     meta = checkpoint['meta']
     assert set(checkpoint) == {'state_dict', 'meta'}
     assert (ROOT / meta['config']).is_file() and meta['config'] in meta['command']
     assert meta['seed'] == Config.fromfile(ROOT / meta['config']).randomness.seed
     assert len(meta['dataset_meta']['classes']) == 10
-    assert any('bn1.running_var' in name for name in checkpoint['state_dict'])
+    assert any(f'{norm}.running_var' in name for name in checkpoint['state_dict'])
 
 
-def test_accuracy_on_the_test_split(tmp_path):
-    cfg = Config.fromfile(ROOT / 'configs/float/resnet18_digits.py')
+@pytest.mark.parametrize('name', ['resnet18', 'repvgg'])
+def test_accuracy_on_the_test_split(name, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/float/{name}_digits.py')
     cfg.work_dir = str(tmp_path)
-    cfg.load_from = str(ROOT / 'checkpoints/resnet18_digits.pth')
-    cfg.experiment_name = 'test_checkpoints'
+    cfg.load_from = str(ROOT / f'checkpoints/{name}_digits.pth')
+    cfg.experiment_name = f'test_checkpoints_{name}'
     top1 = Runner.from_cfg(cfg).test()['accuracy/top1']
     assert top1 >= 99.0
-    assert top1 == pytest.approx(load('resnet18_digits.pth')['meta']['metrics']['accuracy/top1'], abs=0.21)
+    assert top1 == pytest.approx(load(f'{name}_digits.pth')['meta']['metrics']['accuracy/top1'], abs=0.21)
