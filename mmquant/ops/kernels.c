@@ -178,6 +178,13 @@ void power_distance(long n, const float *x, const float *y, float p, float *slop
                 sum += d * d;
                 slope[i] = 2.0f * d;
             }
+        } else if (p == 1.0f) {
+#pragma omp simd reduction(+ : sum)
+            for (long i = c * CHUNK; i < end; i++) {
+                float d = x[i] - y[i];
+                sum += fabsf(d);
+                slope[i] = (d > 0.0f ? 1.0f : 0.0f) - (d < 0.0f ? 1.0f : 0.0f);
+            }
         } else {
 #pragma omp simd reduction(+ : sum)
             for (long i = c * CHUNK; i < end; i++) {

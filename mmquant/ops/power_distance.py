@@ -14,7 +14,7 @@ def power_distance(x: Tensor, y: Tensor, p: float) -> Tensor:
         y: Tensor of the same shape.
         p: Exponent, >= 1.
     """
-    if p > 1 and x.shape == y.shape and x.numel() and native.usable(x, y) is not None:
+    if p >= 1 and x.shape == y.shape and x.numel() and native.usable(x, y) is not None:
         return _PowerDistance.apply(x, y, p)
     error = (x - y.detach()).float()
     return error.square().sum() if p == 2 else error.abs().sum() if p == 1 else error.abs().pow(p).sum()
