@@ -54,11 +54,14 @@ def same(a: dict, b: dict) -> bool:
 
 # ---- the whole ------------------------------------------------------------------------------------------------------
 def toy(seed: int):
-    """Three convolutions; in two of a hundred images the first channel is 30 times as large."""
+    """Three convolutions; in two of a hundred images the first channel is 30 times as large.
+
+    The first ReLU changes nothing; behind it the images are quantized, which inputs of a network are not.
+    """
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(*[m for _ in range(3) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())])
+    net = nn.Sequential(nn.ReLU(), *[m for _ in range(3) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())])
     with torch.no_grad():
-        for conv in net[::2]:
+        for conv in net[1::2]:
             conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / 144)**0.5)
             conv.bias.copy_(torch.randn(16, generator=generator) * 0.1)
     x = torch.rand(1024, 16, 8, 8, generator=generator)
