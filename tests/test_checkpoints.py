@@ -21,7 +21,7 @@ def load(name):
 def test_checksum_and_size(digest, name):
     content = (ROOT / 'checkpoints' / name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == digest
-    assert len(content) <= 3e6
+    assert len(content) <= (4e6 if 'det.pth' in name else 3e6)  # detectors are larger
     assert digest in (ROOT / 'checkpoints/README.md').read_text()
 
 

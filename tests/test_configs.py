@@ -31,7 +31,7 @@ def scoped(name):
 
 def fresh(cfg):
     """The quantized model, still float, with random weights."""
-    return MODELS.build(dict(cfg.model, float_checkpoint='random', data_preprocessor=cfg.data_preprocessor))
+    return MODELS.build(dict(cfg.model, float_checkpoint='random', data_preprocessor=cfg.get('data_preprocessor')))
 
 
 @pytest.mark.parametrize('name', FLOAT)

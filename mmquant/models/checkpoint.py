@@ -55,9 +55,9 @@ def read_tensors(path: str) -> dict:
 
 def _check_sums(path: str) -> None:
     """torch.load does not compare the checksums that torch.save wrote: a flipped bit would be a wrong weight."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         reader = torch._C.PyTorchFileReader(path)  # what torch.load reads with
         with zipfile.ZipFile(path) as archive:
             broken = [x.filename for x in archive.infolist()

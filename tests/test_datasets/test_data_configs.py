@@ -20,6 +20,7 @@ RUNNER_KEYS = {
     'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator', 'default_scope', 'default_hooks',
     'env_cfg', 'vis_backends', 'visualizer', 'log_level', 'load_from', 'resume', 'randomness'
 }
+DETECTION = {'digitsdet.py', 'val2017-328.py'}  # their bases are mmdet's; see tests/test_configs.py
 REAL_DATA = os.environ.get('MMQUANT_REAL_DATA')
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason='the environment variable MMQUANT_REAL_DATA is not set')
 
@@ -29,7 +30,7 @@ def scope():
     init_default_scope('mmpretrain')
 
 
-@pytest.mark.parametrize('name', FLOAT)
+@pytest.mark.parametrize('name', [name for name in FLOAT if name.rpartition('_')[2] not in DETECTION])
 def test_float_config(name):
     cfg = Config.fromfile(CONFIGS / 'float' / name)
     assert set(cfg.keys()) <= RUNNER_KEYS
