@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectors_for_tests import needs_detectors
 from mmengine.registry import init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -34,14 +35,22 @@ def fresh(cfg):
     return MODELS.build(dict(cfg.model, float_checkpoint='random', data_preprocessor=cfg.get('data_preprocessor')))
 
 
-@pytest.mark.parametrize('name', FLOAT)
+def of_detectors(name):
+    """Marks of a config: detectors need compiled operators, and one bit width of each builds the same model."""
+    detector = name.endswith(('_coco.py', 'det.py', '_val2017-328.py'))
+    marks = ([needs_detectors] if detector else []) + ([slow] if detector and '_w4a8_' not in name else [])
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=needs_detectors) if 'det.py' in n or '328' in n else n
+                                  for n in FLOAT])
 def test_float_config_builds(name):
     cfg = scoped(name)
     assert sum(p.numel() for p in MODELS.build(cfg.model).parameters()) > 0
     assert cfg.val_cfg is not None and cfg.test_cfg is not None
 
 
-@pytest.mark.parametrize('name', QUANTIZED)
+@pytest.mark.parametrize('name', map(of_detectors, QUANTIZED))
 def test_quantization_config_builds(name):
     cfg = scoped(name)
     source, lines = cfg.model.float_checkpoint, (ROOT / name).read_text().splitlines()

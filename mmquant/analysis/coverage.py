@@ -31,7 +31,8 @@ class Coverage:
         sqnr (float): Signal-to-quantization-noise ratio of the outputs at W8A8 with min-max ranges, in dB.
         seconds (float): Building, quantizing, two evaluations.
         reason (str): Of the failure; empty if there is none.
-        unreached (int): Layers that a forward pass in tensor mode does not call: auxiliary heads, unused branches.
+        unreached (int): Layers that the raw outputs do not depend on: auxiliary heads, branches for training.
+        functional (int): Layers whose weight is used, but not by calling the layer: these stay float.
     """
     quantized: int = 0
     layers: int = 0
@@ -40,10 +41,11 @@ class Coverage:
     seconds: float = 0.0
     reason: str = ''
     unreached: int = 0
+    functional: int = 0
 
     @property
     def ok(self) -> bool:
-        """Every layer that the forward pass calls is quantized, and the output is finite."""
+        """Every layer that the outputs depend on is quantized, and they are finite."""
         return not self.reason and self.quantized == self.layers - self.unreached and self.sqnr == self.sqnr
 
 
@@ -104,6 +106,20 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int]) -> dict:
     layers = sum(is_layer(m) for m in model.architecture.modules())
     reached = {x.name for x in model.plan.layers if x.w_bits}
     units = {g: len(model.units(g)) for g in GRANULARITIES}
+    rest = [x.name for x in model.plan.layers if x.w_bits is None]
+    used = functional_layers(context, rest) if rest else []
     return dict(quantized=len(reached), layers=layers, units=units, sqnr=output_sqnr(reference, quantized),
-                unreached=sum(x.w_bits is None and 'not reached' in x.note for x in model.plan.layers),
-                reason='' if total else 'no layer with weights')
+                unreached=len(rest) - len(used), functional=len(used), reason='' if total else 'no layer with weights')
+
+
+@torch.enable_grad()
+def functional_layers(context: CalibrationContext, names: list[str]) -> list[str]:
+    """Those of some layers whose weight the outputs depend on, as the gradient tells."""
+    weights = {n: context.model.architecture.get_submodule(n)._parameters.get('weight') for n in names}
+    weights = {n: w.requires_grad_() for n, w in weights.items() if w is not None}
+    with context.model.quantization(weights=False, activations=False):
+        outputs = [x for x in float_tensors(context.run(0)) if x.requires_grad]
+    if not outputs:
+        return []
+    gradients = torch.autograd.grad(sum(x.sum() for x in outputs), list(weights.values()), allow_unused=True)
+    return [n for n, g in zip(weights, gradients) if g is not None]

@@ -111,7 +111,7 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
     Args:
         model (QuantizedModel): A quantized model.
         batches (list[tuple]): For the SQNR, see :func:`layer_sqnr`.
-        evaluate (Callable | None): Returns the metric (larger is better) of the model as it is switched. None: SQNR only.
+        evaluate (Callable | None): Returns the metric (larger is better) of the model as it is. None: SQNR only.
         names (list[str] | None): Layers to measure. Default: all.
         report (Callable | None): ``report(done, total)`` after each evaluation.
 

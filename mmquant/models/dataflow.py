@@ -154,7 +154,7 @@ class DataFlow:
         return [op for op in self.ops if call.enter < op.tick < call.exit]
 
     def is_closed(self, call: Call, single: bool = True) -> bool:
-        """One tensor in, one out (several if not ``single``), none read from elsewhere, and none inside read outside."""
+        """One tensor in, one out (several if not ``single``), no other one read, and none inside read outside."""
         if not call.inputs or not call.outputs or (single and len(call.inputs) + len(call.outputs) != 2):
             return False
         inner = {v for op in self.ops_within(call) for v in op.outputs} - set(call.outputs)

@@ -212,5 +212,6 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_
     """
     before = before or Plan()
     policy.check_scope([name for name, _ in model.named_modules()])
-    return replace(_Placer(model, flow, policy, block_types, per_call, depthwise_channels).place(), folded=before.folded,
+    plan = _Placer(model, flow, policy, block_types, per_call, depthwise_channels).place()
+    return replace(plan, folded=before.folded,
                    reparameterized=before.reparameterized, split_attention=before.split_attention)

@@ -25,7 +25,8 @@ def parse_bytes(size: int | str | None, key: str) -> int | None:
         return size
     found = re.fullmatch(r'\s*([0-9.]+)\s*([a-z]+)\s*', size.lower()) if isinstance(size, str) else None
     if found is None or found[2] not in UNITS:
-        raise ConfigError(f'{key} must be a number of bytes such as 2**31 or "2GiB", or None for no limit, got {size!r}')
+        raise ConfigError(f'{key} must be a number of bytes such as 2**31 or "2GiB", or None for no limit, got '
+                          f'{size!r}')
     return int(float(found[1]) * UNITS[found[2]])
 
 
@@ -66,7 +67,7 @@ class Cache:
             limit = self.limits[tier]
             if limit is None or self.used[tier] + size <= limit:
                 return Kept(self, x.detach(), tier, size)
-        limits = ', '.join(f'{tier} {limit / 2**30:.2f} GiB' for tier, limit in self.limits.items() if limit is not None)
+        limits = ', '.join(f'{tier} {n / 2**30:.2f} GiB' for tier, n in self.limits.items() if n is not None)
         raise MemoryError(f'the cache is full ({limits}): {size / 2**20:.0f} MiB more are needed; raise '
                           'train_cfg.cache.disk, or calibrate with fewer or smaller images')
 

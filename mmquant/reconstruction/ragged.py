@@ -12,8 +12,8 @@ from mmquant.reconstruction.training import Problem
 class RaggedProblem:
     """Several problems that share their parameters.
 
-    The loss of a step is the mean over the calls of the unit (pyramid levels), for the same images of one size; the size
-    is drawn by its share of the images.
+    The loss of a step is the mean over the calls of the unit (pyramid levels), for the same images of one size; the
+    size is drawn by its share of the images.
 
     Attributes:
         groups (list[list[Problem]]): For each size of images, one problem a call.

@@ -222,8 +222,8 @@ class Stream:
         except _Reached:
             self.stores[index].update(fresh)
             return found
-        raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when its data '
-                           'flow was recorded; units need the same control flow for every image')
+        raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when its '
+                           'data flow was recorded; units need the same control flow for every image')
 
     def run_behind(self, unit: Unit, index: int, replace, begin=None):
         """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the last call of the unit.
@@ -262,8 +262,8 @@ class Stream:
         return {key: partial(put, call) for key, call in completed.items() if key not in self.stores[index]}
 
     def _run(self, index: int, captures: dict, answers: dict, skipped: dict | None = None):
-        """Run a chunk: kept calls are stubs, ``captures[key](output)`` sees outputs, ``answers[key]`` replaces calls, and
-        ``skipped`` calls are passed over once the shape of their output is known."""
+        """Run a chunk: kept calls are stubs, ``captures[key](output)`` sees outputs, ``answers[key]`` replaces calls,
+        and ``skipped`` calls are passed over once the shape of their output is known."""
         store, shapes, skipped = self.stores[index], self.shapes[index], skipped or {}
         counts: dict[str, int] = defaultdict(int)
         names = {name for name, _ in (*store, *captures, *answers, *skipped)} | self.per_call

@@ -166,8 +166,8 @@ def output_of(tree):
     """
     found = tuple(x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point())
     if not found:
-        raise ValueError(f'a unit returned {type(tree).__name__} without any floating-point tensor, so its quantized and '
-                         'float output cannot be compared; choose smaller units (unit="layer")')
+        raise ValueError(f'a unit returned {type(tree).__name__} without any floating-point tensor, so its quantized '
+                         'and float output cannot be compared; choose smaller units (unit="layer")')
     return found if len(found) > 1 else found[0]
 
 

@@ -52,7 +52,8 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.attn, self.last = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.stem, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x):
         x = self.stem(x)

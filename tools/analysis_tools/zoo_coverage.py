@@ -4,6 +4,7 @@ Random weights, one random image, W8A8 with min-max ranges. Writes a table in ma
 """
 import argparse
 import copy
+import itertools
 import json
 import os.path as osp
 import re
@@ -18,14 +19,17 @@ from mmquant.apis.cli import run_as_script
 from mmquant.registry import MODELS
 
 # Size words of config names, smallest first.
-SIZES = ('atto', 'nano', 'xx-?small', 'x-?small', 'tiny', 'b0', 's12', 'r18', 'small', r'resnet18|[-_]18', r'[-_]s0?[-_]',
-         '400mf', '31B', r'r50|[-_0a-z]50', 'w18', 'd53', 'b1', '13', 'base', '101', 'large', 'huge', 'XL', '-g-')
+SIZES = ('atto', 'nano', 'xx-?small', 'x-?small', 'tiny', 'b0', 's12', 'r18', 'small', r'resnet18|[-_]18',
+         r'[-_]s0?[-_]', '400mf', '31B', r'r50|[-_0a-z]50', 'w18', 'd53', 'b1', '13',
+         'base', '101', 'large', 'huge', 'XL', '-g-')
 # Folders of mmdet that hold no detectors: trackers, video, other tasks, training recipes of detectors in other folders.
 NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vis$|reid|cityscapes|common|deepfashion|'
                          'dsdl|instaboost|legacy|lvis|misc|objects365|openimages|pascal|resnet_strikes|seesaw|'
                          'selfsup|simple_copy|strong_base|timm_ex|v3det|wider|soft_teacher|fast_rcnn|scratch|gn$|gn.ws')
-# Exported by mmpretrain's backbones, but no backbones of their own: a base class, a wrapper, one of another package.
-NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone')
+# Exported by mmpretrain's backbones, but no classification backbones of their own: a base class, a wrapper, one of
+# another package, two for masked pre-training.
+NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone', 'SparseConvNeXt', 'SparseResNet')
+CHANNELS = dict(LeNet5=1)
 SIDE = 128
 
 
@@ -42,12 +46,12 @@ def config_folder(package: str) -> str:
     return osp.join(osp.dirname(module.__file__), '.mim', 'configs')
 
 
-def classification_models() -> dict[str, tuple[str, dict]]:
-    """Backbone -> (config, model config): the smallest shipped classifier, else the backbone with its defaults."""
+def classification_models() -> dict[str, list[tuple[str, dict]]]:
+    """Backbone -> [(config, model config)]: the smallest shipped classifier, else the backbone with its defaults."""
     import mmpretrain.models.backbones as backbones
     found: dict[str, tuple[str, dict]] = {}
     root = config_folder('mmpretrain')
-    for path in sorted(glob(osp.join(root, '*', '*.py')), key=size_rank):
+    for path in sorted(glob(osp.join(root, '**', '*.py'), recursive=True), key=size_rank):
         if '_base_' in path or 'timm' in path or not re.search('in1k|in21k|cifar|mnist', path):
             continue
         try:
@@ -59,12 +63,12 @@ def classification_models() -> dict[str, tuple[str, dict]]:
             found[kind] = osp.relpath(path, root), model
     for kind in sorted(set(backbones.__all__) - set(found)):
         found[kind] = '(defaults)', dict(type='ImageClassifier', backbone=dict(type=kind))
-    return {kind: found[kind] for kind in sorted(found) if kind not in NO_BACKBONES}
+    return {kind: [found[kind]] for kind in sorted(found) if kind not in NO_BACKBONES}
 
 
-def detection_models() -> dict[str, tuple[str, dict]]:
-    """Family (config folder) -> (config, model config): the smallest shipped detector."""
-    found = {}
+def detection_models() -> dict[str, list[tuple[str, dict]]]:
+    """Family (config folder) -> [(config, model config)]: the smallest shipped detectors, up to three."""
+    found: dict[str, list] = {}
     root = config_folder('mmdet')
     for folder in sorted(glob(osp.join(root, '*'))):
         family = osp.basename(folder)
@@ -76,7 +80,8 @@ def detection_models() -> dict[str, tuple[str, dict]]:
             except Exception:  # needs a file that is not there
                 continue
             if model:
-                found[family] = osp.relpath(path, root), model
+                found.setdefault(family, []).append((osp.relpath(path, root), model))
+            if len(found.get(family, ())) == 3:
                 break
     return found
 
@@ -88,22 +93,25 @@ def shape_of(model: dict, side: int) -> tuple[int, int, int]:
     size = backbone.get('img_size') or (model.get('data_preprocessor') or {}).get('size')
     if isinstance(channels, (list, tuple)) or channels > 16:
         channels = 3
+    channels = CHANNELS.get(backbone.get('type'), channels)
     size = size[0] if isinstance(size, (list, tuple)) else size
     return channels, size or side, size or side
 
 
 def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: dict, save) -> None:
-    """Measure every model that ``rows`` does not hold yet; classifiers again at a larger size if the first fails."""
+    """Measure every model that ``rows`` does not hold yet: the first config and size that works, else the first."""
     init_default_scope(scope)
-    for name, (path, model) in models.items():
+    for name, choices in models.items():
         if name in rows:
             continue
-        for side in sides:
+        tried = []
+        for (path, model), side in itertools.product(choices, sides):
             found = measure_coverage(lambda cfg=model: MODELS.build(dict(copy.deepcopy(cfg), _scope_=scope)),
                                      shape_of(model, side), limit)
+            tried.append(dict(vars(found), config=path))
             if not found.reason:
                 break
-        rows[name] = dict(vars(found), config=path)
+        rows[name] = tried[-1] if not tried[-1]['reason'] else tried[0]
         save()
 
 
@@ -116,7 +124,9 @@ def table(rows: dict, first: str) -> str:
              '| --- | --- | :---: | :---: | ---: | ---: | --- |']
     for name, (path, c) in sorted(found.items(), key=lambda item: item[0].lower()):
         units = '/'.join(str(c.units.get(g, '-')) for g in ('layer', 'block', 'stage'))
-        remark = c.reason.replace('|', '/') or (f'{c.unreached} layers are not called in tensor mode' if c.unreached else '')
+        remarks = [c.reason.replace('|', '/'), f'{c.unreached} layers without influence' if c.unreached else '',
+                   f'{c.functional} layers are used by function, float' if c.functional else '']
+        remark = '; '.join(r for r in remarks if r)
         lines.append(f'| {name} | `{path}` | {c.quantized}/{c.layers} | {units} | {c.sqnr:.1f} | {c.seconds:.0f} | '
                      f'{remark} |')
     return '\n'.join(lines) + '\n'
@@ -125,9 +135,10 @@ def table(rows: dict, first: str) -> str:
 HEADER = '''# Coverage of the model zoos
 
 Made by `tools/analysis_tools/zoo_coverage.py`: random weights, one random image, weights and activations of 8 bits with
-min-max ranges, no change in any model's code. "Layers" are those with quantized weights and all with weights; layers that
-the raw forward pass never calls (auxiliary heads, branches for training) cannot be quantized and are counted in the
-remark. SQNR compares the raw outputs with those of the float model; random weights make it a check, not an accuracy.
+min-max ranges, no change in any model's code. "Layers" are those with quantized weights and all with weights. Layers
+that the raw outputs do not depend on (auxiliary heads, branches for training) do not count; layers whose weight is read
+by a function instead of calling the layer stay float, and such a model counts as not quantized completely. SQNR
+compares the raw outputs with those of the float model; random weights make it a check, not an accuracy.
 
 '''
 
@@ -162,20 +173,23 @@ def main() -> None:
         rows = [r for part in state.values() for r in part.values()]
         logger.info(f'{len(rows)} models, the last: {rows[-1]["config"]} {rows[-1]["reason"]}')
 
-    for scope, choose, sides in (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, ))):
+    zoos = (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, )))
+    for scope, choose, sides in zoos:
         if args.scope not in (None, scope):
             continue
         models = choose()
         models = {n: m for n, m in models.items() if not args.only or re.search(args.only, n)}
         if args.list:
-            logger.info('\n'.join(f'{name}: {path}' for name, (path, _) in models.items()))
+            logger.info('\n'.join(f'{name}: {path}' for name, choices in models.items() for path, _ in choices[:1]))
             continue
         measure(scope, models, sides, args.limit, state[scope], save)
     if not args.list:
+        parts = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
+                 ('Detector families of mmdet', 'mmdet', 'Family'))
         mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
         with open(args.out, 'w') as stream:
-            stream.write(HEADER + '## Classification backbones of mmpretrain\n\n' + table(state['mmpretrain'], 'Backbone')
-                         + '\n## Detector families of mmdet\n\n' + table(state['mmdet'], 'Family'))
+            stream.write(HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first)
+                                            for title, scope, first in parts))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,9 @@ calibration_dataloader = dict(
         type='mmquant.DigitsDetDataset',
         split='calibration',
         test_mode=True,
-        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape'))]),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape')),
+        ]),
     sampler=dict(type='DefaultSampler', shuffle=False))
 calibration_input_shape = (3, 128, 128)  # one sample, for dry runs
