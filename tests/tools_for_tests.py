@@ -63,13 +63,13 @@ def log_of(work_dir) -> str:
     return '\n'.join(p.read_text() for p in sorted(Path(work_dir).glob('*/*.log')))
 
 
-def runner_of(work_dir, steps=STEPS, hooks=(), images=24, **loop):
+def runner_of(work_dir, steps=STEPS, hooks=(), images=24, launcher='none', **loop):
     """A Runner of the digits config on few images, with steps of a second."""
     cfg = load_config(CONFIG)
     cfg.train_cfg.steps, cfg.work_dir, cfg.custom_hooks = list(steps), str(work_dir), list(hooks)
     cfg.train_cfg.update(loop)
     cfg.train_cfg.dataloader.dataset.indices = images
     cfg.val_dataloader.dataset.indices = 20
-    cfg.randomness = dict(seed=5)
+    cfg.randomness, cfg.launcher = dict(seed=5), launcher
     cfg.experiment_name = f'loops_{work_dir.name}'  # by default the second it started in
     return build_runner(calibration_config(cfg))

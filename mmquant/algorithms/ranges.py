@@ -11,6 +11,7 @@ from mmquant.models.quantized_model import QuantizedModel
 from mmquant.quantizers import Quantizer
 from mmquant.registry import OBSERVERS, STEPS
 from mmquant.utils.building import build
+from mmquant.utils.distributed import gather_rows, share
 
 DEFAULT_OBSERVER = {'type': 'mmquant.LpNormObserver', 'p': 2.4}
 
@@ -22,6 +23,7 @@ class InitWeightRange(Step):
     Args:
         observer (dict): Default: the p = 2.4 search (BRECQ).
     """
+    distributed = True
     evaluates = (True, False)
 
     def __init__(self, observer: dict | None = None, name: str = 'nearest_weights') -> None:
@@ -55,6 +57,7 @@ class InitActivationRange(Step):
         chunk (int): Images of one size that pass the model together. Default 64: usually one pass; with more, the
             first ones meet ranges upstream that later ones may still change.
     """
+    distributed = True
     evaluates = (True, True)
 
     def __init__(self, observer: dict | None = None, num_images: int = 64, chunk: int = 64,
@@ -75,17 +78,19 @@ class InitActivationRange(Step):
         """
         model = context.model
         quantizers = model.activation_quantizers()
-        undo = [self._observe(name, q) for name, q in quantizers.items()]
+        running = []  # images of the pass under way, of this process
+        undo = [self._observe(name, q, running) for name, q in quantizers.items()]
         try:
             with model.quantization(weights=True, activations=True):
-                for images, samples in passes(context.batches(self.num_images), self.chunk):
+                for images, samples in passes(context.batches(share(self.num_images)), share(self.chunk)):
+                    running[:] = [len(images)]
                     model.run(images, samples)
         finally:
             for q in undo:
                 del q.__dict__['forward']
         check_initialized(model)
 
-    def _observe(self, name: str, quantizer: Quantizer) -> Quantizer:
+    def _observe(self, name: str, quantizer: Quantizer, running: list[int]) -> Quantizer:
         observer = copy.deepcopy(self.observer)
         observer.reset(quantizer.granularity)
         observer.share(quantizer.scale.numel())
@@ -93,7 +98,7 @@ class InitActivationRange(Step):
 
         def forward(x):
             try:
-                observer.observe(x)
+                observer.observe(gather_rows(x, running[0]))
                 quantizer.set_range(*observer.range(quantizer.grid))
             except ValueError as error:
                 raise ValueError(f'activation at {name}: {error}') from error

@@ -93,6 +93,8 @@ class Reconstruction(Step):
         ConfigError: For unknown choices and values out of range.
     """
 
+    distributed = True
+
     def __init__(self, target: str = 'weight', unit: str = 'block', num_iters: int = 20000, batch_size: int = 32,
                  lr: float | dict = 1e-3, loss: dict | None = None, rounding: dict | None = None,
                  regularizer: dict | None = None, inputs: str | None = None, mix: dict | None = None,

@@ -110,9 +110,11 @@ class Step:
     Attributes:
         structural (bool): Rebuilds structure from the float weights; runs again when a run is resumed.
         evaluates (tuple[bool, bool] | None): Quantization of (weights, activations) to evaluate behind this step.
+        distributed (bool): Gives the same result in every process where the images are scattered over several.
         name (str): Name of the stage in results.
     """
     structural = False
+    distributed = False
     evaluates: tuple[bool, bool] | None = None
 
     def __init__(self, name: str | None = None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 import inspect
 import os.path as osp
 
+import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from mmquant.datasets.checks import check_dataset_cfg, check_evaluator_cfg
@@ -102,6 +104,16 @@ def check_data(cfg: Config, *loaders: str) -> None:
             check_evaluator_cfg(cfg.get(name.replace('dataloader', 'evaluator')), cfg[name]['dataset'])
 
 
+class QuantizationRunner(Runner):
+    """A Runner whose model stays unwrapped: steps exchange ranges and gradients among processes themselves."""
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        """The model, on its device."""
+        return model.to(get_device())
+
+
 def build_runner(cfg: Config) -> Runner:
-    """A Runner whose model is built and whose loops are not yet."""
-    return Runner.from_cfg(cfg)
+    """A Runner whose model is built and whose loops are not yet; several processes without a GPU talk by gloo."""
+    if cfg.get('launcher') == 'pytorch' and not torch.cuda.is_available() and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    return QuantizationRunner.from_cfg(cfg)

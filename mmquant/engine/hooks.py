@@ -5,6 +5,7 @@ import json
 import os.path as osp
 import time
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext, Step
@@ -53,6 +54,8 @@ class EvaluationHook(Hook):
     def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
         """Evaluate the finished model; write results, log the tables."""
         self._evaluate(runner, context, 'final', context.model.ready)  # as tools/test.py does
+        if not is_main_process():
+            return
         cost = model_cost(context.model, len(context.sample))
         total, peak = time.monotonic() - self.started, peak_memory_bytes()
         results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,

@@ -17,6 +17,7 @@ from mmquant.engine.readable import POLICIES, ReadableDataset, Sieve, Unreadable
 from mmquant.reconstruction.cache import Cache
 from mmquant.registry import DATASETS, LOOPS, STEPS
 from mmquant.utils.building import ConfigError, build, check_keys, plain
+from mmquant.utils.distributed import alone, gather_list, one_writes
 from mmquant.utils.hardware import device_name, peak_memory_bytes
 from mmquant.utils.progress import progress
 from mmquant.utils.versions import found_versions
@@ -52,6 +53,10 @@ class CalibrationLoop(BaseLoop):
         if not isinstance(steps, (list, tuple)) or not steps:
             raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
         self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
+        single = [step.name for step in self.steps if not step.distributed]
+        if single and not alone():
+            raise ConfigError(f'the steps {", ".join(single)} do not run in several processes; start tools/ptq.py '
+                              'without a launcher')
         if chunk_size < 1:
             raise ConfigError(f'train_cfg.chunk_size must be at least 1, got {chunk_size}')
         if unreadable not in POLICIES:
@@ -93,10 +98,11 @@ class CalibrationLoop(BaseLoop):
         context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples,
                                      cache=self.cache)
         self._check_architecture(context)
+        self.num_images = sum(gather_list([len(chunk) for chunk in chunks]))
         settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
         told = dict(config=settings, weights=dict(float_checkpoint=model.float_checkpoint),
-                    calibration=dict(images=sum(map(len, chunks)), shape=list(chunks[0].shape[1:])))
+                    calibration=dict(images=self.num_images, shape=list(chunks[0].shape[1:])))
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings), told)
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
@@ -110,7 +116,8 @@ class CalibrationLoop(BaseLoop):
         if state and state['step'] >= len(self.steps):
             model.architecture.load_state_dict(state['state_dict'])
         self._warn_of_idle_quantizers(model)
-        path = model.save(osp.join(runner.work_dir, 'quantized.pth'), self._meta(context, settings))
+        path = osp.join(runner.work_dir, 'quantized.pth')
+        self._save(path, context, settings)
         runner.call_hook('after_calibration', context=context, path=path)
         runner.call_hook('after_train')
         return runner.model
@@ -163,6 +170,10 @@ class CalibrationLoop(BaseLoop):
                     f'{len(idle)} {kind} quantizers have no range (first: {idle[0]}), so {kind}s stay float: add a '
                     f'step mmquant.Init{kind.capitalize()}Range to train_cfg.steps, or set quantizer.{kind}.bits=None')
 
+    @one_writes
+    def _save(self, path: str, context: CalibrationContext, settings: dict) -> None:
+        context.model.save(path, self._meta(context, settings))
+
     def _meta(self, context: CalibrationContext, settings: dict) -> dict:
         """What a results record needs beside the weights: how the checkpoint was made, at which cost."""
         cost = model_cost(context.model, len(context.sample)).to_dict()
@@ -172,7 +183,7 @@ class CalibrationLoop(BaseLoop):
         except ValueError:  # samples without names
             listed = None
         evaluation, dataset = self.runner.val_loop, self.runner.cfg.train_dataloader.get('dataset')
-        calibration = dict(images=sum(map(len, context.chunks)), list_sha256=listed, dataset=without_roots(dataset))
+        calibration = dict(images=self.num_images, list_sha256=listed, dataset=without_roots(dataset))
         return dict(config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages,
                     records=context.records, settings=settings, cost=cost, device=device_name(context.device),
                     versions=found_versions(), calibration=calibration,

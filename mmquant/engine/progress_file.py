@@ -10,6 +10,7 @@ import torch
 from mmquant.algorithms.step import CalibrationContext
 from mmquant.models.checkpoint import CheckpointError, read_tensors, write_atomically
 from mmquant.utils.building import differing_keys
+from mmquant.utils.distributed import gather_list, one_writes
 
 NAME = 'progress.pth'
 MADE_WITH = {'config': 'another config', 'weights': 'other float weights', 'calibration': 'other calibration images'}
@@ -27,8 +28,9 @@ def fingerprint(context: CalibrationContext, settings: dict) -> dict[str, str]:
     """What must agree between a run and its resumption; taken before the first step."""
     text = json.dumps(settings, sort_keys=True, default=str)
     weights = (t for _, t in sorted(context.model.architecture.state_dict().items()))
+    images = gather_list([digest([image]) for chunk in context.chunks for image in chunk])
     return dict(config=hashlib.sha256(text.encode()).hexdigest(), weights=digest(weights),
-                calibration=digest(context.chunks))
+                calibration=hashlib.sha256(''.join(images).encode()).hexdigest())
 
 
 class ProgressFile:
@@ -43,6 +45,7 @@ class ProgressFile:
     def __init__(self, path: str, fingerprint: dict[str, str], told: dict | None = None) -> None:
         self.path, self.fingerprint, self.told = path, fingerprint, told or {}
 
+    @one_writes
     def save(self, context: CalibrationContext, step: int, unit: int, stages: list[dict],
              spent: dict | None = None) -> None:
         """Steps before ``step`` are done, in ``step`` the units up to ``unit`` (-1: none), at the cost of ``spent``."""

@@ -9,6 +9,7 @@ from mmquant.reconstruction.divergence import divergence_gradients, float_tensor
 from mmquant.reconstruction.replay import Stream
 from mmquant.reconstruction.unit_data import output_of
 from mmquant.structures.unit import Unit
+from mmquant.utils.distributed import mean_over_ranks
 
 
 class _Cut:
@@ -76,5 +77,5 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
         squared = iter([g.square() for g in grads])
         found.append(tree_map_only(torch.Tensor, lambda x, squared=squared: next(squared), cut.leaves))
     flat = tree_leaves(found)
-    mean = sum(x.double().sum() for x in flat) / sum(x.numel() for x in flat)
+    mean = mean_over_ranks((sum(x.double().sum() for x in flat) / sum(x.numel() for x in flat)).item())
     return tree_map_only(torch.Tensor, lambda x: (x / mean if mean > 0 else torch.ones_like(x)).to(x.dtype), found)

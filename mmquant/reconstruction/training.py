@@ -11,6 +11,7 @@ import torch
 from mmquant.reconstruction.graphed import GraphedUpdate
 from mmquant.reconstruction.tail import TailTerm
 from mmquant.reconstruction.unit_data import pick
+from mmquant.utils.distributed import alone, average_gradients, mean_over_ranks, share
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ class Problem:
 
     @torch.no_grad()
     def held_loss(self, size: int = 64) -> float:
-        """Loss on the held-out rows, in float32 and without mixing."""
+        """Loss on the held-out rows of all processes, in float32 and without mixing."""
         exact = replace(self, amp=False, mix=None)
         parts = self.held_rows.split(size)
-        return sum(exact.loss_on(rows).item() * len(rows) for rows in parts) / max(1, len(self.held_rows))
+        own = sum(exact.loss_on(rows).item() * len(rows) for rows in parts) / max(1, len(self.held_rows))
+        return mean_over_ranks(own)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def make_update(problem: Problem, optimizer: torch.optim.Optimizer, schedule: Ro
         clear()
         return step(rows, beta)
 
-    return GraphedUpdate(step, clear, batch_size, problem.device) if problem.on_gpu else cleared_step
+    return GraphedUpdate(step, clear, batch_size, problem.device) if problem.on_gpu and alone() else cleared_step
 
 
 def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_size: int, seed: int,
@@ -203,7 +205,7 @@ def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_si
     Args:
         problem (Problem): What to fit.
         groups (Sequence[ParamGroup]): At least one, none of them empty.
-        num_iters, batch_size (int): Steps, and rows a step, drawn without replacement.
+        num_iters, batch_size (int): Steps, and rows a step (in all processes), drawn without replacement.
         seed (int): Seed of the row sampler.
         schedule (RoundingSchedule | None): When and how hard the roundings' regularizer pushes.
         roundings (Sequence[Rounding]): Whose regularizers are added to the loss.
@@ -215,7 +217,8 @@ def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_si
     """
     optimizer = make_adam(groups)
     sampler = torch.Generator().manual_seed(seed)
-    batch_size = min(batch_size, problem.num_rows)
+    average_gradients(optimizer)
+    batch_size = min(share(batch_size), problem.num_rows)
     update = make_update(problem, optimizer, schedule, roundings, batch_size)
     recent, count, every = torch.zeros((), device=problem.device), 0, max(1, num_iters // 20)
     for step in range(num_iters):

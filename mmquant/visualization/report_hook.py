@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os.path as osp
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext
@@ -28,7 +29,9 @@ class ReportHook(Hook):
         self.num_images = num_images
 
     def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
-        """Look at the model, draw, write."""
+        """Look at the model, draw, write; in the first process."""
+        if not is_main_process():
+            return
         try:
             self._write(runner, context)
         except Exception as error:  # the work of the run must not be lost for its picture
@@ -40,7 +43,7 @@ class ReportHook(Hook):
         loop, name = runner.train_loop, osp.basename(runner.cfg.filename or 'mmquant')
         versions = found_versions()
         facts = {'seed': runner.seed, '': device_name(context.device), 'mmquant': versions['mmquant'],
-                 'torch': versions['torch'], 'calibrated with': f'{sum(map(len, context.chunks))} images'}
+                 'torch': versions['torch'], 'calibrated with': f'{loop.num_images} images'}
         cost = model_cost(context.model, len(context.sample))
         found = inspect(context.model, context.images(self.num_images))
         run = Run(osp.splitext(name)[0], facts, loop.stages, context.records, cost, found,

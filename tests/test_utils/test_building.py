@@ -78,7 +78,8 @@ def test_fitting_types(args):
 
 @pytest.mark.parametrize('args, text', [
     (dict(number='3'), "here: number must be float, got '3'"), (dict(number=True), 'number must be float, got True'),
-    (dict(words=3), r'words must be list\[str\] \| None, got 3'), (dict(choice=1.5), r'choice must be int \| str, got 1\.5'),
+    (dict(words=3), r'words must be list\[str\] \| None, got 3'),
+    (dict(choice=1.5), r'choice must be int \| str, got 1\.5'),
     (dict(on=1), 'on must be bool, got 1')])
 def test_other_types(args, text):
     with pytest.raises(ConfigError, match=text):

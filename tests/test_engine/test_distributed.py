@@ -1,0 +1,121 @@
+"""Two processes on a CPU (gloo): ranges of one process, agreeing ranks, one that writes, resuming on another number."""
+import multiprocessing
+import os
+import socket
+import traceback
+
+import mmpretrain.datasets  # noqa: F401  forks have what this process has
+import mmpretrain.evaluation  # noqa: F401
+import mmpretrain.models  # noqa: F401
+import pytest
+import torch
+from tools_for_tests import STEPS, quantized_of, results_of, runner_of
+
+from mmquant.engine import CalibrationLoop, loops
+from mmquant.engine.progress_file import ProgressFile
+from mmquant.models.checkpoint import write_atomically
+
+LP = dict(type='mmquant.LpNormObserver', p=2.4, num_candidates=20, max_samples=3000)
+RANGES = [*STEPS[:2], dict(type='mmquant.InitWeightRange', observer=LP),
+          dict(type='mmquant.InitActivationRange', observer=LP, num_images=16, name='nearest')]
+TUNED = [*RANGES, dict(type='mmquant.Reconstruction', num_iters=3, batch_size=8),
+         dict(type='mmquant.Reconstruction', target='activation', num_iters=3, batch_size=8)]
+HOOKS = [dict(type='mmquant.EvaluationHook')]
+
+
+class Killed(BaseException):
+    """Stands for kill -9, in all processes at once."""
+
+
+def child(rank: int, world: int, port: int, work_dir, steps, saves, resume) -> None:
+    """One rank of a run; it must never return into the test session."""
+    code = 1
+    try:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
+                          MASTER_PORT=str(port))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if saves:
+            original, count = ProgressFile.save, [0]
+
+            def save(self, *args):
+                original(self, *args)
+                count[0] += 1
+                if count[0] == saves:
+                    raise Killed
+
+            ProgressFile.save = save
+        launcher = 'pytorch' if world > 1 else 'none'
+        runner = runner_of(work_dir, steps, HOOKS, images=32, launcher=launcher, resume=resume)
+        try:
+            model = runner.train()
+            write_atomically(str(work_dir / f'rank{rank}.pth'), dict(model.architecture.state_dict()))
+        except Killed:
+            pass
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def run(world: int, work_dir, steps, saves: int = 0, resume: bool = False):
+    work_dir.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context('fork')
+    ranks = [fork.Process(target=child, args=(r, world, port, work_dir, steps, saves, resume)) for r in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(400)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0] * world
+    return work_dir
+
+
+def state(work_dir, name: str) -> dict:
+    return torch.load(work_dir / name, weights_only=True)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_ranges_are_those_of_one_process(tmp_path):
+    """Scattered images, gathered statistics: to 1e-6, with an observer that samples."""
+    one, two = (run(n, tmp_path / str(n), RANGES) for n in (1, 2))
+    a, b = (quantized_of(d)['state_dict'] for d in (one, two))
+    scales = [k for k in a if k.endswith('scale')]
+    assert a.keys() == b.keys() and len(scales) == 39
+    assert all(torch.allclose(a[k].double(), b[k].double(), rtol=1e-6, atol=0) for k in a)
+    assert same(state(two, 'rank0.pth'), state(two, 'rank1.pth'))
+    first, second = (results_of(d)['stages'] for d in (one, two))
+    assert [s['metrics'] for s in first] == [s['metrics'] for s in second]
+    meta = quantized_of(two)['meta']
+    assert meta['calibration']['images'] == 32 and len(list(two.glob('*/*.log'))) == 1
+
+
+@pytest.mark.slow
+def test_reconstruction_agrees_and_is_reproducible(tmp_path):
+    one, again = (run(2, tmp_path / str(n), TUNED) for n in (1, 2))
+    assert same(state(one, 'rank0.pth'), state(one, 'rank1.pth'))
+    assert same(quantized_of(one)['state_dict'], quantized_of(again)['state_dict'])
+    units = [r for r in results_of(one)['records'] if r['kind'] == 'unit']
+    assert len(units) == 19 and any(u['flipped'] > 0 for u in units if 'flipped' in u)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])
+def test_resumed_on_another_number_of_processes(tmp_path, before, after):
+    work_dir = run(before, tmp_path / 'run', TUNED, saves=6)
+    assert (work_dir / 'progress.pth').exists() and not (work_dir / 'quantized.pth').exists()
+    run(after, work_dir, TUNED, resume=True)
+    stages = [s['name'] for s in results_of(work_dir)['stages']]
+    assert stages == ['float', 'nearest_weights', 'nearest', 'weights', 'activations', 'final']
+
+
+def test_steps_that_need_one_process_say_so(monkeypatch):
+    monkeypatch.setattr(loops, 'alone', lambda: False)
+    with pytest.raises(ValueError, match='the steps lapq do not run in several processes; start tools/ptq.py without'):
+        CalibrationLoop(None, None, [*STEPS, dict(type='mmquant.NormSweep', name='lapq')])
