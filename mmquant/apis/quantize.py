@@ -33,7 +33,8 @@ def recipe_steps(recipe: str | list, num_iters: Mapping[str, int] | None = None)
     Args:
         recipe (str | list[dict]): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_2k'``, ...),
             or the steps themselves.
-        num_iters (Mapping | None): Steps a unit for ``'weight'``, ``'activation'`` and ``'joint'``, instead of the recipe's.
+        num_iters (Mapping | None): Steps a unit for ``'weight'``, ``'activation'`` and ``'joint'``, instead of the
+            recipe's.
 
     Raises:
         ConfigError: For an unknown name or key, or no steps.
