@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from models_for_tests import MLP, BasicBlock, ResNet, ViT, calibrated, images, inserted, quantizer_cfg, randomize
 from torch import nn
 
@@ -104,6 +105,7 @@ def test_quantizing_without_ranges_says_so():
 
 
 def test_architecture_by_config():
+    init_default_scope('mmpretrain')  # of the model's data preprocessor, which bears no prefix
     cfg = dict(type='mmpretrain.ImageClassifier',
                backbone=dict(type='mmpretrain.ResNet_CIFAR', depth=18, stem_channels=4, base_channels=4),
                neck=dict(type='mmpretrain.GlobalAveragePooling'),
