@@ -9,7 +9,7 @@ from mmquant.reconstruction import LpLoss
 from mmquant.reconstruction.cache import Cache
 from mmquant.reconstruction.fisher import fisher_diagonal
 from mmquant.reconstruction.ragged import RaggedProblem
-from mmquant.reconstruction.training import Problem, fit
+from mmquant.reconstruction.training import ParamGroup, Problem, fit
 
 
 def problem(data, target, factor):
