@@ -1,0 +1,68 @@
+"""Peak memory of calibrating a detector with a limited cache: random weights, random images, a few steps a unit."""
+import argparse
+import tempfile
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+
+import mmquant  # noqa: F401  checks the versions
+from mmquant.algorithms import CalibrationContext, Reconstruction
+from mmquant.apis.cli import run_as_script
+from mmquant.apis.config import calibration_config, load_config
+from mmquant.reconstruction.cache import Cache, parse_bytes
+from mmquant.registry import MODELS, STEPS
+from mmquant.utils.building import build
+from mmquant.utils.hardware import peak_memory_bytes
+from mmquant.utils.progress import progress
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', nargs='?', default='configs/brecq/retinanet-r50_w4a8_coco.py')
+    parser.add_argument('--budget', default='2GiB', help='bytes of the whole process; the cache gets what is left')
+    parser.add_argument('--images', type=int, default=32)
+    parser.add_argument('--shape', type=int, nargs=2, default=(800, 1344), help='height and width of an image')
+    parser.add_argument('--num-iters', type=int, default=1, help='steps a unit')
+    parser.add_argument('--working-set', default='1.2GiB', help='kept free for the model and the running unit')
+    return parser.parse_args()
+
+
+def quick_steps(cfg, num_iters: int) -> list:
+    """The config's steps with a few iterations, one image a pass, and ranges from the extremes of one image."""
+    observer = dict(type='mmquant.MinMaxObserver')
+    steps = []
+    for step in cfg.train_cfg.steps:
+        kind = step['type'].removeprefix('mmquant.')
+        changes = dict(Reconstruction=dict(num_iters=num_iters, batch_size=1, chunk=1),
+                       InitActivationRange=dict(num_images=1, chunk=1, observer=observer),
+                       InitWeightRange=dict(observer=observer)).get(kind, {})
+        steps.append(build(STEPS, dict(step, **changes), 'steps'))
+    return steps
+
+
+def main() -> None:
+    """Calibrate, report."""
+    args = parse_args()
+    logger = MMLogger.get_instance('benchmark_memory')
+    cfg = calibration_config(load_config(args.config))
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(dict(cfg.model, float_checkpoint='random'))
+    budget = parse_bytes(args.budget, '--budget')
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(host=max(0, budget - parse_bytes(args.working_set, '--working-set')), folder=folder)
+        images = [torch.randn(1, 3, *args.shape) for _ in range(args.images)]
+        context = CalibrationContext(model, images, progress=progress, cache=cache)
+        for step in quick_steps(cfg, args.num_iters):
+            with torch.set_grad_enabled(isinstance(step, Reconstruction)):
+                step.run(context)
+            logger.info(f'{step.name}: peak memory {peak_memory_bytes() / 2**30:.2f} GiB; cache: '
+                        f'{cache.peak["host"] / 2**30:.2f} GiB in memory, {cache.peak["disk"] / 2**30:.2f} GiB on disk')
+    verdict = 'within' if peak_memory_bytes() <= budget else 'ABOVE'
+    logger.info(f'{args.images} images of {args.shape[0]}x{args.shape[1]}: {verdict} the budget of {args.budget}')
+
+
+if __name__ == '__main__':
+    run_as_script(main)
