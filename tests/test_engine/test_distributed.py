@@ -4,9 +4,6 @@ import os
 import socket
 import traceback
 
-import mmpretrain.datasets  # noqa: F401  forks have what this process has
-import mmpretrain.evaluation  # noqa: F401
-import mmpretrain.models  # noqa: F401
 import pytest
 import torch
 from tools_for_tests import STEPS, quantized_of, results_of, runner_of
@@ -25,6 +22,14 @@ HOOKS = [dict(type='mmquant.EvaluationHook')]
 
 class Killed(BaseException):
     """Stands for kill -9, in all processes at once."""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def imported():
+    """Forks have what this process has; mmquant is there already, as it must be before mmpretrain."""
+    import mmpretrain.datasets
+    import mmpretrain.evaluation
+    import mmpretrain.models  # noqa: F401
 
 
 def child(rank: int, world: int, port: int, work_dir, steps, saves, resume) -> None:

@@ -56,11 +56,11 @@ def kill_and_resume(work_dir, wait: float, whole) -> bool:
     child = start(work_dir)
     time.sleep(wait)
     child.kill()
-    child.join(60)
+    child.join(300)
     killed = child.exitcode == -signal.SIGKILL
     assert killed or child.exitcode == 0
     again = start(work_dir)
-    again.join(120)
+    again.join(600)
     assert again.exitcode == 0
     assert sorted(p.name for p in work_dir.glob('*.tmp')) == []
     one, other = quantized_of(work_dir), quantized_of(whole)
