@@ -30,7 +30,7 @@ NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vi
 # another package, two for masked pre-training.
 NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone', 'SparseConvNeXt', 'SparseResNet')
 CHANNELS = dict(LeNet5=1)
-SIDE = 128
+SIDE = 320  # smaller images leave nothing on the highest level of some pyramids
 
 
 def size_rank(path: str) -> tuple:
