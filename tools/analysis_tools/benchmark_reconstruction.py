@@ -81,7 +81,7 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
         s.run(context)
     unit = wrapped.units('block')[0]
     data = UnitInput.gather([((x,), {})])
-    run = UnitRun(wrapped.architecture, unit, data)
+    run = UnitRun(wrapped, unit, 0, data)
     rows = torch.arange(len(x), device=x.device)
     problem = Problem(run, data.data, y.contiguous(memory_format=torch.channels_last), None, LpLoss(), 1, rows, rows,
                       x.device, amp)
