@@ -11,6 +11,7 @@ import torch
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext
+from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import is_layer
 from mmquant.reconstruction.divergence import float_tensors
@@ -54,7 +55,7 @@ def output_sqnr(reference, quantized) -> float:
     pairs = [(r.double(), q.double()) for r, q in zip(float_tensors(reference), float_tensors(quantized), strict=True)]
     signal_power = sum(r.square().sum().item() for r, _ in pairs)
     noise = sum((q - r).square().sum().item() for r, q in pairs)
-    return float('inf') if noise == 0 else 10 * torch.tensor(signal_power / noise).log10().item()
+    return sqnr_db(signal_power, noise)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_leaves
 
+from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.quantizers import Quantizer
 
@@ -47,9 +48,9 @@ class Inspection:
     activations: tuple[Histogram, ...]
 
 
-def sqnr_db(signal: float, noise: float) -> float | None:
-    """``10 log10(signal / noise)`` of two sums of squares; None without noise or without signal."""
-    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
+def _finite(x: float) -> float | None:
+    """``x``, None where it is infinite or NaN: what JSON and a page can hold."""
+    return x if math.isfinite(x) else None
 
 
 def histogram(name: str, x: torch.Tensor, quantizer: Quantizer) -> Histogram:
@@ -86,7 +87,7 @@ def inspect(model: QuantizedModel, images: list) -> Inspection:
             continue
         with model.quantization(weights=True, activations=False):
             noise = (quantizer(w) - w).double().square().sum().item()
-        weights[name] = sqnr_db(w.double().square().sum().item(), noise)
+        weights[name] = _finite(sqnr_db(w.double().square().sum().item(), noise))
         histograms.append(histogram(name, w, quantizer))
     outputs, activations = _run(model, images)
     order = [c.name for c in model.flow.calls] if model.flow else []
@@ -117,7 +118,7 @@ def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], 
             with model.frozen(*model.ready), _hooks(layers, _compare(references, sums)), _watch(quantizers, met):
                 model.run(part)
     histograms = [_histogram(n, torch.cat(met[n]), quantizers[n]) for n in quantizers if met[n]]
-    return {n: sqnr_db(*s) for n, s in sums.items() if s[0]}, histograms
+    return {n: _finite(sqnr_db(*s)) for n, s in sums.items() if s[0]}, histograms
 
 
 @contextlib.contextmanager

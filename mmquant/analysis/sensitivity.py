@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import PerCall, enabled
 from mmquant.quantizers import Quantizer
@@ -100,7 +101,7 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: 10 * torch.tensor(s / n).log10().item() if n else float('inf') for name, (s, n) in power.items()}
+    return {name: sqnr_db(*sums) for name, sums in power.items()}
 
 
 def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callable[[], float] | None = None,

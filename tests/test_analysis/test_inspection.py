@@ -5,13 +5,14 @@ import torch
 from models_for_tests import MLP, Chain, ResNet, ViT, calibrated, images, inserted, randomize
 from torch import nn
 
-from mmquant.analysis.inspection import BINS, histogram, inspect, sqnr_db
+from mmquant.analysis.inspection import BINS, histogram, inspect
+from mmquant.analysis.sqnr import sqnr_db
 from mmquant.quantizers import UniformAffineQuantizer
 
 
 def test_sqnr():
     assert sqnr_db(100.0, 1.0) == pytest.approx(20) and sqnr_db(1.0, 2.0) == pytest.approx(-3.0103)
-    assert sqnr_db(1.0, 0.0) is None and sqnr_db(0.0, 1.0) is None
+    assert sqnr_db(1.0, 0.0) == math.inf and sqnr_db(0.0, 1.0) == -math.inf and math.isnan(sqnr_db(math.nan, 1.0))
 
 
 def test_histogram_counts_in_steps_of_the_grid():
