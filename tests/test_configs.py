@@ -95,7 +95,6 @@ FAMILIES = [  # config, side of the images, blocks, all units
     pytest.param('../repapq/mobileone-s0_w8a8', 32, 43, 44, marks=slow),
     pytest.param('../repapq/repvgg-a0_w4a4', 32, 22, 23, marks=slow),
     ('../repapq/repvgg_w4a4_digits', 32, 12, 13),
-    ('../repapq/mobileone_w6a6_digits', 32, 21, 22),
     pytest.param('../repapq/mobilenet-v2_w6a6_per-tensor_val1300', 32, 17, 20, marks=slow),
 ]
 
