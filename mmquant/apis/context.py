@@ -1,7 +1,6 @@
 """A config's model with quantizers and its calibration images, without running the rest of its steps."""
 from __future__ import annotations
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -25,7 +24,6 @@ def prepare_context(cfg: Config) -> tuple[Runner, CalibrationContext]:
     runner = build_runner(calibration_config(cfg))
     model = runner.model
     model.load_float_checkpoint()
-    model.architecture.to(memory_format=torch.channels_last)
     chunks, samples = runner.train_loop.collect(model)
     context = CalibrationContext(model, chunks, runner.seed, cfg.train_cfg.get('amp', False), progress=progress,
                                  samples=samples)

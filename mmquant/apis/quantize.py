@@ -92,7 +92,6 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
                 block_types=block_types)
     steps = [build(STEPS, s, f'recipe[{i}]') for i, s in enumerate(recipe_steps(recipe, num_iters))]
     model.eval()
-    model.to(memory_format=torch.channels_last)
     wrapped = QuantizedModel(model, spec, 'random')
     context = CalibrationContext(wrapped, _collect(calib_loader, wrapped, chunk_size), seed, amp, progress=progress)
     run_steps(context, steps)

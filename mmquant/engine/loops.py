@@ -93,7 +93,6 @@ class CalibrationLoop(BaseLoop):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.load_float_checkpoint()
         runner.call_hook('before_train')
-        model.architecture.to(memory_format=torch.channels_last)
         chunks, samples = self.collect(model)
         context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples,
                                      cache=self.cache)

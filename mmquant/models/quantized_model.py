@@ -22,6 +22,7 @@ from mmquant.models.layers import (
     fixed_weights,
     quantize_layer,
     quantize_output,
+    use_channels_last,
 )
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.output_affine import add_output_affine
@@ -68,6 +69,7 @@ class QuantizedModel(BaseModel):
             architecture = MODELS.build(architecture)
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
+        use_channels_last(architecture)  # here, so that a loaded checkpoint computes just what the calibrated model did
         self.architecture = architecture
         self.float_checkpoint = float_checkpoint
         self.quantizer_cfg = quantizer

@@ -5,7 +5,15 @@ import torch
 from models_for_tests import ResNet, calibrated, images, randomize
 from torch import nn
 
-from mmquant.models.layers import channel_axis, enabled, fixed_weights, quantize_layer, quantize_output, quantized_class
+from mmquant.models.layers import (
+    channel_axis,
+    enabled,
+    fixed_weights,
+    quantize_layer,
+    quantize_output,
+    quantized_class,
+    use_channels_last,
+)
 from mmquant.observers import MinMaxObserver
 from mmquant.quantizers import UniformAffineQuantizer
 
@@ -176,3 +184,14 @@ def test_layer_whose_weight_is_made_in_each_pass_is_passed_over_with_a_reason():
         wrapped(x)
     found = {p.name: (p.w_bits, p.note) for p in wrapped.plan.layers}
     assert found['1'][0] is None and 'weight is computed' in found['1'][1] and found['2'][0] == 4
+
+
+def test_weights_of_plain_convolutions_are_channels_last():
+    """And only theirs: a forward of its own may look at the weight through a view."""
+    from mmcv.cnn.bricks.conv_ws import ConvWS2d
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), ConvWS2d(4, 5, 3), nn.ConvTranspose2d(5, 6, 2))
+    use_channels_last(model)
+    last = [m.weight.is_contiguous(memory_format=torch.channels_last) for m in model if hasattr(m, 'weight')
+            and m.weight.dim() == 4]
+    assert last == [True, False, True]
+    assert model(torch.rand(2, 3, 6, 6)).shape == (2, 6, 3, 3)
