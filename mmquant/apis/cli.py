@@ -49,24 +49,25 @@ def run_as_script(main) -> None:
     """Run ``main()``; an error meant for the user becomes one paragraph and exit code 1."""
     try:
         main()
-    except USER_ERRORS as error:
-        if os.environ.get('MMQUANT_TRACEBACK'):
-            raise
-        _exit(type(error).__name__, str(error))
-    except OSError as error:
-        if os.environ.get('MMQUANT_TRACEBACK'):
-            raise
-        advice = ('; free some disk space or choose another --work-dir. An unfinished run continues with --resume'
-                  if error.errno in DISK_FULL else '')
-        _exit(type(error).__name__, f'{error}{advice}')
     except Exception as error:
         if os.environ.get('MMQUANT_TRACEBACK'):
             raise
-        text = explain(error)
-        if text is not None:
-            _exit('ConfigError', text)
-        _exit(type(error).__name__, f'{" ".join(str(error).split())} ({origin(error)}). If the config is right, this '
-              'is a defect of mmquant')
+        _exit(*_told(error))
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Kind and text of an error, for a user."""
+    if isinstance(error, USER_ERRORS):
+        return type(error).__name__, str(error)
+    if isinstance(error, OSError):
+        advice = ('; free some disk space or choose another --work-dir. An unfinished run continues with --resume'
+                  if error.errno in DISK_FULL else '')
+        return type(error).__name__, f'{error}{advice}'
+    text = explain(error)
+    if text is not None:
+        return 'ConfigError', text
+    return type(error).__name__, (f'{" ".join(str(error).split())} ({origin(error)}). If the config is right, this is '
+                                  'a defect of mmquant')
 
 
 def _exit(kind: str, text: str) -> None:
