@@ -11,7 +11,7 @@ from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions
 from mmquant.reconstruction.cache import Cache
 from mmquant.reconstruction.replay import Stream
-from mmquant.utils.hardware import computes_bfloat16
+from mmquant.utils.hardware import computes_bfloat16, reuse_freed_memory
 
 
 @dataclass
@@ -50,6 +50,7 @@ class CalibrationContext:
     state: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        reuse_freed_memory()
         if self.amp and not computes_bfloat16(self.device):
             MMLogger.get_current_instance().warning(
                 'amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than float32; '

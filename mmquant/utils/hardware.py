@@ -1,11 +1,16 @@
 """What the processor is, and what it can do."""
 from __future__ import annotations
 
+import ctypes
 import platform
 import resource
 import sys
+from functools import cache
 
 import torch
+
+# Keys of glibc's mallopt.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -41,3 +46,20 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
+
+
+@cache
+def reuse_freed_memory(limit: int = 2**30) -> bool:
+    """Let the C library keep freed blocks instead of returning each to the system; True where that worked.
+
+    Every large tensor would otherwise be mapped, zeroed page by page at its first use, and unmapped: half of the time
+    of a training step of MobileNetV2. Linux with glibc only; holds for the whole process.
+
+    Args:
+        limit (int): Bytes of free memory at the top of the heap that may be kept. Default 1 GiB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt is None:
+        return False
+    # glibc before 2.35 takes no mapping threshold above 32 MiB
+    return bool((mallopt(MMAP_THRESHOLD, limit) or mallopt(MMAP_THRESHOLD, 2**25)) and mallopt(TRIM_THRESHOLD, limit))

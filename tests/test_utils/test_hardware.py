@@ -1,0 +1,30 @@
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from mmquant.utils.hardware import reuse_freed_memory
+
+SCRIPT = """
+import resource, torch
+from mmquant.utils.hardware import reuse_freed_memory
+assert reuse_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(20_000_000).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not reuse_freed_memory(), reason='the C library has no mallopt')
+def test_a_freed_block_is_used_again_without_touching_the_system():
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', SCRIPT], capture_output=True, text=True, check=True)
+    # 80 MB anew would be 80e6 / page size faults
+    assert int(out.stdout) < 80_000_000 / resource.getpagesize() / 100
+
+
+def test_reuse_is_switched_on_once():
+    assert reuse_freed_memory() == reuse_freed_memory()
