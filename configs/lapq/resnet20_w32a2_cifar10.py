@@ -10,5 +10,9 @@ model = dict(
     quantizer=_base_.quantizer,
     float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/resnet20_cifar10_mmpretrain.pth')
 train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.lapq)
+    _delete_=True,
+    type='mmquant.CalibrationLoop',
+    # the seed of the run draws the images
+    dataloader=dict(_base_.calibration_dataloader, sampler=dict(type='DefaultSampler', shuffle=True)),
+    steps=_base_.lapq)
 custom_hooks = [dict(type='mmquant.EvaluationHook')]

@@ -1,8 +1,8 @@
 from mmquant.search.calibration import Calibration
-from mmquant.search.objectives import CrossEntropy, Objective, OutputDivergence, TemperedDivergence
+from mmquant.search.objectives import CrossEntropy, LogitDistance, Objective, OutputDivergence
 from mmquant.search.parabola import fit_parabola
 from mmquant.search.problem import ClipProblem
 from mmquant.search.searcher import CoordinateDescent, GradientSearch, PatternSearch, PowellSearch, Searcher
 
-__all__ = ['Calibration', 'ClipProblem', 'CoordinateDescent', 'CrossEntropy', 'GradientSearch', 'Objective',
-           'OutputDivergence', 'PatternSearch', 'PowellSearch', 'Searcher', 'TemperedDivergence', 'fit_parabola']
+__all__ = ['Calibration', 'ClipProblem', 'CoordinateDescent', 'CrossEntropy', 'GradientSearch', 'LogitDistance', 'Objective',
+           'OutputDivergence', 'PatternSearch', 'PowellSearch', 'Searcher', 'fit_parabola']

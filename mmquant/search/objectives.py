@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,6 @@ from torch.utils._pytree import tree_map_only
 from mmquant.reconstruction.divergence import divergence, float_tensors, output_kinds
 from mmquant.registry import OBJECTIVES
 from mmquant.utils.building import ConfigError, build
-
-# Inverse temperatures: 0.1, 0.126, ..., 1, ..., 3.98.
-FACTORS = tuple(10**(i / 10 - 1) for i in range(17))
 
 
 def labels_of(samples: list[list] | None) -> list[Tensor] | None:
@@ -98,20 +94,21 @@ class OutputDivergence(Objective):
 
 
 @OBJECTIVES.register_module()
-class TemperedDivergence(OutputDivergence):
-    """As :class:`OutputDivergence`, but class logits count at the temperature that suits them best.
+class LogitDistance(OutputDivergence):
+    """As :class:`OutputDivergence`, but class logits count by their mean squared distance from the float network's.
 
-    With few bits a network is surer of itself than the float one, or less sure. That raises the divergence but moves no
-    class, and a search over clips pays for it with classes that do move. So the quantized logits are multiplied by the
-    best of 17 factors from 0.1 to 4, one factor for the images that are evaluated at once (a chunk). Other outputs than
-    logits count as they are. This project's, not the paper's.
+    Both have their mean over the classes taken off, which no probability depends on. Where networks are sure of
+    themselves, the divergence of a few wrong guesses outweighs all other images, and a search pays for it with classes
+    of the others; the distance of the logits has no such tail. This project's, not the paper's.
     """
 
     def __call__(self, output, chunk: int, rows: Tensor | None = None) -> Tensor:
-        if set(output_kinds(self.references[chunk])) != {'logits'}:
+        reference, found = float_tensors(self.references[chunk]), float_tensors(output)
+        if output_kinds(self.references[chunk]) != ['logits']:
             return super().__call__(output, chunk, rows)
-        scaled = (tree_map_only(Tensor, partial(torch.mul, other=factor), output) for factor in FACTORS)
-        return torch.stack([super(TemperedDivergence, self).__call__(x, chunk, rows) for x in scaled]).min()
+        exact, got = (x.double() - x.double().mean(1, keepdim=True)
+                      for x in (reference[0] if rows is None else reference[0][rows], found[0]))
+        return (got - exact).square().mean(1).sum()
 
 
 def build_objective(cfg: dict | None, labels: list[Tensor] | None, where: str) -> Objective:

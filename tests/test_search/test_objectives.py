@@ -5,7 +5,7 @@ from mmengine.structures import BaseDataElement
 from models_for_tests import images
 
 from mmquant.registry import OBJECTIVES
-from mmquant.search import CrossEntropy, OutputDivergence, TemperedDivergence
+from mmquant.search import CrossEntropy, LogitDistance, OutputDivergence
 from mmquant.search.objectives import build_objective, labels_of
 from mmquant.utils.building import ConfigError
 
@@ -43,26 +43,24 @@ def test_divergence_by_hand_and_zero_at_the_float_network():
     assert both(uniform, 0, torch.tensor([1])).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_tempered_divergence_does_not_ask_how_sure_the_network_is():
-    reference = images(6, 5)
-    plain, tempered = (prepared(kind(), [reference]) for kind in (OutputDivergence, TemperedDivergence))
-    assert tempered(reference, 0).item() == 0
-    assert tempered(reference * 10**0.3, 0).item() == pytest.approx(0, abs=1e-5) and plain(reference * 10**0.3, 0) > 0.5
-    other = images(6, 5, seed=1)
-    assert tempered(other * 8, 0) < plain(other * 8, 0)
-    assert tempered(-reference, 0).item() > 0.3  # no temperature helps where the order is wrong
-    rows = torch.tensor([4, 1])
-    assert tempered(reference[rows], 0, rows).item() == 0
-    x = other.clone().requires_grad_()
-    tempered(x, 0).backward()
-    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+def test_logit_distance_by_hand():
+    reference = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]])
+    objective = prepared(LogitDistance(), [reference])
+    assert objective(reference + 5, 0).item() == pytest.approx(0, abs=1e-10)  # a shift moves no probability
+    # off by (2, -1, -1) and (0, 0, 0): mean of squares 2, summed over images
+    moved = reference + torch.tensor([[2.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    assert objective(moved, 0).item() == pytest.approx(2)
+    assert objective(moved[[1]], 0, torch.tensor([1])).item() == pytest.approx(0, abs=1e-10)
+    x = moved.clone().requires_grad_()
+    objective(x, 0).backward()
+    assert x.grad[0].tolist() == pytest.approx([4 / 3, -2 / 3, -2 / 3])
 
 
-def test_tempered_divergence_leaves_outputs_of_detectors_alone():
+def test_logit_distance_leaves_outputs_of_detectors_alone():
     levels = [images(2, 3, 8, 8), images(2, 4, 8, 8)]
     moved = [x + 0.5 for x in levels]
-    plain, tempered = (prepared(kind(), [levels]) for kind in (OutputDivergence, TemperedDivergence))
-    assert tempered(moved, 0).item() == plain(moved, 0).item() > 0
+    plain, distance = (prepared(kind(), [levels]) for kind in (OutputDivergence, LogitDistance))
+    assert distance(moved, 0).item() == plain(moved, 0).item() > 0
 
 
 def test_several_outputs_and_chunks_of_other_sizes():
