@@ -5,6 +5,7 @@ import contextlib
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 DECODE = 'predict_by_feat'  # mmdet's name for decoding and selecting boxes
 
@@ -26,6 +27,15 @@ def plain_samples(images: torch.Tensor) -> list:
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0),
                 img_id=0)
     return [DetDataSample(metainfo=meta) for _ in images]
+
+
+def no_tensors(model: nn.Module, returned) -> str:
+    """What to tell about a model whose tensor mode returns no tensor that was computed from the images."""
+    kinds = ', '.join(dict.fromkeys(type(x).__name__ for x in tree_leaves(returned))) or 'nothing'
+    heads = [f'{n} ({type(m).__name__})' for n, m in model.named_children() if n.endswith('head')]
+    return (f'{type(model).__name__} returned no tensor that depends on the images in tensor mode, but {kinds}, so '
+            'float and quantized outputs cannot be compared; let forward(inputs, data_samples, mode="tensor") return '
+            f'the raw outputs of {" and ".join(heads) or "the last layers"}, before boxes are decoded and selected')
 
 
 class Decisions:

@@ -12,14 +12,16 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
-from mmquant.models.detection import decoders, is_detector, plain_samples
+from mmquant.models.detection import decoders, is_detector, no_tensors, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
+from mmquant.models.functional import call_functional_layers, find_functional_layers
 from mmquant.models.layers import (
     PerCall,
     QuantizedLayer,
     channel_axis,
     enabled,
     fixed_weights,
+    has_own_weight,
     quantize_layer,
     quantize_output,
     use_channels_last,
@@ -121,11 +123,18 @@ class QuantizedModel(BaseModel):
         load_float_weights(self.architecture, self.float_checkpoint)
 
     def observe(self, inputs, data_samples: list | None = None) -> DataFlow:
-        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`."""
+        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`.
+
+        Raises:
+            ValueError: If the model returns no tensor that it computed from the inputs.
+        """
+        returned = []
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied,
+            self.flow = record(self.architecture, lambda x: returned.append(self._raw(x, data_samples)), copied,
                                decoders(self.architecture))
+        if not self.flow.calls[0].outputs:
+            raise ValueError(no_tensors(self.architecture, returned[0]))
         return self.flow
 
     def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
@@ -145,10 +154,19 @@ class QuantizedModel(BaseModel):
         return merged
 
     def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
-        """Decide where quantizers sit, without inserting them; attention gets layers for its projections."""
+        """Decide where quantizers sit, without inserting them; attention gets layers for its projections.
+
+        Modules that read a layer's weight are made to call the layer.
+        """
         if split_attention(self.architecture):
             self.plan = replace(self.plan or Plan(), split_attention=True)
         flow = self.observe(inputs, data_samples)
+        if any(has_own_weight(m) and n not in flow.calls_of for n, m in self.architecture.named_modules()):
+            found = find_functional_layers(self.architecture, lambda: self.run(inputs, data_samples))
+            if found:
+                call_functional_layers(self.architecture, found)
+                self.plan = replace(self.plan or Plan(), functional={**(self.plan or Plan()).functional, **found})
+                flow = self.observe(inputs, data_samples)
         return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
                                 self.quantizer_cfg.get('per_call', False),
                                 self.quantizer_cfg.get('depthwise_channels', False))
@@ -159,6 +177,7 @@ class QuantizedModel(BaseModel):
             reparameterize(self.architecture)
         if plan.split_attention:
             split_attention(self.architecture)
+        call_functional_layers(self.architecture, plan.functional)
         known = set(self.plan.folded) if self.plan else set()
         for layer, bn in plan.folded:
             if (layer, bn) not in known:
