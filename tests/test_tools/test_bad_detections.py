@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from detectors_for_tests import ROOT, detector, needs_detectors
+from detectors_for_tests import ROOT, detector, needs_detectors, quick_config
 from models_for_tests import images
 from tools_for_tests import log_of, results_of, run_tool
 from torch import nn
@@ -11,27 +11,11 @@ from mmquant.apis.quantize import quantize
 from mmquant.datasets import digits_det
 
 pytestmark = needs_detectors
-CONFIG = str(ROOT / 'configs/brecq/retinanet_w8a8_digitsdet.py')
-QUICK = '''
-_base_ = {config!r}
-data_root = {root!r}
-train_cfg = dict(dataloader=dict(dataset=dict(data_root=data_root)), chunk_size=4, steps=[
-    dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
-    dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.MinMaxObserver')),
-    dict(type='mmquant.InitActivationRange', observer=dict(type='mmquant.MinMaxObserver'), name='nearest')])
-val_dataloader = dict(dataset=dict(data_root=data_root))
-val_evaluator = dict(ann_file=data_root + '/annotations/test.json')
-test_dataloader, test_evaluator = val_dataloader, val_evaluator
-'''
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Four calibration and three test scenes, min-max ranges."""
-    monkeypatch.setattr(digits_det, 'NUM_IMAGES', dict(train=2, calibration=4, test=3))
-    path = tmp_path / 'quick.py'
-    path.write_text(QUICK.format(config=CONFIG, root=str(tmp_path / 'scenes')))
-    return str(path)
+    return quick_config(tmp_path, monkeypatch)
 
 
 def ptq(config, tmp_path, *options, more=()):
