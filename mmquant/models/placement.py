@@ -83,7 +83,8 @@ class _Placer:
         self.depthwise_channels = depthwise_channels
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
-        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types) if len(c.outputs) == 1}
+        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)
+                       if c.bare and len(c.outputs) == 1}
         self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
         self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
         self.by_input = defaultdict(list)
@@ -123,7 +124,7 @@ class _Placer:
 
     def _producer(self, value: int) -> Call | None:
         """The innermost module, called once and no container, that returns the tensor itself."""
-        calls = [c for c in self.flow.calls if c.outputs == (value,) and len(self.flow.calls_of[c.name]) == 1
+        calls = [c for c in self.flow.calls if c.bare and c.outputs == (value,) and len(self.flow.calls_of[c.name]) == 1
                  and c.parent >= 0 and not isinstance(self.modules[c.name], CONTAINERS)]
         return calls[-1] if calls else None
 

@@ -25,6 +25,7 @@ from mmquant.models.layers import (
     quantize_layer,
     quantize_output,
     use_channels_last,
+    use_plain_memory,
 )
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.output_affine import add_output_affine
@@ -37,6 +38,7 @@ from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
+NEEDS_PLAIN_MEMORY = ('view size is not compatible', 'must be contiguous')  # in errors of torch and of mmcv's operators
 _QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call',
                    'depthwise_channels')
 
@@ -79,13 +81,30 @@ class QuantizedModel(BaseModel):
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
         self._per_call: list[PerCall] = []
+        self._plain_memory = False
         self.train(False)
 
     # ---- running -------------------------------------------------------------------------------------------------
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
-        """The wrapped model's forward."""
+        """The wrapped model's forward.
+
+        A model that looks at activations through a view (VGG), or pools corners (CornerNet), fails where channels lie
+        last in memory, so its weights and inputs are laid out plainly from its first failure on.
+        """
+        try:
+            return self._forward(inputs, data_samples, mode)
+        except RuntimeError as error:
+            if self._plain_memory or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
+                raise
+        use_plain_memory(self.architecture)
+        self._plain_memory = True
+        return self._forward(inputs, data_samples, mode)
+
+    def _forward(self, inputs, data_samples, mode: str):
         for module in self._per_call:
             module.position = 0
+        if self._plain_memory:
+            inputs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, inputs)
         if isinstance(self.architecture, BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
@@ -131,6 +150,8 @@ class QuantizedModel(BaseModel):
         returned = []
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
+            if self.flow is None:  # it may fail and lay out its memory anew, which is no part of its data flow
+                self.run(inputs, data_samples)
             self.flow = record(self.architecture, lambda x: returned.append(self._raw(x, data_samples)), copied,
                                decoders(self.architecture))
         if not self.flow.calls[0].outputs:

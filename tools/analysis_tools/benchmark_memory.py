@@ -28,7 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--num-iters', type=int, default=1, help='steps a unit')
     parser.add_argument('--units', type=int, help='reconstruct only so many units a step; the first ones of a network '
                         'have the largest activations. Default: all')
-    parser.add_argument('--working-set', default='1.2GiB', help='kept free for the model and the running unit')
+    parser.add_argument('--working-set', default='1.95GiB',
+                        help='kept free for packages, model, images and the running unit')
     return parser.parse_args()
 
 
