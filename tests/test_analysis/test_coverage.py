@@ -37,6 +37,17 @@ def test_what_counts():
     assert whole.ok and whole.quantized == whole.layers == 2
 
 
+class Refusing(nn.Conv2d):
+    """Its own merging of branches is broken, as that of some models."""
+
+    def switch_to_deploy(self):
+        raise AttributeError('no branch')
+
+
+def test_without_merging_where_it_fails():
+    assert measure_coverage(lambda: nn.Sequential(Refusing(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), SHAPE).ok
+
+
 def test_failures_are_rows():
     assert measure_coverage(lambda: nn.Conv2d(4, 4, 3), SHAPE).reason.startswith('RuntimeError: ')
     assert not measure_coverage(lambda: nn.Flatten(), SHAPE).ok

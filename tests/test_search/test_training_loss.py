@@ -26,6 +26,15 @@ def samples_with_boxes(chunk, boxes=((8, 8, 40, 44), (30, 20, 60, 62))):
     return samples
 
 
+def samples_without(chunk):
+    """As from a pipeline that loads no annotations."""
+    from mmengine.structures import InstanceData
+    samples = plain_samples(chunk)
+    for sample in samples:
+        sample.gt_instances = InstanceData()
+    return samples
+
+
 def calibration_with(samples_of, name='retinanet'):
     chunks = images(3, 3, 64, 64).split(2)
     context = context_of(detector(name), chunks)
@@ -70,7 +79,7 @@ def test_searched_with_cached_prefixes(calibration):
 
 @pytest.mark.parametrize('name, samples_of, text', [
     ('retinanet', None, r'needs the boxes of the calibration images: put dict\(type="LoadAnnotations"'),
-    ('retinanet', plain_samples, r'needs the boxes of the calibration images'),
+    ('retinanet', samples_without, r'needs the boxes of the calibration images'),
     ('retinanet', lambda chunk: samples_with_boxes(chunk, ()), 'found no object on any calibration image'),
     ('faster-rcnn', samples_with_boxes, r'needs a detector of one stage.*got FasterRCNN; use objective=dict\(type='
                                         r'"mmquant.OutputDivergence"\)'),
