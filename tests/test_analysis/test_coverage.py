@@ -101,6 +101,13 @@ def test_table():
     assert lines[6].endswith('| 1 layers read no data; 1 layers are used by function, float |')
 
 
+def test_few_proposals():
+    model = dict(test_cfg=dict(rpn=dict(max_per_img=1000), rcnn=dict(max_per_img=100)))
+    few = TOOL['with_few_proposals'](model)
+    assert few['test_cfg'] == dict(rpn=dict(max_per_img=20), rcnn=dict(max_per_img=100))
+    assert model['test_cfg']['rpn']['max_per_img'] == 1000 and TOOL['with_few_proposals']({}) == {}
+
+
 def test_size_words_order_configs():
     names = ['x-large_8xb16.py', 'x-base_8xb128.py', 'x-tiny.py', 'x_r50.py', 'x_r18.py']
     assert sorted(names, key=TOOL['size_rank']) == ['x-tiny.py', 'x_r18.py', 'x_r50.py', 'x-base_8xb128.py',
