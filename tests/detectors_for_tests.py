@@ -11,6 +11,7 @@ from models_for_tests import silent
 
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange, InsertQuantizers
 from mmquant.apis.config import load_config
+from mmquant.datasets import digits_det
 from mmquant.models import QuantizedModel
 from mmquant.registry import MODELS
 
@@ -19,6 +20,17 @@ NO_MMDET = find_spec('mmdet') is None
 NO_OPERATORS = NO_MMDET or find_spec('mmcv') is None or find_spec('mmcv._ext') is None
 needs_detectors = pytest.mark.skipif(NO_OPERATORS, reason='needs mmdet and mmcv with its compiled operators')
 MIN_MAX = dict(type='mmquant.MinMaxObserver')
+QUICK = '''
+_base_ = {config!r}
+data_root = {root!r}
+train_cfg = dict(dataloader=dict(dataset=dict(data_root=data_root)), chunk_size=4, steps=[
+    dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
+    dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.MinMaxObserver')),
+    dict(type='mmquant.InitActivationRange', observer=dict(type='mmquant.MinMaxObserver'), name='nearest')])
+val_dataloader = dict(dataset=dict(data_root=data_root))
+val_evaluator = dict(ann_file=data_root + '/annotations/test.json')
+test_dataloader, test_evaluator = val_dataloader, val_evaluator
+'''
 
 
 @functools.lru_cache(maxsize=None)
@@ -60,3 +72,10 @@ def context_of(model, chunks, **cfg) -> CalibrationContext:
     return context
 
 
+def quick_config(folder, monkeypatch) -> str:
+    """A config of the embedded RetinaNet: four calibration and three test scenes, min-max ranges at 8 bits."""
+    monkeypatch.setattr(digits_det, 'NUM_IMAGES', dict(train=2, calibration=4, test=3))
+    path = folder / 'quick.py'
+    config = str(ROOT / 'configs/brecq/retinanet_w8a8_digitsdet.py')
+    path.write_text(QUICK.format(config=config, root=str(folder / 'scenes')))
+    return str(path)

@@ -12,7 +12,7 @@ from mmquant.analysis.model_zoo import data_name, update_folder
 from mmquant.analysis.results import check_publishable, make_record, results_folder, write_json
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
-from mmquant.datasets.checks import without_roots
+from mmquant.datasets.checks import nothing_to_find, without_roots
 from mmquant.utils.building import ConfigError, plain
 
 
@@ -98,6 +98,8 @@ def main() -> None:
     with model.frozen(*model.ready):
         metrics = runner.test()
     metrics = {key: float(value) for key, value in metrics.items()}
+    if (warning := nothing_to_find(metrics)) is not None:
+        runner.logger.warning(warning)
     runner.logger.info(json.dumps(metrics))
     if not is_main_process():
         return

@@ -50,7 +50,8 @@ class CalibrationContext:
     state: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        reuse_freed_memory()
+        if not self.cache.limited:  # a budget wants freed memory back
+            reuse_freed_memory()
         if self.amp and not computes_bfloat16(self.device):
             MMLogger.get_current_instance().warning(
                 'amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than float32; '

@@ -1,7 +1,9 @@
 """How much of a model can be quantized as it is: layers, units, output error, or the reason of a failure."""
 from __future__ import annotations
 
-import contextlib
+import math
+import multiprocessing
+import resource
 import signal
 import time
 from dataclasses import dataclass, field
@@ -13,7 +15,8 @@ from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext
 from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
-from mmquant.models.layers import is_layer
+from mmquant.models.layers import has_own_weight, is_layer
+from mmquant.models.reparameterize import reparameterizable
 from mmquant.reconstruction.divergence import float_tensors
 
 W8A8 = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=8, granularity='channel'),
@@ -30,10 +33,12 @@ class Coverage:
         quantized, layers (int): Layers with quantized weights, and all layers with weights.
         units (dict[str, int]): Number of reconstruction units by granularity.
         sqnr (float): Signal-to-quantization-noise ratio of the outputs at W8A8 with min-max ranges, in dB.
-        seconds (float): Building, quantizing, two evaluations.
+        seconds (float): Of processor time: building, quantizing, two evaluations.
         reason (str): Of the failure; empty if there is none.
         unreached (int): Layers that the raw outputs do not depend on: auxiliary heads, branches for training.
-        functional (int): Layers whose weight is used, but not by calling the layer: these stay float.
+        functional (int): Layers whose weight is used, but not by calling the layer, or is computed anew in each pass:
+            these stay float.
+        constant (int): Layers that read no data, such as tables of positions: what they compute is known beforehand.
     """
     quantized: int = 0
     layers: int = 0
@@ -43,11 +48,13 @@ class Coverage:
     reason: str = ''
     unreached: int = 0
     functional: int = 0
+    constant: int = 0
 
     @property
     def ok(self) -> bool:
         """Every layer that the outputs depend on is quantized, and they are finite."""
-        return not self.reason and self.quantized == self.layers - self.unreached and self.sqnr == self.sqnr
+        wanted = self.layers - self.unreached - self.constant
+        return not self.reason and self.quantized == wanted and not math.isnan(self.sqnr)
 
 
 def output_sqnr(reference, quantized) -> float:
@@ -58,47 +65,91 @@ def output_sqnr(reference, quantized) -> float:
     return sqnr_db(signal_power, noise)
 
 
-@contextlib.contextmanager
-def time_limit(seconds: int):
-    """Raise TimeoutError in the main thread after so many seconds."""
-
-    def stop(*_):
-        raise TimeoutError(f'took longer than {seconds} s')
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def measure_coverage(build, shape: tuple[int, int, int], limit: int = 300, seed: int = 0) -> Coverage:
+def measure_coverage(build, shape: tuple[int, int, int], seed: int = 0) -> Coverage:
     """Quantize a model with random weights at W8A8 with min-max ranges.
 
     Args:
         build (Callable): Returns the float model.
         shape (tuple): (channels, height, width) of the one random image that calibrates and evaluates.
-        limit (int): Seconds after which to give up. Default 300.
         seed (int): Of weights and image.
     """
-    started = time.monotonic()
+    started = time.process_time()
     try:
-        with time_limit(limit), torch.no_grad():
-            torch.manual_seed(seed)
-            found = _measure(QuantizedModel(build(), W8A8, 'random'), shape)
+        with torch.no_grad():
+            found = _merged_or_not(build, shape, seed)
     except Exception as error:  # whatever a model of the zoo may raise: it goes into the table
         text = ' '.join(str(error).split())
-        return Coverage(seconds=time.monotonic() - started, reason=f'{type(error).__name__}: {text[:160]}')
-    return Coverage(seconds=time.monotonic() - started, **found)
+        return Coverage(seconds=time.process_time() - started, reason=f'{type(error).__name__}: {text[:160]}')
+    return Coverage(seconds=time.process_time() - started, **found)
 
 
-def _measure(model: QuantizedModel, shape: tuple[int, int, int]) -> dict:
+def measure_apart(build, shape: tuple[int, int, int], limit: float) -> Coverage:
+    """As :func:`measure_coverage` with one thread, in a process of its own.
+
+    A model that hangs, crashes or runs out of memory costs its own row only. The process is forked, so that packages
+    imported before need not be imported again.
+
+    Args:
+        build, shape: See :func:`measure_coverage`.
+        limit (float): Seconds of processor time after which the process is ended, however busy the machine is; five
+            times as many by the clock end it too.
+    """
+    forks = multiprocessing.get_context('fork')
+    receiver, sender = forks.Pipe(duplex=False)
+    process = forks.Process(target=_measure_and_send, args=(sender, build, shape, limit), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(5 * limit):
+            return receiver.recv()
+        return Coverage(reason=f'took longer than {5 * limit:g} s')
+    except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            return Coverage(seconds=limit, reason=f'took longer than {limit:g} s of processor time')
+        return Coverage(reason=f'its process ended with exit code {process.exitcode} (-9: out of memory)')
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def _measure_and_send(sender, build, shape, limit: float) -> None:
+    seconds = math.ceil(limit)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    torch.set_num_threads(1)  # threads of the parent process do not live here
+    sender.send(measure_coverage(build, shape))
+
+
+def spread_weights(model: torch.nn.Module) -> None:
+    """Weights of standard deviation ``sqrt(2 / fan_in)`` (arXiv 1502.01852), so that the image reaches the outputs.
+
+    With torch's own the signal of a deep net without trained normalization fades, and biases alone are left.
+    """
+    for module in model.modules():
+        if has_own_weight(module):
+            module.weight.normal_(std=(2 / module.weight[0].numel())**0.5)
+
+
+def _merged_or_not(build, shape: tuple[int, int, int], seed: int) -> dict:
+    """With training-time branches merged; without where the model's own merging fails or changes its outputs."""
+    for merge in (True, False):
+        torch.manual_seed(seed)
+        model = QuantizedModel(build(), W8A8, 'random')
+        merge = merge and bool(reparameterizable(model.architecture))
+        try:
+            return _measure(model, shape, merge)
+        except Exception:
+            if not merge:
+                raise
+
+
+def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) -> dict:
+    spread_weights(model.architecture)
     total = sum(is_layer(m) for m in model.architecture.modules())
     context = CalibrationContext(model, [torch.randn(1, *shape)])
-    for step in (Reparameterize(), FoldBatchNorm(), InsertQuantizers(), InitWeightRange(MIN_MAX),
-                 InitActivationRange(MIN_MAX)):
+    for step in (*((Reparameterize(),) if merge else ()), FoldBatchNorm(), InsertQuantizers(),
+                 InitWeightRange(MIN_MAX), InitActivationRange(MIN_MAX)):
         step.run(context)
     with model.quantization(weights=False, activations=False):
         reference = context.run(0)
@@ -108,9 +159,12 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int]) -> dict:
     reached = {x.name for x in model.plan.layers if x.w_bits}
     units = {g: len(model.units(g)) for g in GRANULARITIES}
     rest = [x.name for x in model.plan.layers if x.w_bits is None]
-    used = functional_layers(context, rest) if rest else []
+    constant = [n for n in rest if n in model.flow.calls_of and not any(c.inputs for c in model.flow.calls_of[n])]
+    used = [n for n in rest if n in model.flow.calls_of and n not in constant]  # weights made anew in each pass
+    used += functional_layers(context, [n for n in rest if n not in model.flow.calls_of])
     return dict(quantized=len(reached), layers=layers, units=units, sqnr=output_sqnr(reference, quantized),
-                unreached=len(rest) - len(used), functional=len(used), reason='' if total else 'no layer with weights')
+                unreached=len(rest) - len(used) - len(constant), functional=len(used),
+                constant=len(constant), reason='' if total else 'no layer with weights')
 
 
 @torch.enable_grad()
@@ -118,6 +172,8 @@ def functional_layers(context: CalibrationContext, names: list[str]) -> list[str
     """Those of some layers whose weight the outputs depend on, as the gradient tells."""
     weights = {n: context.model.architecture.get_submodule(n)._parameters.get('weight') for n in names}
     weights = {n: w.requires_grad_() for n, w in weights.items() if w is not None}
+    if not weights:
+        return []
     with context.model.quantization(weights=False, activations=False):
         outputs = [x for x in float_tensors(context.run(0)) if x.requires_grad]
     if not outputs:

@@ -9,7 +9,7 @@ import torch
 
 from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
-from mmquant.models.layers import PerCall, enabled
+from mmquant.models.layers import PerCall, QuantizedLayer, enabled
 from mmquant.quantizers import Quantizer
 
 
@@ -19,7 +19,7 @@ class LayerSensitivity:
 
     Attributes:
         name (str): Path in the model.
-        w_bits, a_bits (int | None): Bits of weights and input; None: float.
+        w_bits, a_bits (int | None): Bits of weights and of the input, wherever it is quantized; None: float.
         sqnr (float): Signal-to-quantization-noise ratio of its output on float inputs, in dB.
         only_quantized (float | None): The metric with this layer quantized and everything else float.
         only_float (float | None): The metric with this layer float and everything else quantized.
@@ -36,27 +36,50 @@ class LayerSensitivity:
     gain: float | None = None
 
 
-def quantizers_of(model: QuantizedModel) -> dict[str, tuple[Quantizer, list[Quantizer]]]:
-    """Layer -> its weight quantizer, and the quantizers of its input wherever they sit."""
+@dataclass(frozen=True)
+class LayerQuantizers:
+    """Quantizers of one layer: of its weights, and of its input wherever they sit (one, or one for each call).
+
+    ``at_producer`` tells that the input is quantized where it is made, so that the layer is handed quantized data.
+    """
+    weights: tuple[Quantizer, ...]
+    inputs: tuple[Quantizer, ...]
+    at_producer: bool = False
+
+    @property
+    def all(self) -> tuple[Quantizer, ...]:
+        """All of them."""
+        return self.weights + self.inputs
+
+    @property
+    def a_bits(self) -> int | None:
+        """Bits of the input; None: float."""
+        return self.inputs[0].grid.bits if self.inputs else None
+
+
+def quantizers_of(model: QuantizedModel) -> dict[str, LayerQuantizers]:
+    """Layer -> its quantizers, for every layer with quantized weights or input."""
     modules = dict(model.architecture.named_modules())
     found = {}
     for item in model.plan.layers:
-        if item.w_bits is None:
-            continue
         layer = modules[item.name]
-        source = layer.input_quantizer
-        if source is None and item.note.startswith('quantized at '):
+        source = own = layer.input_quantizer if isinstance(layer, QuantizedLayer) else None
+        if own is None and item.note.startswith('quantized at '):
             source = modules[item.note.removeprefix('quantized at ')].output_quantizer
-        sources = list(source) if isinstance(source, PerCall) else [source] if source is not None else []
-        found[item.name] = layer.weight_quantizer, sources
+        inputs = tuple(source) if isinstance(source, PerCall) else () if source is None else (source,)
+        weights = () if item.w_bits is None else (layer.weight_quantizer,)
+        if weights or inputs:
+            found[item.name] = LayerQuantizers(weights, inputs, source is not None and own is None)
     return found
 
 
 @contextlib.contextmanager
 def only(model: QuantizedModel, name: str, state: bool):
-    """Switch the quantizers of one layer to ``state`` and all others to the opposite."""
-    weight, inputs = quantizers_of(model)[name]
-    with model.quantization(weights=not state, activations=not state), enabled([weight, *inputs], state):
+    """Switch the quantizers of one layer, weights and input, to ``state`` and all others to the opposite.
+
+    An input quantizer that several layers share is switched for all of them.
+    """
+    with model.quantization(weights=not state, activations=not state), enabled(quantizers_of(model)[name].all, state):
         yield
 
 
@@ -68,10 +91,11 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
         model (QuantizedModel): A quantized model.
         batches (list[tuple]): (inputs, data samples or None), preprocessed.
     """
-    power = {name: [0.0, 0.0] for name in quantizers_of(model)}
+    layers = quantizers_of(model)
+    power = {name: [0.0, 0.0] for name in layers}
     handles = []
 
-    def measure(name, weight, inputs):
+    def measure(name, own):
         calls = [0]
 
         def hook(module, args, output):
@@ -79,13 +103,10 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
                 return
             position, calls[0] = calls[0], -1
             x = args[0]
-            if module.input_quantizer is None and inputs:
-                with enabled(inputs, True):
-                    x = inputs[0](x)
-            if isinstance(module.input_quantizer, PerCall):
+            if len(own.inputs) > 1:
                 module.input_quantizer.position = position
-            with enabled([weight, *inputs], True):
-                noisy = module(x, *args[1:])
+            with enabled(own.all, True):
+                noisy = module(own.inputs[0](x) if own.at_producer else x, *args[1:])
             calls[0] = position + 1
             power[name][0] += output.double().square().sum().item()
             power[name][1] += (noisy.double() - output.double()).square().sum().item()
@@ -93,8 +114,8 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
         return hook
 
     try:
-        for name, (weight, inputs) in quantizers_of(model).items():
-            handles.append(model.architecture.get_submodule(name).register_forward_hook(measure(name, weight, inputs)))
+        for name, own in layers.items():
+            handles.append(model.architecture.get_submodule(name).register_forward_hook(measure(name, own)))
         with model.quantization(weights=False, activations=False):
             for inputs, samples in batches:
                 model.run(inputs, samples)
@@ -119,9 +140,10 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
     Returns:
         tuple: The layers, and the metric of the ``float`` and the ``quantized`` model.
     """
-    bits = {x.name: (x.w_bits, x.a_bits) for x in model.plan.layers}
-    found = [LayerSensitivity(name, *bits[name], sqnr) for name, sqnr in layer_sqnr(model, batches).items()
-             if names is None or name in names]
+    w_bits = {x.name: x.w_bits for x in model.plan.layers}
+    layers = quantizers_of(model)
+    found = [LayerSensitivity(name, w_bits[name], layers[name].a_bits, sqnr)
+             for name, sqnr in layer_sqnr(model, batches).items() if names is None or name in names]
     if evaluate is None:
         return sorted(found, key=lambda x: x.sqnr), {}
     with model.frozen(False, False):

@@ -57,15 +57,15 @@ def run_as_script(main) -> None:
 
 def _told(error: Exception) -> tuple[str, str]:
     """Kind and text of an error, for a user."""
+    text = explain(error)
+    if text is not None:
+        return 'ConfigError', text
     if isinstance(error, USER_ERRORS):
         return type(error).__name__, str(error)
     if isinstance(error, OSError):
         advice = ('; free some disk space or choose another --work-dir. An unfinished run continues with --resume'
                   if error.errno in DISK_FULL else '')
         return type(error).__name__, f'{error}{advice}'
-    text = explain(error)
-    if text is not None:
-        return 'ConfigError', text
     return type(error).__name__, (f'{" ".join(str(error).split())} ({origin(error)}). If the config is right, this is '
                                   'a defect of mmquant')
 

@@ -1,4 +1,6 @@
 """Checks on data set configs and data sets: do the files exist, do two sets share samples."""
+from __future__ import annotations
+
 import hashlib
 import os
 import os.path as osp
@@ -45,7 +47,8 @@ def check_evaluator_cfg(evaluator_cfg, dataset_cfg: dict) -> None:
 
     Args:
         evaluator_cfg: Config of an evaluator: a metric, or a list of metrics.
-        dataset_cfg: Config of the data set it evaluates; one that makes its files on first use is passed over.
+        dataset_cfg: Config of the data set it evaluates; files below the ``data_root`` of one that makes its files on
+            first use are passed over.
 
     Raises:
         FileNotFoundError: The file is missing; the text says what to do.
@@ -53,8 +56,18 @@ def check_evaluator_cfg(evaluator_cfg, dataset_cfg: dict) -> None:
     metrics = evaluator_cfg if isinstance(evaluator_cfg, (list, tuple)) else [evaluator_cfg]
     for metric in metrics:
         path = metric.get('ann_file') if isinstance(metric, dict) else None
-        if path and '://' not in path and not osp.exists(path) and not _brings_its_files(dataset_cfg):
+        if path and '://' not in path and not osp.exists(path) and not _will_be_made(path, dataset_cfg):
             raise FileNotFoundError(_missing_text(str(metric.get('type')), 'ann_file', path, 'metric'))
+
+
+def nothing_to_find(metrics: dict) -> str | None:
+    """What to tell where COCO's metrics mean nothing, since no evaluation image shows an object; None if they do."""
+    found = {key: value for key, value in metrics.items() if '_mAP' in key}
+    if not found or any(value != -1 for value in found.values()):
+        return None
+    return (f'{", ".join(found)} are -1: the evaluation images show no object of any class, so there is nothing to '
+            'find; check the annotations (ann_file), and the class names (metainfo) of val_dataloader and '
+            'test_dataloader')
 
 
 def overlap(dataset_a, dataset_b) -> int:
@@ -124,6 +137,11 @@ def _identity(info: dict, dataset) -> tuple:
 def _brings_its_files(cfg: dict) -> bool:
     name = _type_name(cfg)
     return name in SELF_MADE_TYPES or (name in DOWNLOADING_TYPES and cfg.get('download', True))
+
+
+def _will_be_made(path: str, dataset_cfg: dict) -> bool:
+    root = osp.abspath(osp.expanduser(dataset_cfg.get('data_root') or ''))
+    return _brings_its_files(dataset_cfg) and osp.abspath(path).startswith(osp.join(root, ''))
 
 
 def _type_name(cfg: dict) -> str:

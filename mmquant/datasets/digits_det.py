@@ -183,7 +183,3 @@ class DigitsDetDataset(BaseDataset):
         return [dict(img_id=image['id'], img_path=osp.join(self.data_root, self.split, image['file_name']),
                      height=image['height'], width=image['width'], instances=instances[image['id']])
                 for image in content['images']]
-
-    def extra_repr(self) -> List[str]:
-        """Name the split where other data sets name their files."""
-        return [f'Split: \t{self.split}']

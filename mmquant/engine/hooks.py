@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.cost import model_cost
 from mmquant.analysis.tables import coverage_table, summary_table
-from mmquant.datasets.checks import overlap
+from mmquant.datasets.checks import nothing_to_find, overlap
 from mmquant.registry import HOOKS
 from mmquant.utils.hardware import peak_memory_bytes
 
@@ -81,6 +81,8 @@ class EvaluationHook(Hook):
                                  'check val_dataloader, val_evaluator and data_preprocessor. Finished units are saved: '
                                  'go on with --resume') from error
         metrics = {k: float(v) for k, v in metrics.items()}
+        if (warning := nothing_to_find(metrics)) is not None:
+            runner.logger.warning(warning)
         runner.train_loop.stages.append(dict(name=name, metrics=metrics, seconds=seconds))
         text = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
         runner.logger.info(f'Stage {name}: {text} ({seconds:.1f} s)')

@@ -13,9 +13,11 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import TensorWeakRef
 
 # Products of two tensors, by the place of their operands.
 MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor.__matmul__: 'matmul',
@@ -49,7 +51,8 @@ class Op:
 class Call:
     """One call of one module; ``enter`` and ``exit`` are ticks on the same clock as :attr:`Op.tick`.
 
-    ``leaves`` are the places of its inputs among the leaves of its (args, kwargs).
+    ``leaves`` are the places of its inputs among the leaves of its (args, kwargs); ``bare`` tells that it returned one
+    tensor itself, not a container.
     """
     index: int
     name: str
@@ -60,6 +63,7 @@ class Call:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     leaves: tuple[int, ...] = ()
+    bare: bool = False
     children: list[int] = field(default_factory=list)
 
     @property
@@ -165,12 +169,17 @@ class DataFlow:
         return not inner & (outside | returned) and not reads_other
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    """Identity of the memory that a tensor and its views share."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a layout without storage, such as sparse
-        return -id(tensor)
+class _Memory:
+    """What a tensor and its views share, and the values seen in it; holds its identity, but no content."""
+
+    def __init__(self, owner) -> None:
+        self.owner = owner  # keeps the identity from being reused
+        self.values: list[tuple[TensorWeakRef, int]] = []
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that are still there, each once."""
+        found = {id(x): x for x in (ref() for ref, _ in self.values) if x is not None}
+        return list(found.values())
 
 
 class _Recorder(TorchDispatchMode):
@@ -178,8 +187,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, flow: DataFlow) -> None:
         super().__init__()
         self.flow, self.clock, self.stack = flow, 0, []
-        self.values: dict[int, int] = {}
-        self.by_storage: dict[int, list[torch.Tensor]] = defaultdict(list)  # keeps identities from being reused
+        self.values: dict[int, tuple[TensorWeakRef, int]] = {}  # by identity of the tensor
+        self.memories: dict[int, _Memory] = {}  # by identity of the storage
         self.next_value = 0
         self.counts: dict[str, int] = defaultdict(int)
 
@@ -188,13 +197,25 @@ class _Recorder(TorchDispatchMode):
         return self.clock
 
     def new_value(self, tensor: torch.Tensor) -> int:
-        self.values[id(tensor)] = self.next_value
+        seen = self.values[id(tensor)] = TensorWeakRef(tensor), self.next_value
         self.flow.shapes[self.next_value] = tuple(tensor.shape)
-        mates = self.by_storage[_storage(tensor)]
-        if not any(x is tensor for x in mates):
-            mates.append(tensor)
+        self.memory_of(tensor).values.append(seen)
         self.next_value += 1
         return self.next_value - 1
+
+    def known(self, tensor: torch.Tensor) -> int | None:
+        """The latest value of a tensor seen before; a dead tensor's identity may belong to another one."""
+        ref, value = self.values.get(id(tensor), (None, None))
+        return value if ref is not None and ref() is tensor else None
+
+    def memory_of(self, tensor: torch.Tensor) -> _Memory:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # a layout without storage, such as sparse
+            return self.memories.setdefault(-id(tensor), _Memory(tensor))
+        if storage._cdata not in self.memories:
+            self.memories[storage._cdata] = _Memory(StorageWeakRef(storage))
+        return self.memories[storage._cdata]
 
     def lookup(self, tree) -> tuple[int, ...]:
         found = (self.value_of(x) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
@@ -202,10 +223,11 @@ class _Recorder(TorchDispatchMode):
 
     def value_of(self, tensor: torch.Tensor) -> int | None:
         """Value of a tensor; one that was a constant becomes a value when data were written into a part of it."""
-        if id(tensor) not in self.values and (mates := self.by_storage.get(_storage(tensor))):
-            latest = max(self.values[id(x)] for x in mates)
-            self.add_op('storage', (latest,), [tensor])
-        return self.values.get(id(tensor))
+        value = self.known(tensor)
+        if value is None and (before := self.memory_of(tensor).values):
+            self.add_op('storage', (before[-1][1],), [tensor])
+            value = self.known(tensor)
+        return value
 
     def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor]) -> None:
         values = tuple(self.new_value(x) for x in outputs)
@@ -216,10 +238,10 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if inputs:
             outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-            for x in [x for x in outputs if id(x) in self.values]:  # written in place: every view of it changes
-                mates = self.by_storage[_storage(x)]
-                self.flow.mutated |= {self.values[id(y)] for y in mates}
-                outputs += [y for y in mates if y is not x]
+            for x in [x for x in outputs if self.known(x) is not None]:  # written in place: every view of it changes
+                memory = self.memory_of(x)
+                self.flow.mutated |= {value for _, value in memory.values}
+                outputs += [y for y in memory.tensors() if y is not x]
             self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs)
         return out
 
@@ -227,7 +249,7 @@ class _Recorder(TorchDispatchMode):
         call = Call(len(self.flow.calls), name, self.counts[name], self.stack[-1] if self.stack else -1, self.tick(),
                     inputs=self.lookup((args, kwargs)))
         call.leaves = tuple(i for i, x in enumerate(tree_leaves((args, kwargs)))
-                            if isinstance(x, torch.Tensor) and id(x) in self.values)
+                            if isinstance(x, torch.Tensor) and self.known(x) is not None)
         self.counts[name] += 1
         self.flow.calls.append(call)
         if call.parent >= 0:
@@ -237,6 +259,7 @@ class _Recorder(TorchDispatchMode):
 
     def leave(self, call: Call, output) -> None:
         call.outputs, call.exit = self.lookup(output), self.tick()
+        call.bare = isinstance(output, torch.Tensor)
         self.stack.pop()
 
 

@@ -5,6 +5,7 @@ import contextlib
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 DECODE = 'predict_by_feat'  # mmdet's name for decoding and selecting boxes
 
@@ -20,12 +21,30 @@ def decoders(model: nn.Module) -> tuple[tuple[nn.Module, str], ...]:
 
 
 def plain_samples(images: torch.Tensor) -> list:
-    """Data samples for images (N, C, H, W) that fill their whole area, without labels."""
+    """Data samples for images (N, C, H, W) that fill their whole area.
+
+    Each holds one object of the first class, in the middle: some heads for instance segmentation (CondInst, YOLACT) ask
+    for the places of objects before they make masks. Other detectors do not look at it.
+    """
     from mmdet.structures import DetDataSample
-    size = tuple(images.shape[-2:])
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0),
-                img_id=0)
-    return [DetDataSample(metainfo=meta) for _ in images]
+    from mmengine.structures import InstanceData
+    height, width = images.shape[-2:]
+    meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
+                batch_input_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0)
+    box = images.new_tensor([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]])
+    samples = [DetDataSample(metainfo=meta) for _ in images]
+    for sample in samples:
+        sample.gt_instances = InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.long, device=images.device))
+    return samples
+
+
+def no_tensors(model: nn.Module, returned) -> str:
+    """What to tell about a model whose tensor mode returns no tensor that was computed from the images."""
+    kinds = ', '.join(dict.fromkeys(type(x).__name__ for x in tree_leaves(returned))) or 'nothing'
+    heads = [f'{n} ({type(m).__name__})' for n, m in model.named_children() if n.endswith('head')]
+    return (f'{type(model).__name__} returned no tensor that depends on the images in tensor mode, but {kinds}, so '
+            'float and quantized outputs cannot be compared; let forward(inputs, data_samples, mode="tensor") return '
+            f'the raw outputs of {" and ".join(heads) or "the last layers"}, before boxes are decoded and selected')
 
 
 class Decisions:

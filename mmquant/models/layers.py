@@ -113,6 +113,13 @@ def use_channels_last(model: nn.Module) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
+def use_plain_memory(model: nn.Module) -> None:
+    """Undo :func:`use_channels_last`."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module._parameters.get('weight') is not None:
+            module._parameters['weight'].data = module._parameters['weight'].data.contiguous()
+
+
 def channel_axis(layer: nn.Module) -> int:
     """Axis of a layer's weight that counts output channels."""
     return 1 if isinstance(layer, TRANSPOSED_TYPES) else 0

@@ -6,7 +6,7 @@ however many readers it has. For a ResNet these are BRECQ's points: behind each 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -57,13 +57,14 @@ class Plan:
     reparameterized: bool = False  # training-time branches were merged before
     split_attention: bool = False  # nn.MultiheadAttention got layers for its projections
     affine: tuple[str, ...] = ()  # layers with a factor and a bias for each output channel
+    functional: dict[str, list[str]] = field(default_factory=dict)  # modules made to call layers they read weights of
 
     def to_dict(self) -> dict:
         """Plain containers, loadable with ``weights_only=True``."""
         return dict(layers=[vars(x) | {} for x in self.layers], outputs=[vars(x) | {} for x in self.outputs],
                     matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded],
                     reparameterized=self.reparameterized, split_attention=self.split_attention,
-                    affine=list(self.affine))
+                    affine=list(self.affine), functional=self.functional)
 
     @classmethod
     def from_dict(cls, d: dict) -> 'Plan':
@@ -71,7 +72,7 @@ class Plan:
         return cls(tuple(LayerPlan(**x) for x in d['layers']), tuple(OutputPlan(**x) for x in d['outputs']),
                    tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']),
                    d.get('reparameterized', False), d.get('split_attention', False),
-                   tuple(d.get('affine', ())))
+                   tuple(d.get('affine', ())), d.get('functional', {}))
 
 
 class _Placer:
@@ -82,7 +83,8 @@ class _Placer:
         self.depthwise_channels = depthwise_channels
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
-        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types) if len(c.outputs) == 1}
+        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)
+                       if c.bare and len(c.outputs) == 1}
         self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
         self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
         self.by_input = defaultdict(list)
@@ -122,7 +124,7 @@ class _Placer:
 
     def _producer(self, value: int) -> Call | None:
         """The innermost module, called once and no container, that returns the tensor itself."""
-        calls = [c for c in self.flow.calls if c.outputs == (value,) and len(self.flow.calls_of[c.name]) == 1
+        calls = [c for c in self.flow.calls if c.bare and c.outputs == (value,) and len(self.flow.calls_of[c.name]) == 1
                  and c.parent >= 0 and not isinstance(self.modules[c.name], CONTAINERS)]
         return calls[-1] if calls else None
 
@@ -214,4 +216,5 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_
     policy.check_scope([name for name, _ in model.named_modules()])
     plan = _Placer(model, flow, policy, block_types, per_call, depthwise_channels).place()
     return replace(plan, folded=before.folded,
-                   reparameterized=before.reparameterized, split_attention=before.split_attention)
+                   reparameterized=before.reparameterized, split_attention=before.split_attention,
+                   functional=before.functional)

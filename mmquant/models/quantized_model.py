@@ -12,17 +12,20 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
-from mmquant.models.detection import decoders, is_detector, plain_samples
+from mmquant.models.detection import decoders, is_detector, no_tensors, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
+from mmquant.models.functional import call_functional_layers, find_functional_layers
 from mmquant.models.layers import (
     PerCall,
     QuantizedLayer,
     channel_axis,
     enabled,
     fixed_weights,
+    has_own_weight,
     quantize_layer,
     quantize_output,
     use_channels_last,
+    use_plain_memory,
 )
 from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
 from mmquant.models.output_affine import add_output_affine
@@ -35,6 +38,7 @@ from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, check_keys
 
+NEEDS_PLAIN_MEMORY = ('view size is not compatible', 'must be contiguous')  # in errors of torch and of mmcv's operators
 _QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call',
                    'depthwise_channels')
 
@@ -77,13 +81,30 @@ class QuantizedModel(BaseModel):
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
         self._per_call: list[PerCall] = []
+        self._plain_memory = False
         self.train(False)
 
     # ---- running -------------------------------------------------------------------------------------------------
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
-        """The wrapped model's forward."""
+        """The wrapped model's forward.
+
+        A model that looks at activations through a view (VGG), or pools corners (CornerNet), fails where channels lie
+        last in memory, so its weights and inputs are laid out plainly from its first failure on.
+        """
+        try:
+            return self._forward(inputs, data_samples, mode)
+        except RuntimeError as error:
+            if self._plain_memory or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
+                raise
+        use_plain_memory(self.architecture)
+        self._plain_memory = True
+        return self._forward(inputs, data_samples, mode)
+
+    def _forward(self, inputs, data_samples, mode: str):
         for module in self._per_call:
             module.position = 0
+        if self._plain_memory:
+            inputs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, inputs)
         if isinstance(self.architecture, BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
         return self.architecture(inputs)
@@ -121,11 +142,20 @@ class QuantizedModel(BaseModel):
         load_float_weights(self.architecture, self.float_checkpoint)
 
     def observe(self, inputs, data_samples: list | None = None) -> DataFlow:
-        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`."""
+        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`.
+
+        Raises:
+            ValueError: If the model returns no tensor that it computed from the inputs.
+        """
+        returned = []
         with self.quantization(weights=False, activations=False):
             copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            self.flow = record(self.architecture, lambda x: self._raw(x, data_samples), copied,
+            if self.flow is None:  # it may fail and lay out its memory anew, which is no part of its data flow
+                self.run(inputs, data_samples)
+            self.flow = record(self.architecture, lambda x: returned.append(self._raw(x, data_samples)), copied,
                                decoders(self.architecture))
+        if not self.flow.calls[0].outputs:
+            raise ValueError(no_tensors(self.architecture, returned[0]))
         return self.flow
 
     def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
@@ -145,10 +175,19 @@ class QuantizedModel(BaseModel):
         return merged
 
     def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
-        """Decide where quantizers sit, without inserting them; attention gets layers for its projections."""
+        """Decide where quantizers sit, without inserting them; attention gets layers for its projections.
+
+        Modules that read a layer's weight are made to call the layer.
+        """
         if split_attention(self.architecture):
             self.plan = replace(self.plan or Plan(), split_attention=True)
         flow = self.observe(inputs, data_samples)
+        if any(has_own_weight(m) and n not in flow.calls_of for n, m in self.architecture.named_modules()):
+            found = find_functional_layers(self.architecture, lambda: self.run(inputs, data_samples))
+            if found:
+                call_functional_layers(self.architecture, found)
+                self.plan = replace(self.plan or Plan(), functional={**(self.plan or Plan()).functional, **found})
+                flow = self.observe(inputs, data_samples)
         return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
                                 self.quantizer_cfg.get('per_call', False),
                                 self.quantizer_cfg.get('depthwise_channels', False))
@@ -159,6 +198,7 @@ class QuantizedModel(BaseModel):
             reparameterize(self.architecture)
         if plan.split_attention:
             split_attention(self.architecture)
+        call_functional_layers(self.architecture, plan.functional)
         known = set(self.plan.folded) if self.plan else set()
         for layer, bn in plan.folded:
             if (layer, bn) not in known:

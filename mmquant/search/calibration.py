@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -34,6 +35,12 @@ class Calibration:
         """Images of each chunk."""
         return [len(chunk) for chunk in self.chunks]
 
+    @cached_property
+    def labels(self) -> list[torch.Tensor] | None:
+        """Class numbers of each chunk, on the model's device; None where images have none, or several."""
+        found = labels_of(self.samples)
+        return found and [x.to(self.device) for x in found]
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -53,11 +60,8 @@ class Calibration:
 
     @torch.no_grad()
     def objective(self, cfg: dict | None, where: str) -> Objective:
-        """Build an objective and prepare it with the labels and the float network's outputs."""
-        labels = labels_of(self.samples)
-        if labels is not None:
-            labels = [x.to(self.device) for x in labels]
-        objective = build_objective(cfg, labels, where)
+        """Build an objective and prepare it; the network is float meanwhile."""
+        objective = build_objective(cfg, self.labels, where)
         with self.model.quantization(weights=False, activations=False):
-            objective.prepare(self.run, self.sizes, labels)
+            objective.prepare(self)
         return objective

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +28,12 @@ class Objective(ABC):
     """
 
     @abstractmethod
-    def prepare(self, run: Callable[[int], object], sizes: list[int], labels: list[Tensor] | None) -> None:
+    def prepare(self, calibration) -> None:
         """Take in what the calibration set is compared with.
 
         Args:
-            run (Callable): ``run(chunk)`` gives the float network's output.
-            sizes (list[int]): Images of each chunk.
-            labels (list[Tensor] | None): Class numbers of each chunk, on the network's device.
+            calibration (Calibration): ``run(chunk)`` gives the float network's output, ``sizes`` the images of each
+                chunk, ``labels`` their class numbers or None, ``samples`` their data samples, ``model`` the network.
 
         Raises:
             ConfigError: If something is missing or of the wrong shape.
@@ -56,12 +54,12 @@ class Objective(ABC):
 class CrossEntropy(Objective):
     """Cross-entropy with the true labels, without label smoothing: the objective of LAPQ's paper."""
 
-    def prepare(self, run: Callable[[int], object], sizes: list[int], labels: list[Tensor] | None) -> None:
-        if labels is None:
+    def prepare(self, calibration) -> None:
+        if calibration.labels is None:
             raise ConfigError('the objective mmquant.CrossEntropy needs one label for each calibration image, but the '
                               'calibration set has none; use objective=dict(type="mmquant.OutputDivergence"), which '
                               'compares with the float network instead, or give a data set with gt_label')
-        self.labels = labels
+        self.labels = calibration.labels
 
     def __call__(self, output, chunk: int, rows: Tensor | None = None) -> Tensor:
         found, labels = float_tensors(output), self.labels[chunk]
@@ -81,8 +79,9 @@ class OutputDivergence(Objective):
     :mod:`mmquant.reconstruction.divergence`.
     """
 
-    def prepare(self, run: Callable[[int], object], sizes: list[int], labels: list[Tensor] | None) -> None:
-        self.references, self.sizes = [run(chunk) for chunk in range(len(sizes))], sizes
+    def prepare(self, calibration) -> None:
+        self.sizes = calibration.sizes
+        self.references = [calibration.run(chunk) for chunk in range(len(self.sizes))]
         if not float_tensors(self.references):
             raise ConfigError('the objective mmquant.OutputDivergence found no floating point tensor among the outputs')
 

@@ -24,9 +24,11 @@ OPERATORS = ('mmcv was installed without its compiled operators, which detectors
 def explain(error: Exception) -> str | None:
     """Text for the user if ``error`` comes from building a config with an unknown type or key, or from missing
     operators of mmcv, else None."""
-    text = str(error)
-    if isinstance(error, ImportError) and 'mmcv._ext' in text:
-        return OPERATORS
+    text, cause = str(error), error
+    while cause is not None:
+        if isinstance(cause, ImportError) and 'mmcv._ext' in str(cause):
+            return OPERATORS
+        cause = cause.__cause__
     if isinstance(error, KeyError) and (found := _UNKNOWN_TYPE.search(text.strip('"\''))):
         name, kind = found.groups()
         return f'unknown type {name!r} in the config (kind: {kind}); {_near(name, _type_names(kind))}'

@@ -6,7 +6,7 @@ import pytest
 from mmengine.dataset import BaseDataset
 
 from mmquant.datasets import check_dataset_cfg, overlap
-from mmquant.datasets.checks import list_digest, without_roots
+from mmquant.datasets.checks import check_evaluator_cfg, list_digest, nothing_to_find, without_roots
 
 
 class Listed(BaseDataset):
@@ -64,6 +64,27 @@ def test_missing_root_inside_wrappers(monkeypatch):
     assert 'ImageNet needs no/such/imagenet (data_root)' in text
     assert 'MMQUANT_REAL_DATA, which is not set' in text
     assert 'configs/brecq/resnet18_w2a4_digits.py' in text
+
+
+def test_ground_truth_of_a_metric(root, monkeypatch):
+    """It must be there, unless the data set makes its files and it lies among them."""
+    monkeypatch.setenv('MMQUANT_REAL_DATA', root)
+    metric = dict(type='CocoMetric', ann_file=f'{root}/gt.json')
+    text = r'The metric CocoMetric needs .*gt\.json \(ann_file\), which does not exist .*set ann_file in the config'
+    for evaluator in (metric, [dict(type='Accuracy'), metric]):
+        with pytest.raises(FileNotFoundError, match=text):
+            check_evaluator_cfg(evaluator, dict(type='CocoDataset', data_root=root))
+    check_evaluator_cfg(metric, dict(type='mmquant.DigitsDetDataset', data_root=root))
+    with pytest.raises(FileNotFoundError, match=text):
+        check_evaluator_cfg(metric, dict(type='mmquant.DigitsDetDataset', data_root=f'{root}/else'))
+    check_evaluator_cfg(dict(metric, ann_file=f'{root}/train.txt'), dict(type='CocoDataset'))
+    check_evaluator_cfg(None, {})
+
+
+def test_metrics_that_mean_nothing():
+    assert 'coco/bbox_mAP, coco/bbox_mAP_50 are -1' in nothing_to_find({'coco/bbox_mAP': -1., 'coco/bbox_mAP_50': -1.})
+    for metrics in ({}, {'accuracy/top1': -1.}, {'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_s': -1.}):
+        assert nothing_to_find(metrics) is None
 
 
 def test_overlap_of_arrays():

@@ -8,6 +8,7 @@ from tools_for_tests import STEPS, log_of, runner_of
 
 from mmquant.algorithms import Step
 from mmquant.engine import CalibrationLoop, EvaluationHook
+from mmquant.engine.loops import chunks_of_one_size
 from mmquant.registry import HOOKS, LOOPS
 
 
@@ -60,6 +61,28 @@ def test_images_are_preprocessed(tmp_path):
     assert [len(c) for c in chunks] == [7, 7, 7, 3] and images.shape == (24, 3, 32, 32)
     assert abs(images.mean()) < 0.3 and abs(images.std() - 1) < 0.3 and images.dtype == torch.float32
     assert chunks[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_that_do_not_batch(tmp_path):
+    runner = runner_of(tmp_path)
+    sizes = dict(type='RandomChoiceResize', scales=[(16, 16), (32, 24)], keep_ratio=False)
+    runner.cfg.train_dataloader.dataset.pipeline[0] = sizes
+    stacking = dict(runner.cfg.train_dataloader, collate_fn=dict(type='default_collate'))
+    with pytest.raises(ValueError, match=r'the calibration images have different sizes and do not batch: set '
+                       r'train_cfg\.dataloader\.batch_size=1, or let the pipeline resize or pad them to one size'):
+        CalibrationLoop(runner, stacking, STEPS).collect(runner.model)
+    loader = dict(runner.cfg.train_dataloader, batch_size=1)
+    chunks, samples = CalibrationLoop(runner, loader, STEPS, chunk_size=5).collect(runner.model)
+    assert {tuple(c.shape[2:]) for c in chunks} == {(16, 16), (24, 32)} and sum(map(len, chunks)) == 24
+    assert max(map(len, chunks)) == 5 and [len(x) for x in samples] == [len(x) for x in chunks]
+
+
+def test_chunks_of_one_size():
+    batches = [dict(inputs=torch.full((1, 3, h, 4), float(i)), data_samples=[i]) for i, h in enumerate((4, 6, 4, 4))]
+    chunks, samples = chunks_of_one_size(batches, 2)
+    assert [c[:, 0, 0, 0].tolist() for c in chunks] == [[0, 2], [3], [1]] and samples == [[0, 2], [3], [1]]
+    del batches[1]['data_samples']
+    assert chunks_of_one_size(batches, 2)[1] is None
 
 
 def test_chosen_stages(tmp_path):

@@ -1,10 +1,12 @@
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from models_for_tests import Attention, ResNet, flow_of, images
 from torch import nn
 
-from mmquant.models.dataflow import make_out_of_place, wrapped_forwards
+from mmquant.models.dataflow import make_out_of_place, record, wrapped_forwards
 
 
 class Lambda(nn.Module):
@@ -221,3 +223,29 @@ def test_recording_changes_no_output():
         flow_of(model, x)
         assert torch.equal(model(x), before)
     assert all('forward' not in m.__dict__ for m in model.modules())
+
+
+class Chain(nn.Module):
+    """Notes whether the first layer's output is still there behind the second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        first = weakref.ref(y)
+        y = self.b(y)
+        self.kept = first() is not None
+        constant = torch.zeros(len(y), 2)
+        constant[:, 0] = y.mean((1, 2, 3))  # the written view is gone at once
+        return constant
+
+
+def test_recording_keeps_no_activations():
+    """Memory is that of a forward pass; data written into a constant are still followed."""
+    model = Chain().eval()
+    flow = record(model, model, images(2, 3, 4, 4))
+    assert model.kept is False
+    out, = flow.calls[0].outputs
+    assert flow.depends_on(out, flow.calls_of['a'][0].outputs[0])

@@ -80,11 +80,12 @@ def test_wrong_scope():
         QuantizedModel(nn.Linear(2, 2), spec(scope='backbone'), 'random')
 
 
-def test_data_samples_without_labels():
+def test_data_samples_for_images_alone():
     model = detector('faster-rcnn')
     assert is_detector(model) and not is_detector(nn.Linear(2, 2))
     sample, = plain_samples(images(1, 3, 32, 64))
     assert sample.img_shape == sample.batch_input_shape == (32, 64)
+    assert sample.gt_instances.bboxes.tolist() == [[16, 8, 48, 24]]
 
 
 @torch.no_grad()

@@ -167,3 +167,57 @@ def test_loading_another_plan_into_a_quantized_model_is_refused(tmp_path):
     path = calibrated(model, x, a_bits=6).model.save(str(tmp_path / 'q.pth'))
     with pytest.raises(CheckpointError, match='already quantized.*fresh'):
         calibrated(model, x).model.load(path)
+
+
+class Viewing(nn.Module):
+    """As VGG: flattens feature maps by a view, which fails on channels that lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(x.view(x.size(0), -1))
+
+
+@torch.no_grad()
+def test_models_that_view_feature_maps(tmp_path):
+    torch.manual_seed(0)
+    x = images(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    model = calibrated(Viewing(), x).model
+    assert set(model.quantized_layers()) == {'conv', 'fc'}
+    model.save(str(tmp_path / 'q.pth'))
+    other = QuantizedModel(Viewing(), model.quantizer_cfg, 'random')
+    other.load(str(tmp_path / 'q.pth'))
+    assert torch.equal(other(x), model(x))
+
+
+class Pair(nn.Module):
+    """Returns its tensor twice, as the reversible blocks of RevViT do at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.fc(x)
+        return x, x
+
+
+class Twins(nn.Module):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.a, self.b = Pair(), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        left, right = self.pair(x)
+        return self.a(left) + self.b(right)
+
+
+@torch.no_grad()
+def test_a_tensor_returned_in_a_container_is_quantized_where_it_is_made():
+    model = calibrated(Twins(), x := images(4, 8), w_bits=8, a_bits=8).model
+    assert [item.name for item in model.plan.outputs] == ['pair.fc']
+    assert model(x).shape == (4, 2) and set(model.quantized_layers()) == {'pair.fc', 'a', 'b'}

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,8 @@ from mmquant.utils.building import ConfigError
 
 
 def prepared(objective, references, labels=None):
-    objective.prepare(references.__getitem__, [len(r[0] if isinstance(r, list) else r) for r in references], labels)
+    sizes = [len(r[0] if isinstance(r, list) else r) for r in references]
+    objective.prepare(SimpleNamespace(run=references.__getitem__, sizes=sizes, labels=labels))
     return objective
 
 

@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import mmengine.hooks  # noqa: F401  registers its hooks
 import pytest
 from mmengine.registry import HOOKS, MODELS
@@ -35,3 +38,20 @@ def test_origin_is_what_was_being_built():
     text = origin(raised(HOOKS.build, dict(type='EMAHook', begin_iter=-1)))
     assert text.startswith("while building dict(type='EMAHook', begin_iter=-1), in ") and ', line ' in text
     assert 'test_utils/test_registry_errors.py, line' in origin(raised(lambda: 1 / 0))
+
+
+def test_operators_that_were_not_compiled(monkeypatch):
+    """The message says how to build them."""
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    text = explain(raised(importlib.import_module, 'mmcv._ext'))
+    assert text.startswith('mmcv was installed without its compiled operators')
+    assert 'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv' in text
+    assert explain(ModuleNotFoundError("No module named 'mmcv._ext'")) == text
+    assert explain(ModuleNotFoundError("No module named 'scipy'")) is None
+    try:
+        try:
+            importlib.import_module('mmcv._ext')
+        except ImportError as error:
+            raise ValueError('the evaluation failed') from error
+    except ValueError as error:
+        assert explain(error) == text

@@ -1,5 +1,6 @@
 """Peak memory of calibrating a detector with a limited cache: random weights, random images, a few steps a unit."""
 import argparse
+import contextlib
 import tempfile
 
 import torch
@@ -25,7 +26,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--images', type=int, default=32)
     parser.add_argument('--shape', type=int, nargs=2, default=(800, 1344), help='height and width of an image')
     parser.add_argument('--num-iters', type=int, default=1, help='steps a unit')
-    parser.add_argument('--working-set', default='1.2GiB', help='kept free for the model and the running unit')
+    parser.add_argument('--units', type=int, help='reconstruct only so many units a step; the first ones of a network '
+                        'have the largest activations. Default: all')
+    parser.add_argument('--working-set', default='1.95GiB',
+                        help='kept free for packages, model, images and the running unit')
     return parser.parse_args()
 
 
@@ -42,6 +46,23 @@ def quick_steps(cfg, num_iters: int) -> list:
     return steps
 
 
+class EnoughUnits(Exception):
+    """Ends a step early."""
+
+
+def stop_behind(context: CalibrationContext, count: int | None) -> None:
+    """Let the next step end behind its first ``count`` units, with everything that they keep in the cache."""
+    left = [count]
+
+    def unit_done(index: int) -> None:
+        if left[0] is not None:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise EnoughUnits
+
+    context.unit_done = unit_done
+
+
 def main() -> None:
     """Calibrate, report."""
     args = parse_args()
@@ -56,12 +77,15 @@ def main() -> None:
         images = [torch.randn(1, 3, *args.shape) for _ in range(args.images)]
         context = CalibrationContext(model, images, progress=progress, cache=cache)
         for step in quick_steps(cfg, args.num_iters):
-            with torch.set_grad_enabled(isinstance(step, Reconstruction)):
+            stop_behind(context, args.units)
+            with torch.set_grad_enabled(isinstance(step, Reconstruction)), contextlib.suppress(EnoughUnits):
                 step.run(context)
             logger.info(f'{step.name}: peak memory {peak_memory_bytes() / 2**30:.2f} GiB; cache: '
                         f'{cache.peak["host"] / 2**30:.2f} GiB in memory, {cache.peak["disk"] / 2**30:.2f} GiB on disk')
     verdict = 'within' if peak_memory_bytes() <= budget else 'ABOVE'
-    logger.info(f'{args.images} images of {args.shape[0]}x{args.shape[1]}: {verdict} the budget of {args.budget}')
+    units = f'the first {args.units} units' if args.units else 'all units'
+    logger.info(f'{args.images} images of {args.shape[0]}x{args.shape[1]}, {units}: {verdict} the budget of '
+                f'{args.budget}')
 
 
 if __name__ == '__main__':

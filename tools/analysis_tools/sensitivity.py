@@ -11,9 +11,10 @@ from dataclasses import asdict, fields
 import mmengine
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.sensitivity import LayerSensitivity, sensitivities
+from mmquant.analysis.sensitivity import LayerSensitivity, quantizers_of, sensitivities
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
+from mmquant.datasets.checks import nothing_to_find
 from mmquant.utils.building import ConfigError, closest
 from mmquant.utils.tables import render
 
@@ -39,6 +40,8 @@ def evaluator(runner, metric):
         metrics = runner.test()
         if not metrics:  # nothing was detected
             return 0.0
+        if (warning := nothing_to_find(metrics)) is not None:
+            raise ConfigError(warning)
         name = metric or next(iter(metrics))
         if name not in metrics:
             raise ConfigError(f'--metric: the evaluator has no {name!r}; {closest(name, metrics)}')
@@ -95,7 +98,9 @@ def main() -> None:
         data = model.data_preprocessor(data, False)
         batches.append((data['inputs'], data.get('data_samples')))
     model.observe(*(None if x is None else x[:2] for x in batches[0]))
-    names = [n for n in model.quantized_layers() if re.search(args.layers, n)]
+    names = [n for n in quantizers_of(model) if re.search(args.layers, n)]
+    if not names:
+        raise ConfigError(f'--layers {args.layers!r} matches none of the {len(quantizers_of(model))} quantized layers')
     rows, whole = sensitivities(model, batches, None if args.sqnr_only else evaluator(runner, args.metric), names,
                                 lambda done, total: runner.logger.info(f'{done} of {total} layers'))
     mmengine.mkdir_or_exist(cfg.work_dir)
@@ -105,7 +110,7 @@ def main() -> None:
     title = 'Sensitivity' + ''.join(f', {key} {value:.4f}' for key, value in whole.items())
     columns = ('sqnr', 'only_quantized', 'drop', 'only_float', 'gain') if whole else ('sqnr',)
     runner.logger.info('\n' + render(title, ('layer', 'W bits', 'input bits', *columns), [
-        (r.name, str(r.w_bits), str(r.a_bits or '-'), *(getattr(r, c) for c in columns)) for r in rows]))
+        (r.name, str(r.w_bits or 'float'), str(r.a_bits or 'float'), *(getattr(r, c) for c in columns)) for r in rows]))
     runner.logger.info(f'written: {stem}.csv, {stem}.png')
 
 

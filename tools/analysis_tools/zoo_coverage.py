@@ -1,6 +1,7 @@
 """Quantize one small model of every classification backbone of mmpretrain and every detector family of mmdet.
 
-Random weights, one random image, W8A8 with min-max ranges. Writes a table in markdown.
+Random weights, one random image, W8A8 with min-max ranges; each model in a process of its own, with one thread and a
+time limit. Results go into a JSON file, which a later run continues, and from there into a table in markdown.
 """
 import argparse
 import copy
@@ -10,17 +11,19 @@ import os.path as osp
 import re
 from glob import glob
 
+import mmengine
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.coverage import Coverage, measure_coverage
+from mmquant.analysis.coverage import Coverage, measure_apart
 from mmquant.apis.cli import run_as_script
 from mmquant.registry import MODELS
 
 # Size words of config names, smallest first.
 SIZES = ('atto', 'nano', 'xx-?small', 'x-?small', 'tiny', 'b0', 's12', 'r18', 'small', r'resnet18|[-_]18',
-         r'[-_]s0?[-_]', '400mf', '31B', r'r50|[-_0a-z]50', 'w18', 'd53', 'b1', '13',
+         r'[-_]s0?[-_]', '400mf', '31B', r'r50|[-_0a-z]50', 'w18', 'd53', r'[-_]b1[-_]', '13',
          'base', '101', 'large', 'huge', 'XL', '-g-')
 # Folders of mmdet that hold no detectors: trackers, video, other tasks, training recipes of detectors in other folders.
 NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vis$|reid|cityscapes|common|deepfashion|'
@@ -29,7 +32,8 @@ NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vi
 # Exported by mmpretrain's backbones, but no classification backbones of their own: a base class, a wrapper, one of
 # another package, two for masked pre-training.
 NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone', 'SparseConvNeXt', 'SparseResNet')
-CHANNELS = dict(LeNet5=1)
+FIXED_SHAPES = dict(LeNet5=(1, 32, 32))
+PROPOSALS = 20  # of a region proposal network; 1000 on random weights take minutes and show the same layers
 SIDE = 320  # smaller images leave nothing on the highest level of some pyramids
 
 
@@ -68,6 +72,7 @@ def classification_models() -> dict[str, list[tuple[str, dict]]]:
 
 def detection_models() -> dict[str, list[tuple[str, dict]]]:
     """Family (config folder) -> [(config, model config)]: the smallest shipped detectors, up to three."""
+    import mmdet.models  # noqa: F401  once, before processes are forked
     found: dict[str, list] = {}
     root = config_folder('mmdet')
     for folder in sorted(glob(osp.join(root, '*'))):
@@ -93,9 +98,17 @@ def shape_of(model: dict, side: int) -> tuple[int, int, int]:
     size = backbone.get('img_size') or (model.get('data_preprocessor') or {}).get('size')
     if isinstance(channels, (list, tuple)) or channels > 16:
         channels = 3
-    channels = CHANNELS.get(backbone.get('type'), channels)
     size = size[0] if isinstance(size, (list, tuple)) else size
-    return channels, size or side, size or side
+    return FIXED_SHAPES.get(backbone.get('type'), (channels, size or side, size or side))
+
+
+def with_few_proposals(model: dict) -> dict:
+    """A copy of a model config whose region proposal network hands on few regions."""
+    model = copy.deepcopy(model)
+    proposals = (model.get('test_cfg') or {}).get('rpn')
+    if proposals:
+        proposals['max_per_img'] = PROPOSALS
+    return model
 
 
 def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: dict, save) -> None:
@@ -106,18 +119,18 @@ def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: 
             continue
         tried = []
         for (path, model), side in itertools.product(choices, sides):
-            found = measure_coverage(lambda cfg=model: MODELS.build(dict(copy.deepcopy(cfg), _scope_=scope)),
-                                     shape_of(model, side), limit)
+            found = measure_apart(lambda cfg=model: MODELS.build(dict(with_few_proposals(cfg), _scope_=scope)),
+                                  shape_of(model, side), limit)
             tried.append(dict(vars(found), config=path))
             if not found.reason:
                 break
         rows[name] = tried[-1] if not tried[-1]['reason'] else tried[0]
-        save()
+        save(name)
 
 
 def table(rows: dict, first: str) -> str:
     """Markdown table of some rows and its percentage."""
-    found = {n: (r['config'], Coverage(**{k: v for k, v in r.items() if k != 'config'})) for n, r in rows.items()}
+    found = {n: (r['config'], coverage_of(r)) for n, r in rows.items()}
     good = sum(c.ok for _, c in found.values())
     lines = [f'{good} of {len(found)} ({good / max(1, len(found)):.1%}) are quantized completely.', '',
              f'| {first} | Config | Layers | Units (layer/block/stage) | SQNR (dB) | Time (s) | Remark |',
@@ -125,6 +138,7 @@ def table(rows: dict, first: str) -> str:
     for name, (path, c) in sorted(found.items(), key=lambda item: item[0].lower()):
         units = '/'.join(str(c.units.get(g, '-')) for g in ('layer', 'block', 'stage'))
         remarks = [c.reason.replace('|', '/'), f'{c.unreached} layers without influence' if c.unreached else '',
+                   f'{c.constant} layers read no data' if c.constant else '',
                    f'{c.functional} layers are used by function, float' if c.functional else '']
         remark = '; '.join(r for r in remarks if r)
         lines.append(f'| {name} | `{path}` | {c.quantized}/{c.layers} | {units} | {c.sqnr:.1f} | {c.seconds:.0f} | '
@@ -135,61 +149,79 @@ def table(rows: dict, first: str) -> str:
 HEADER = '''# Coverage of the model zoos
 
 Made by `tools/analysis_tools/zoo_coverage.py`: random weights, one random image, weights and activations of 8 bits with
-min-max ranges, no change in any model's code. "Layers" are those with quantized weights and all with weights. Layers
-that the raw outputs do not depend on (auxiliary heads, branches for training) do not count; layers whose weight is read
-by a function instead of calling the layer stay float, and such a model counts as not quantized completely. SQNR
-compares the raw outputs with those of the float model; random weights make it a check, not an accuracy.
+min-max ranges, no change in any model's code. One small config stands for each classification backbone and for each
+family of detectors; region proposal networks hand on 20 regions. "Layers" are those with quantized weights and all with
+weights. Layers that the raw outputs do not depend on (auxiliary heads, branches for training) do not count, nor do
+layers that read no data (tables of relative positions), whose outputs are known before any image is. Layers whose
+weight is read by a function instead of calling the layer stay float, and such a model counts as not quantized
+completely. SQNR compares the raw outputs with those of the float model; with random weights it is a check, not an
+accuracy. Times are of one processor core.
 
 '''
+
+
+def page(state: dict) -> str:
+    """The whole page from the results so far."""
+    parts = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
+             ('Detector families of mmdet', 'mmdet', 'Family'))
+    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in parts)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default='docs/en/notes/zoo_coverage.md', help='markdown file to write')
-    parser.add_argument('--state', default='work_dirs/zoo_coverage.json', help='results so far; a run continues them')
-    parser.add_argument('--limit', type=int, default=180, help='seconds a model')
+    parser.add_argument('--state', default='docs/en/notes/zoo_coverage.json', help='results so far; a run adds to them')
+    parser.add_argument('--limit', type=int, default=120, help='seconds of processor time a model; default 120')
     parser.add_argument('--only', help='regular expression: measure only these names')
     parser.add_argument('--scope', choices=['mmpretrain', 'mmdet'], help='measure only this zoo')
+    parser.add_argument('--again', choices=['failed', 'all'], help='forget failed results, or all, of what is chosen')
     parser.add_argument('--list', action='store_true', help='log the chosen configs and stop')
     return parser.parse_args()
+
+
+def read_state(path: str) -> dict:
+    """Results so far, by zoo and name."""
+    state = mmengine.load(path) if osp.isfile(path) else {}
+    return {scope: state.get(scope, {}) for scope in ('mmpretrain', 'mmdet')}
+
+
+def coverage_of(row: dict) -> Coverage:
+    """The result that a row of the JSON file holds."""
+    return Coverage(**{k: v for k, v in row.items() if k != 'config'})
 
 
 def main() -> None:
     """Measure what is missing, write the table."""
     args = parse_args()
-    from mmengine.logging import MMLogger
-    from mmengine.utils import mkdir_or_exist
     logger = MMLogger.get_instance('zoo_coverage')
-    state = {'mmpretrain': {}, 'mmdet': {}}
-    if osp.isfile(args.state):
-        with open(args.state) as stream:
-            state = json.load(stream)
-    mkdir_or_exist(osp.dirname(osp.abspath(args.state)))
-
-    def save():
-        with open(args.state, 'w') as stream:
-            json.dump(state, stream, indent=1)
-        rows = [r for part in state.values() for r in part.values()]
-        logger.info(f'{len(rows)} models, the last: {rows[-1]["config"]} {rows[-1]["reason"]}')
-
+    state = read_state(args.state)
+    mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.state)))
+    mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
     zoos = (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, )))
     for scope, choose, sides in zoos:
         if args.scope not in (None, scope):
             continue
-        models = choose()
-        models = {n: m for n, m in models.items() if not args.only or re.search(args.only, n)}
+        models = {n: m for n, m in choose().items() if not args.only or re.search(args.only, n)}
         if args.list:
             logger.info('\n'.join(f'{name}: {path}' for name, choices in models.items() for path, _ in choices[:1]))
             continue
-        measure(scope, models, sides, args.limit, state[scope], save)
+        rows = state[scope]
+        for name in set(models) & set(rows) if args.again else ():
+            if args.again == 'all' or not coverage_of(rows[name]).ok:
+                del rows[name]
+
+        def save(name, rows=rows):
+            with open(args.state, 'w') as stream:
+                json.dump(state, stream, indent=1, sort_keys=True)
+                stream.write('\n')
+            found = coverage_of(rows[name])
+            logger.info(f'{name}: {found.quantized} of {found.layers} layers, {found.seconds:.1f} s {found.reason}')
+
+        measure(scope, models, sides, args.limit, rows, save)
     if not args.list:
-        parts = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
-                 ('Detector families of mmdet', 'mmdet', 'Family'))
-        mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
         with open(args.out, 'w') as stream:
-            stream.write(HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first)
-                                            for title, scope, first in parts))
+            stream.write(page(state))
 
 
 if __name__ == '__main__':

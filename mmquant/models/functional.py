@@ -1,0 +1,106 @@
+"""Linear layers whose weight another module hands to ``F.linear``, called as the layers they are.
+
+mmpretrain's BEiT and Swin V2 compute ``F.linear(x, self.qkv.weight, bias)`` with a bias put together from parts. Such a
+module is turned into a subclass whose ``forward`` runs under a ``TorchFunctionMode`` that answers this function with
+``self.qkv(x) + bias``, so that the layer shows in the data flow and is quantized like every other.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mmquant.models.dataflow import wrapped_forwards
+
+
+def _arguments(input, weight, bias=None) -> tuple:  # names of F.linear
+    return input, weight, bias
+
+
+def _fits(layer: nn.Linear, bias) -> bool:
+    """Whether calling the layer can stand for the function: its own bias, or none and maybe another one."""
+    return layer.bias is bias or layer.bias is None
+
+
+class _Calls(TorchFunctionMode):
+    """Answers ``F.linear`` with one of the layers' weights by a call of the layer."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.linear:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias = _arguments(*args, **(kwargs or {}))
+        layer = next((m for m in self.layers if m.weight is weight and _fits(m, bias)), None)
+        if layer is None:
+            return func(x, weight, bias)
+        return layer(x) if layer.bias is bias else layer(x) + bias
+
+
+class FunctionalLayerOwner:
+    """Mix-in: runs ``forward`` with ``F.linear`` answered by the layers named in ``functional_layers``."""
+
+    def forward(self, *args, **kwargs):
+        with _Calls([self.get_submodule(name) for name in self.functional_layers]):
+            return super().forward(*args, **kwargs)
+
+
+@lru_cache(maxsize=None)
+def owner_class(cls: type) -> type:
+    """The subclass of a module class that calls its layers."""
+    return type('Calling' + cls.__name__, (FunctionalLayerOwner, cls), {'__module__': cls.__module__})
+
+
+class _Finder(TorchFunctionMode):
+    """Notes which module hands the weight of which layer below it to ``F.linear``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers = {id(m.weight): (n, m) for n, m in model.named_modules() if type(m) is nn.Linear}
+        self.stack: list[str] = []
+        self.found: dict[str, list[str]] = defaultdict(list)
+
+    def wrap(self, name, module, forward):
+
+        def scoped(*args, **kwargs):
+            self.stack.append(name)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.stack.pop()
+
+        return scoped
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.linear and self.stack:
+            _, weight, bias = _arguments(*args, **(kwargs or {}))
+            name, layer = self.layers.get(id(weight), (None, None))
+            owner = self.stack[-1]
+            if layer is not None and name.startswith(f'{owner}.' if owner else '') and name != owner \
+                    and _fits(layer, bias) and name not in self.found[owner]:
+                self.found[owner].append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def find_functional_layers(model: nn.Module, run) -> dict[str, list[str]]:
+    """Module -> layers below it whose weight it hands to ``F.linear``, seen while ``run()`` runs the model once."""
+    finder = _Finder(model)
+    with wrapped_forwards(model, finder.wrap), finder:
+        run()
+    return {owner: names for owner, names in finder.found.items() if names}
+
+
+def call_functional_layers(model: nn.Module, found: dict[str, list[str]]) -> None:
+    """Make modules call their layers, in place, once; ``found`` is what :func:`find_functional_layers` returns."""
+    for owner, names in found.items():
+        module = model.get_submodule(owner)
+        if not isinstance(module, FunctionalLayerOwner):
+            module.__class__ = owner_class(type(module))
+        module.functional_layers = tuple(name.removeprefix(f'{owner}.') for name in names)

@@ -1,0 +1,120 @@
+"""How much of a model is quantized as it is; models of a zoo in processes of their own; the table in the docs."""
+import os
+import runpy
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tools_for_tests import ROOT
+from torch import nn
+
+from mmquant.analysis.coverage import Coverage, measure_apart, measure_coverage
+
+TOOL = runpy.run_path(str(ROOT / 'tools/analysis_tools/zoo_coverage.py'), run_name='zoo_coverage')
+SHAPE = (3, 8, 8)
+
+
+class Mixed(nn.Module):
+    """One layer of each kind: called, its weight read, reading no data, for training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.read, self.table, self.auxiliary = nn.Conv2d(4, 4, 1), nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = F.conv2d(self.conv(x).relu(), self.read.weight).mean((2, 3)) + self.table(torch.ones(1, 2))
+        return self.last(x)
+
+
+def test_what_counts():
+    found = measure_coverage(Mixed, SHAPE)
+    assert (found.quantized, found.layers, found.functional, found.constant, found.unreached) == (2, 5, 1, 1, 1)
+    assert not found.ok and not found.reason and found.sqnr > 20
+    assert set(found.units) == {'layer', 'block', 'stage'}
+    whole = measure_coverage(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), SHAPE)
+    assert whole.ok and whole.quantized == whole.layers == 2
+
+
+class Refusing(nn.Conv2d):
+    """Its own merging of branches is broken, as that of some models."""
+
+    def switch_to_deploy(self):
+        raise AttributeError('no branch')
+
+
+def test_without_merging_where_it_fails():
+    assert measure_coverage(lambda: nn.Sequential(Refusing(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), SHAPE).ok
+
+
+def test_failures_are_rows():
+    assert measure_coverage(lambda: nn.Conv2d(4, 4, 3), SHAPE).reason.startswith('RuntimeError: ')
+    assert not measure_coverage(lambda: nn.Flatten(), SHAPE).ok
+
+
+def busy():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize('build, limit, text', [
+    (lambda: time.sleep(60), 0.05, 'took longer than 0.25 s'),
+    (lambda: os._exit(3), 30, 'ended with exit code 3'),
+    pytest.param(busy, 1, 'took longer than 1 s of processor time', marks=pytest.mark.slow),
+])
+def test_a_model_costs_its_own_row_only(build, limit, text):
+    started = time.monotonic()
+    assert text in measure_apart(build, SHAPE, limit).reason
+    assert time.monotonic() - started < 20
+
+
+def test_measured_apart_is_the_same():
+    build = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))  # noqa: E731
+    here, apart = measure_coverage(build, SHAPE), measure_apart(build, SHAPE, 60)
+    assert apart.ok and apart.sqnr == pytest.approx(here.sqnr, abs=0.1) and apart.units == here.units
+
+
+def test_a_run_continues_and_takes_the_first_config_that_works(monkeypatch):
+    tried, rows, saved = [], {'done': {}}, []
+
+    def measured(build, shape, limit):
+        tried.append(shape)
+        return Coverage(quantized=1, layers=1, sqnr=30.0, reason='' if shape[1] == 224 else 'too small')
+
+    measure = TOOL['measure']
+    monkeypatch.setitem(measure.__globals__, 'measure_apart', measured)
+    models = {'done': [('a.py', {})], 'new': [('b.py', {}), ('c.py', {})]}
+    measure('mmengine', models, (64, 224), 5, rows, saved.append)
+    assert tried == [(3, 64, 64), (3, 224, 224)] and saved == ['new']
+    assert rows['new']['config'] == 'b.py' and rows['done'] == {}
+
+
+def test_table():
+    rows = dict(B=dict(vars(Coverage(3, 3, dict(layer=3, block=2, stage=1), 31.26, 2.0)), config='b.py'),
+                a=dict(vars(Coverage(reason='ValueError: x | y')), config='a.py'),
+                C=dict(vars(Coverage(2, 4, {}, 9.0, functional=1, constant=1)), config='c.py'))
+    lines = TOOL['table'](rows, 'Backbone').splitlines()
+    assert lines[0] == '1 of 3 (33.3%) are quantized completely.'
+    assert lines[4].startswith('| a | `a.py` | 0/0 ') and lines[4].endswith('| ValueError: x / y |')
+    assert lines[5] == '| B | `b.py` | 3/3 | 3/2/1 | 31.3 | 2 |  |'
+    assert lines[6].endswith('| 1 layers read no data; 1 layers are used by function, float |')
+
+
+def test_few_proposals():
+    model = dict(test_cfg=dict(rpn=dict(max_per_img=1000), rcnn=dict(max_per_img=100)))
+    few = TOOL['with_few_proposals'](model)
+    assert few['test_cfg'] == dict(rpn=dict(max_per_img=20), rcnn=dict(max_per_img=100))
+    assert model['test_cfg']['rpn']['max_per_img'] == 1000 and TOOL['with_few_proposals']({}) == {}
+
+
+def test_size_words_order_configs():
+    names = ['x-large_8xb16.py', 'x-base_8xb128.py', 'x-tiny.py', 'x_r50.py', 'x_r18.py']
+    assert sorted(names, key=TOOL['size_rank']) == ['x-tiny.py', 'x_r18.py', 'x_r50.py', 'x-base_8xb128.py',
+                                                    'x-large_8xb16.py']
+
+
+def test_the_page_is_what_the_records_give():
+    folder = ROOT / 'docs/en/notes'
+    state = TOOL['read_state'](str(folder / 'zoo_coverage.json'))
+    assert (folder / 'zoo_coverage.md').read_text() == TOOL['page'](state)
