@@ -38,8 +38,8 @@ class Counts:
         evaluations (int): Values of the loss.
         undefined (int): Of these, NaN or infinite.
         gradients (int): Gradient steps.
-        image_forwards (float): Images of all processes times the share of the network (multiply-accumulates) that ran; an image of a
-            gradient step counts three.
+        image_forwards (float): Images of all processes times the share of the network (multiply-accumulates) that
+            ran; an image of a gradient step counts three.
         image_forwards_saved (float): What full-network evaluations would have cost on top.
     """
     evaluations: int = 0
