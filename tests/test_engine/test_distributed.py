@@ -149,6 +149,17 @@ def test_resumed_on_another_number_of_processes(tmp_path, before, after):
     assert stages == ['float', 'nearest_weights', 'nearest', 'weights', 'activations', 'final']
 
 
+def test_processes_with_other_images_say_so(monkeypatch):
+    """Sizes that differ, or images that one process had to leave out: an error in all of them, not a wait."""
+    chunks = [torch.zeros(4, 3, 8, 8), torch.zeros(1, 3, 6, 8)]
+    loops.check_shares(chunks)
+    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(4, 3, 8, 8), (1, 3, 6, 8)]])
+    loops.check_shares(chunks)
+    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(5, 3, 8, 8)]])
+    with pytest.raises(ValueError, match=r'\(process 0: 4 of 8x8, 1 of 6x8; process 1: 5 of 8x8\); resize or pad them'):
+        loops.check_shares(chunks)
+
+
 def test_steps_that_need_one_process_say_so(monkeypatch):
     monkeypatch.setattr(loops, 'alone', lambda: False)
     with pytest.raises(ValueError, match='the steps own do not run in several processes; start tools/ptq.py without'):
