@@ -74,6 +74,7 @@ def test_generated_pages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS))
     from generate import benchmarks, markdown, model_zoo, reference
     text = reference()
+    assert 'mmquant.OutputDivergence()' in text and 'kwargs' not in text
     assert '### PatternSearch' in text and '### OutputDivergence' in text and '### ElementMix' in text
     assert '### Reconstruction' in text and '- `num_iters` (int)' in text and '### ReportHook' in text
     assert markdown('Text ``a*b`` and *c*.\n\nArgs:\n    x (int): One of :class:`Y`.\n        More.') == (

@@ -51,7 +51,8 @@ def reference() -> str:
 def entry(name: str, cls: type) -> str:
     """One type: signature, text, arguments."""
     signature = ', '.join(f'{p.name}={p.default!r}' if p.default is not p.empty else p.name
-                          for p in inspect.signature(cls.__init__).parameters.values() if p.name != 'self')
+                          for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL,
+                                                                                                p.VAR_KEYWORD))
     call = f'mmquant.{name}({signature})'
     if len(call) > 95:
         call = f'mmquant.{name}(\n    ' + textwrap.fill(signature, 90, subsequent_indent='    ') + ')'
