@@ -1,5 +1,7 @@
 """Small models and helpers that several tests share."""
+import contextlib
 import copy
+import resource
 
 import torch
 import torch.nn.functional as F
@@ -187,3 +189,14 @@ class silent:  # noqa: N801
 
     def update(self, done: int, text: str = '') -> None:
         pass
+
+
+@contextlib.contextmanager
+def full_disk(size: int):
+    """No file of this process may grow beyond ``size`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

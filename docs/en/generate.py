@@ -13,7 +13,10 @@ KINDS = [('STEPS', 'Steps', '`train_cfg.steps`'),
          ('QUANTIZERS', 'Quantizers', '`quantizer.weight`, `quantizer.activation`'),
          ('OBSERVERS', 'Observers', '`observer` of the steps that set ranges'),
          ('ROUNDINGS', 'Roundings', '`rounding` of a reconstruction'),
-         ('LOSSES', 'Losses', '`loss` of a reconstruction'), ('LOOPS', 'Loops', '`train_cfg`'),
+         ('LOSSES', 'Losses', '`loss` of a reconstruction'), ('MIXERS', 'Mixers', '`mix` of a reconstruction'),
+         ('OBJECTIVES', 'Objectives', '`objective` of a search'),
+         ('SEARCHERS', 'Searchers', '`searcher` of `JointSearch`'),
+         ('LOOPS', 'Loops', '`train_cfg`'),
          ('HOOKS', 'Hooks', '`custom_hooks`'), ('MODELS', 'Models', '`model`'),
          ('DATASETS', 'Data sets', '`dataset` of a data loader'),
          ('TRANSFORMS', 'Transforms', '`pipeline` of a data set')]
@@ -48,7 +51,8 @@ def reference() -> str:
 def entry(name: str, cls: type) -> str:
     """One type: signature, text, arguments."""
     signature = ', '.join(f'{p.name}={p.default!r}' if p.default is not p.empty else p.name
-                          for p in inspect.signature(cls.__init__).parameters.values() if p.name != 'self')
+                          for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL,
+                                                                                                p.VAR_KEYWORD))
     call = f'mmquant.{name}({signature})'
     if len(call) > 95:
         call = f'mmquant.{name}(\n    ' + textwrap.fill(signature, 90, subsequent_indent='    ') + ')'

@@ -23,6 +23,7 @@ from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.registry import OBJECTIVES, OBSERVERS, SEARCHERS, STEPS
 from mmquant.search import Calibration, ClipProblem, Objective, fit_parabola
 from mmquant.utils.building import ConfigError, build
+from mmquant.utils.distributed import share
 
 NORMS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 OBSERVER = {'type': 'mmquant.LpNormObserver', 'max_samples': 2**17, 'refinements': 1}
@@ -30,8 +31,8 @@ WHOLE_RANGE = {'type': 'mmquant.MinMaxObserver'}
 
 
 def calibration_of(context: CalibrationContext, num_images: int | None = None) -> Calibration:
-    """The first ``num_images`` calibration images of a context; None: all."""
-    count = num_images or sum(len(chunk) for chunk in context.chunks)
+    """This process's part of the first ``num_images`` calibration images of a context; None: all."""
+    count = share(num_images) if num_images else sum(len(chunk) for chunk in context.chunks)
     chunks, samples = zip(*context.batches(count))
     return Calibration(context.model, list(chunks), None if samples[0] is None else list(samples), cache=context.cache)
 
@@ -59,6 +60,7 @@ class NormSweep(Step):
     Raises:
         ConfigError: For an empty list, a p that is not above 0, or no images.
     """
+    distributed = True
     evaluates = (True, True)
 
     def __init__(self, norms: Sequence[float] = NORMS, observer: dict | None = None, num_images: int | None = 512,
@@ -136,6 +138,7 @@ class JointSearch(Step):
             ``OutputDivergence`` (default where not; for detectors).
         num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
     """
+    distributed = True
     evaluates = (True, True)
 
     def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = 512,

@@ -94,6 +94,7 @@ class CalibrationLoop(BaseLoop):
         model.load_float_checkpoint()
         runner.call_hook('before_train')
         chunks, samples = self.collect(model)
+        check_shares(chunks)
         context = CalibrationContext(model, chunks, seed=runner.seed, amp=self.amp, progress=progress, samples=samples,
                                      cache=self.cache)
         self._check_architecture(context)
@@ -221,6 +222,17 @@ class CalibrationLoop(BaseLoop):
                 raise ValueError(f'calibration batch {i} holds NaN or infinite pixels after preprocessing; check the '
                                  'images and data_preprocessor (a std of 0?)')
         return chunks_of_one_size(batches, self.chunk_size)
+
+
+def check_shares(chunks: list[torch.Tensor]) -> None:
+    """Raise ValueError unless every process holds as many images of the same sizes; gathering would wait for ever."""
+    held = gather_list([[tuple(chunk.shape) for chunk in chunks]])
+    if all(shapes == held[0] for shapes in held):
+        return
+    told = '; '.join(f'process {rank}: ' + ', '.join(f'{n} of {h}x{w}' for n, _, h, w in shapes)
+                     for rank, shapes in enumerate(held))
+    raise ValueError(f'the processes hold different numbers or sizes of calibration images ({told}); resize or pad '
+                     'them to one size, repair unreadable ones, or start one process')
 
 
 def _readable(dataloader):

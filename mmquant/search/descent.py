@@ -6,6 +6,7 @@ import math
 import torch
 
 from mmquant.search.problem import ClipProblem
+from mmquant.utils.distributed import share
 
 
 def minibatches(sizes: list[int], batch_size: int, generator: torch.Generator):
@@ -24,14 +25,14 @@ def descend(problem: ClipProblem, num_steps: int, batch_size: int, lr: float, nu
 
     Args:
         problem (ClipProblem): Entered.
-        num_steps, batch_size (int): Steps and images a step.
+        num_steps, batch_size (int): Steps, and images a step in all processes.
         lr (float): Rate at the start, in log clip.
         num_checks (int): Looks at the whole loss, the last one at the end.
         seed (int): Of the order of images.
     """
     x = torch.zeros(problem.size, dtype=torch.float64)
     optimizer = torch.optim.Adam([x], lr=lr, betas=(0.9, 0.99))
-    batches = minibatches(problem.calibration.sizes, batch_size, torch.Generator().manual_seed(seed))
+    batches = minibatches(problem.calibration.sizes, share(batch_size), torch.Generator().manual_seed(seed))
     checks = {round(num_steps * (k + 1) / num_checks) for k in range(num_checks)}
     for step in range(num_steps):
         _, slopes = problem.gradient(x.tolist(), *next(batches))

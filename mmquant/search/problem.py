@@ -5,6 +5,8 @@
 Consecutive points of a search mostly differ in one coordinate. What lies in front of that quantizer is then the same
 as in the evaluation before, so it is kept (:class:`mmquant.reconstruction.replay.Stream`) and only the rest runs, with
 one weight quantized anew. Every value equals that of a full forward pass to the bit.
+
+With several processes each evaluates its own images; sums are reduced, so all see the same loss and go the same way.
 """
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ from mmquant.search.calibration import Calibration
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.search.objectives import Objective
 from mmquant.utils.building import ConfigError
+from mmquant.utils.distributed import sum_over_ranks
 
 GRADIENT_COST = 3  # image-forwards that one image costs forward and backward
 
@@ -35,8 +38,8 @@ class Counts:
         evaluations (int): Values of the loss.
         undefined (int): Of these, NaN or infinite.
         gradients (int): Gradient steps.
-        image_forwards (float): Images times the share of the network (multiply-accumulates) that ran; an image of a
-            gradient step counts three.
+        image_forwards (float): Images of all processes times the share of the network (multiply-accumulates) that
+            ran; an image of a gradient step counts three.
         image_forwards_saved (float): What full-network evaluations would have cost on top.
     """
     evaluations: int = 0
@@ -79,7 +82,7 @@ class ClipProblem:
         ticks = [clip.tick for clip in self.clips]
         self.shares = shares_behind(self.model, ticks)
         self.heads = [ticks.index(t) for t in ticks]  # first coordinate of the same tick
-        self.num_images, self.device = sum(calibration.sizes), calibration.device
+        self.num_images, self.device = int(sum_over_ranks(sum(calibration.sizes))[0]), calibration.device
         self.counts = Counts()
         self._stack: contextlib.ExitStack | None = None
         self._stale: set = set()  # layers whose quantized weight is out of date
@@ -140,7 +143,7 @@ class ClipProblem:
     # ---- values ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def loss(self, x: Sequence[float]) -> float:
-        """Mean loss over the calibration images at ``x``; infinite where the network's loss is NaN."""
+        """Mean loss over the calibration images of all processes at ``x``; infinite where the network's loss is NaN."""
         x = tuple(float(v) for v in x)
         if x == self._last:
             return self._last_loss
@@ -152,7 +155,7 @@ class ClipProblem:
             with autocast(self.device, self.amp):
                 output = self._stream.run_rest(chunk) if self._stream else self.calibration.run(chunk)
             total += self.objective(output, chunk)
-        loss = total.item() / self.num_images
+        loss = sum_over_ranks(total.item())[0] / self.num_images
         counts = self.counts
         counts.evaluations += 1
         counts.image_forwards += share * self.num_images
@@ -190,7 +193,7 @@ class ClipProblem:
         return share
 
     def gradient(self, x: Sequence[float], chunk: int, rows: torch.Tensor) -> tuple[float, list[float]]:
-        """Mean loss of some images and its straight-through gradient at ``x``.
+        """Mean loss of some images and its straight-through gradient at ``x``, averaged over processes.
 
         Args:
             x (Sequence[float]): The point.
@@ -215,9 +218,11 @@ class ClipProblem:
                 scale.requires_grad_(False)
             self._stale.update(layers)  # their forward has let go of the quantized weight
         self.counts.gradients += 1
-        self.counts.image_forwards += GRADIENT_COST * count
         slopes = torch.stack([(g * s).double().sum() for g, s in zip(grads, scales)])
-        return loss.item(), slopes.tolist()
+        world, count, *totals = sum_over_ranks(1, count, loss.item(), *slopes.tolist())
+        self.counts.image_forwards += GRADIENT_COST * count
+        loss, *slopes = (total / world for total in totals)
+        return loss, slopes
 
     def check_deterministic(self) -> float:
         """Loss at the last point, evaluated twice.

@@ -45,13 +45,18 @@ def share(count: int) -> int:
     return max(1, count // dist.get_world_size())
 
 
-def mean_over_ranks(value: float) -> float:
-    """Mean of a number over all processes; the same everywhere, so that all decide alike."""
+def sum_over_ranks(*values: float) -> list[float]:
+    """Sum of each number over all processes; the same everywhere, so that all decide alike."""
     if alone():
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=dist.get_comm_device())
-    dist.all_reduce(total, 'mean')
-    return total.item()
+        return list(values)
+    totals = torch.tensor(values, dtype=torch.float64, device=dist.get_comm_device())
+    dist.all_reduce(totals, 'sum')
+    return totals.tolist()
+
+
+def mean_over_ranks(value: float) -> float:
+    """Mean of a number over all processes; the same everywhere."""
+    return sum_over_ranks(value)[0] / dist.get_world_size()
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mmquant.analysis.cost import ModelCost
 from mmquant.analysis.inspection import Histogram, Inspection
+from mmquant.analysis.sensitivity import LayerSensitivity
 
 WEIGHTS, ACTIVATIONS, INK, FAINT, ALARM = '#2b6c99', '#c8702a', '#22303c', '#aab4bd', '#b3261e'
 STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': FAINT,
@@ -144,6 +145,27 @@ def cost_figure(cost: ModelCost) -> Figure:
         _name_layers(axes, [layer.name for layer in cost.layers])
         axes.set_ylabel('share (%)')
         axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
+def sensitivity_figure(rows: Sequence[LayerSensitivity]) -> Figure:
+    """Bars of the most sensitive layers: SQNR, and both changes of the metric where they were measured."""
+    rows = list(rows)[:NAMED][::-1]
+    panels = [('sqnr', 'SQNR of the output (dB)', WEIGHTS)]
+    if any(row.drop is not None for row in rows):
+        panels += [('drop', 'drop, only this layer quantized', ACTIVATIONS),
+                   ('gain', 'gain, only this layer float', ACTIVATIONS)]
+    with rc_context(STYLE):
+        figure = canvas(0.8 + 0.19 * len(rows))
+        for index, (axes, (key, title, color)) in enumerate(zip(figure.subplots(1, len(panels), sharey=True,
+                                                                                squeeze=False)[0], panels)):
+            values = [getattr(row, key) for row in rows]
+            axes.barh(range(len(rows)), [math.nan if v is None else v for v in values], color=color, height=0.7)
+            axes.set_title(title)
+            axes.grid(axis='x', color=FAINT, alpha=0.35, lw=0.6)
+            if index == 0:
+                axes.set_yticks(range(len(rows)), [_short(row.name, 36) for row in rows], fontsize=7.5)
+                axes.set_ylim(-0.7, len(rows) - 0.3)
     return figure
 
 

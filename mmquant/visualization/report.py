@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mmquant.analysis.cost import FLOAT_BITS, ModelCost
 from mmquant.analysis.inspection import Inspection
+from mmquant.analysis.sensitivity import LayerSensitivity
 from mmquant.utils.tables import cell
 from mmquant.visualization.figures import (
     ACTIVATIONS,
@@ -22,6 +24,7 @@ from mmquant.visualization.figures import (
     flipped_figure,
     histogram_figure,
     loss_figure,
+    sensitivity_figure,
 )
 
 CSS = '''
@@ -52,6 +55,11 @@ th, td { padding: 5px 12px 5px 0; vertical-align: top; } tr + tr td { border-top
 td.n, th.n { text-align: right; } td.bad { color: #b3261e; font-weight: 600; }
 details summary { cursor: pointer; color: var(--accent); } pre { overflow-x: auto; font-size: 12.5px; }
 '''
+
+# What stands between the two is exchanged when sensitivities have been measured.
+SENSITIVITY, SENSITIVITY_END = '<!-- sensitivity -->', '<!-- /sensitivity -->'
+NOT_MEASURED = ('<p>Not measured yet; this adds it: <code>python tools/analysis_tools/sensitivity.py CONFIG '
+                'WORK_DIR/quantized.pth</code></p>')
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,28 @@ def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
     return path
 
 
+def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
+    """Put sensitivities into a report that :func:`write_report` wrote, in place of earlier ones.
+
+    Args:
+        path (str): The page.
+        rows (Sequence[LayerSensitivity]): Layers, the most sensitive first.
+
+    Returns:
+        bool: Whether the page has a place for them.
+    """
+    with open(path, encoding='utf-8') as f:
+        page = f.read()
+    keys = ('w_bits', 'a_bits', 'sqnr', *(k for k in ('drop', 'gain') if any(getattr(r, k) is not None for r in rows)))
+    titles = dict(w_bits='W bits', a_bits='input bits', sqnr='SQNR (dB)', drop='drop', gain='gain')
+    table = _table(('layer', *map(titles.get, keys)), [(r.name, *(getattr(r, k) for k in keys)) for r in rows])
+    body = f'{SENSITIVITY}{_svg(sensitivity_figure(rows))}<div class="scroll">{table}</div>{SENSITIVITY_END}'
+    page, found = re.subn(f'{SENSITIVITY}.*?{SENSITIVITY_END}', lambda _: body, page, count=1, flags=re.S)
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write(page)
+    return bool(found)
+
+
 def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
     """(anchor, title, explanation, body); those without a body are left out."""
     get = figures.get
@@ -135,6 +165,9 @@ def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
          "layer's output, where the noise of all layers before it adds up. Red: the lowest of a column. A layer whose "
          'curve drops far below its neighbours is the one to give more bits.',
          f'{get("layer_errors", "")}<div class="scroll">{_layer_table(run)}</div>'),
+        ('sensitivity', 'Sensitivity', 'Each layer alone: the error of its output when only its weights and its input '
+         'are quantized; the metric that is lost when only it is quantized, and won when only it stays float. The '
+         'layers that come first are those to give more bits.', f'{SENSITIVITY}{NOT_MEASURED}{SENSITIVITY_END}'),
         ('roundings', 'Roundings', 'Share of weights that reconstruction rounded away from the nearest level. Grey: '
          'nearest rounding was better on held-out images and was kept.', get('flipped_roundings', '')),
         ('losses', 'Losses', 'Reconstruction loss on the training batches of each unit, from the first unit (dark) to '

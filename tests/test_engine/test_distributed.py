@@ -8,6 +8,7 @@ import pytest
 import torch
 from tools_for_tests import STEPS, quantized_of, results_of, runner_of
 
+from mmquant.algorithms.step import Step
 from mmquant.engine import CalibrationLoop, loops
 from mmquant.engine.progress_file import ProgressFile
 from mmquant.models.checkpoint import write_atomically
@@ -17,6 +18,16 @@ RANGES = [*STEPS[:2], dict(type='mmquant.InitWeightRange', observer=LP),
           dict(type='mmquant.InitActivationRange', observer=LP, num_images=16, name='nearest')]
 TUNED = [*RANGES, dict(type='mmquant.Reconstruction', num_iters=3, batch_size=8),
          dict(type='mmquant.Reconstruction', target='activation', num_iters=3, batch_size=8)]
+AFFINE = [*STEPS[:2], dict(type='mmquant.InsertOutputAffine', layers='all'), *RANGES[2:],
+          dict(type='mmquant.Reconstruction', target='joint', num_iters=3, batch_size=8,
+               rounding=dict(type='mmquant.StraightThrough'), tail=dict(end='stage'),
+               lr=dict(weight=1e-3, affine=1e-3, bias=1e-3, activation_scale=1e-3)),
+          dict(type='mmquant.FoldOutputAffine')]
+SEARCHED = [*STEPS[:2],
+            dict(type='mmquant.NormSweep', norms=(2, 3, 4), observer=dict(LP, p=2), num_images=32, init_images=16),
+            dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.PatternSearch', num_sweeps=1), num_images=32),
+            dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.GradientSearch', num_steps=4, batch_size=16),
+                 name='gradient')]
 HOOKS = [dict(type='mmquant.EvaluationHook')]
 
 
@@ -102,12 +113,30 @@ def test_ranges_are_those_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_reconstruction_agrees_and_is_reproducible(tmp_path):
-    one, again = (run(2, tmp_path / str(n), TUNED) for n in (1, 2))
+@pytest.mark.parametrize('steps, count', [(TUNED, 19), (AFFINE, 10)], ids=['brecq', 'repapq'])
+def test_reconstruction_agrees_and_is_reproducible(tmp_path, steps, count):
+    one, again = (run(2, tmp_path / str(n), steps) for n in (1, 2))
     assert same(state(one, 'rank0.pth'), state(one, 'rank1.pth'))
     assert same(quantized_of(one)['state_dict'], quantized_of(again)['state_dict'])
     units = [r for r in results_of(one)['records'] if r['kind'] == 'unit']
-    assert len(units) == 19 and any(u['flipped'] > 0 for u in units if 'flipped' in u)
+    assert len(units) == count and any(u['flipped'] > 0 for u in units if 'flipped' in u)
+
+
+@pytest.mark.slow
+def test_search_agrees_and_is_reproducible(tmp_path):
+    """LAPQ: the processes go the same way, each time, and it is that of one process."""
+    alone, two, again = (run(n, tmp_path / name, SEARCHED) for n, name in ((1, 'a'), (2, 'b'), (2, 'c')))
+    assert same(state(two, 'rank0.pth'), state(two, 'rank1.pth'))
+    assert same(quantized_of(two)['state_dict'], quantized_of(again)['state_dict'])
+    one, joint = ([r for r in results_of(d)['records'] if r['kind'] in ('norm', 'search')] for d in (alone, two))
+    *one, gradient = one
+    *joint, apart = joint  # the gradient steps of two processes draw other images
+    assert [r.get('p') for r in one] == [r.get('p') for r in joint]
+    assert [r['loss'] for r in joint] == pytest.approx([r['loss'] for r in one], rel=1e-6)
+    for key in ('evaluations', 'image_forwards', 'image_forwards_saved'):
+        assert joint[-1][key] == pytest.approx(one[-1][key])
+    assert joint[-1]['loss'] < joint[-1]['start_loss'] and apart['loss'] <= apart['start_loss']
+    assert apart['image_forwards'] == pytest.approx(gradient['image_forwards'])
 
 
 @pytest.mark.slow
@@ -120,7 +149,18 @@ def test_resumed_on_another_number_of_processes(tmp_path, before, after):
     assert stages == ['float', 'nearest_weights', 'nearest', 'weights', 'activations', 'final']
 
 
+def test_processes_with_other_images_say_so(monkeypatch):
+    """Sizes that differ, or images that one process had to leave out: an error in all of them, not a wait."""
+    chunks = [torch.zeros(4, 3, 8, 8), torch.zeros(1, 3, 6, 8)]
+    loops.check_shares(chunks)
+    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(4, 3, 8, 8), (1, 3, 6, 8)]])
+    loops.check_shares(chunks)
+    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(5, 3, 8, 8)]])
+    with pytest.raises(ValueError, match=r'\(process 0: 4 of 8x8, 1 of 6x8; process 1: 5 of 8x8\); resize or pad them'):
+        loops.check_shares(chunks)
+
+
 def test_steps_that_need_one_process_say_so(monkeypatch):
     monkeypatch.setattr(loops, 'alone', lambda: False)
-    with pytest.raises(ValueError, match='the steps lapq do not run in several processes; start tools/ptq.py without'):
-        CalibrationLoop(None, None, [*STEPS, dict(type='mmquant.NormSweep', name='lapq')])
+    with pytest.raises(ValueError, match='the steps own do not run in several processes; start tools/ptq.py without'):
+        CalibrationLoop(None, None, [*STEPS, dict(type=Step, name='own')])

@@ -1,4 +1,5 @@
 import copy
+import os
 
 import pytest
 import torch
@@ -75,3 +76,28 @@ def test_refusals(context, tmp_path):
     torch.save(MLP().state_dict(), foreign)
     with pytest.raises(CheckpointError, match='it holds no state of a run; give the progress.pth of a work dir'):
         file.load(str(foreign))
+
+
+def test_damaged_and_hostile_states(context, tmp_path):
+    """One flipped bit of a weight is found by its checksum; code in a state never runs."""
+    file = ProgressFile(str(tmp_path / 'progress.pth'), dict(config='a', weights='b', calibration='c'))
+    file.save(context, 1, 0, [])
+    data = (tmp_path / 'progress.pth').read_bytes()
+    at = data.index(context.model.architecture.state_dict()['fc1.bias'].numpy().tobytes())
+    (tmp_path / 'progress.pth').write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    with pytest.raises(CheckpointError, match='cannot be read .wrong checksum: '):
+        file.load(file.path)
+
+    class Payload:
+
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
+
+    for place in ('context_state', 'fingerprint'):
+        (tmp_path / 'progress.pth').write_bytes(data)
+        torch.save({**torch.load(file.path, weights_only=True), place: Payload()}, file.path)
+        try:
+            assert type(file.load(file.path)['context_state']).__name__ == '_Ignored'
+        except CheckpointError as error:
+            assert 'cannot be read' in str(error) or 'it holds no state of a run' in str(error)
+        assert not (tmp_path / 'ran').exists()

@@ -1,7 +1,5 @@
-import contextlib
 import os
 import pickle
-import resource
 import subprocess
 import zipfile
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from models_for_tests import MLP, calibrated, images
+from models_for_tests import MLP, calibrated, full_disk, images
 from torch import nn
 
 from mmquant.models import QuantizedModel
@@ -308,17 +306,6 @@ def test_broken_plan(tmp_path, plan):
     path = saved(tmp_path / 'q.pth', dict(data, plan=plan))
     with pytest.raises(CheckpointError, match=r'q\.pth holds a quantization plan that cannot be read .*Quantize again'):
         QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(path)
-
-
-@contextlib.contextmanager
-def full_disk(size: int):
-    """No file of this process may grow beyond ``size`` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk(tmp_path):

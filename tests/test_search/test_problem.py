@@ -1,5 +1,7 @@
 """The loss as a function of clips: equal to full forward passes to the bit, at a fraction of their cost."""
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +163,46 @@ def test_gradient_is_that_of_straight_through_scales():
     grads = torch.autograd.grad(total, scales)
     assert loss == pytest.approx(total.item()) and sum(abs(s) for s in slopes) > 0
     assert slopes == pytest.approx([(g * s).sum().item() for g, s in zip(grads, scales)], rel=1e-4, abs=1e-7)
+
+
+def two_ranks(monkeypatch, work):
+    """``work(rank)`` in two threads, for which sums over processes are sums over these threads."""
+    barrier, values_of = threading.Barrier(2, timeout=60), {}
+
+    def sum_over_threads(*values):
+        barrier.wait()
+        values_of[threading.get_ident()] = values
+        barrier.wait()
+        return [sum(column) for column in zip(*values_of.values())]
+
+    monkeypatch.setattr('mmquant.search.problem.sum_over_ranks', sum_over_threads)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, range(2)))
+
+
+def test_two_processes_see_the_loss_of_one(monkeypatch):
+    """Images 0, 2, ... here and 1, 3, ... there: the loss, the gradient and the costs are those of all images."""
+    rows = torch.arange(6)
+
+    def follow(problem):
+        with problem:
+            walk = list(points(problem.size, count=6))
+            losses, counts = [problem.loss(x) for x in walk], vars(problem.counts).copy()
+            return losses, problem.gradient(walk[-1], 0, rows[:problem.calibration.sizes[0]]), counts
+
+    losses, (loss, slopes), counts = follow(problem_of('chain', chunk=6))
+    ranks = [problem_of('chain', chunk=6) for _ in range(2)]
+
+    def work(rank):
+        model, (chunk, ) = ranks[rank].model, ranks[rank].calibration.chunks
+        calibration = Calibration(model, [chunk[rank::2]])
+        return follow(ClipProblem(calibration, calibration.objective(None, 'test')))
+
+    first, second = two_ranks(monkeypatch, work)
+    assert first == second
+    assert first[0] == pytest.approx(losses, rel=1e-5) and first[2] == pytest.approx(counts)
+    assert first[1][0] == pytest.approx(loss, rel=1e-5) and first[1][1] == pytest.approx(slopes, rel=1e-3, abs=1e-6)
+    assert counts['image_forwards'] > 6 and len(set(losses)) > 4
 
 
 def test_undefined_losses_are_infinite_and_counted():

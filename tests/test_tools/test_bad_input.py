@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from models_for_tests import MLP, calibrated, images
 from tools_for_tests import CONFIG, ROOT, TINY, log_of, results_of, run_tool
 
 
@@ -134,6 +135,9 @@ def test_wrong_checkpoint_for_evaluation(tmp_path):
     (tmp_path / 'broken.pth').write_bytes((ROOT / 'checkpoints/resnet18_digits.pth').read_bytes()[:5000])
     with pytest.raises(SystemExit, match=r'broken\.pth cannot be read .*truncated'):
         run(tmp_path / 'broken.pth')
+    calibrated(MLP(), images(8, 8)).model.save(str(tmp_path / 'other.pth'))
+    with pytest.raises(SystemExit, match=r'other\.pth does not fit the model: 2 of its 2 layers do not exist here'):
+        run(tmp_path / 'other.pth')
 
 
 def test_float_weights_of_another_model(tmp_path):

@@ -6,6 +6,7 @@ import sys
 import mmengine
 import pytest
 import torch
+from models_for_tests import full_disk
 from tools_for_tests import CONFIG, ROOT, TINY, log_of, quantized_of, results_of, run_tool, without_seconds
 
 from mmquant.engine.progress_file import ProgressFile
@@ -97,6 +98,29 @@ def test_killed_and_resumed_is_bit_identical(monkeypatch, tiny, tmp_path):
     quantize(work_dir, '--resume')
     assert same_state(quantized_of(work_dir)['state_dict'], quantized_of(tiny)['state_dict'])
     assert quantized_of(work_dir)['plan'] == quantized_of(tiny)['plan']
+    assert without_seconds(results_of(work_dir)) == without_seconds(results_of(tiny))
+
+
+@pytest.mark.slow
+def test_full_disk_and_resumed_is_bit_identical(monkeypatch, tiny, tmp_path):
+    """The state of the unit before stays whole, the error says how to go on, and nothing is lost."""
+    work_dir, original, count = tmp_path / 'full', ProgressFile.save, [0]
+
+    def save(self, *args):
+        count[0] += 1
+        if count[0] < 6:
+            return original(self, *args)
+        with full_disk(500_000):
+            return original(self, *args)
+
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match=r'cannot write .*progress\.pth .*free some disk '
+                                                   r'space or choose another --work-dir\. The previous file'):
+        m.setattr(ProgressFile, 'save', save)
+        quantize(work_dir)
+    state = torch.load(work_dir / 'progress.pth', weights_only=True)
+    assert state['step'] == 4 and not list(work_dir.glob('*.tmp')) and not (work_dir / 'quantized.pth').exists()
+    quantize(work_dir, '--resume')
+    assert same_state(quantized_of(work_dir)['state_dict'], quantized_of(tiny)['state_dict'])
     assert without_seconds(results_of(work_dir)) == without_seconds(results_of(tiny))
 
 

@@ -3,7 +3,15 @@ import torch
 from mmengine import dist
 
 from mmquant.utils import distributed
-from mmquant.utils.distributed import gather_list, gather_rows, interleave, mean_over_ranks, one_writes, share
+from mmquant.utils.distributed import (
+    gather_list,
+    gather_rows,
+    interleave,
+    mean_over_ranks,
+    one_writes,
+    share,
+    sum_over_ranks,
+)
 
 
 def test_order_of_one_process():
@@ -13,7 +21,7 @@ def test_order_of_one_process():
 def test_alone_nothing_changes(tmp_path):
     x = torch.randn(4, 3)
     assert gather_rows(x, 4) is x and gather_list([1, 2]) == [1, 2] and mean_over_ranks(0.1) == 0.1 and share(5) == 5
-    assert one_writes(lambda a: a + 1)(2) == 3
+    assert one_writes(lambda a: a + 1)(2) == 3 and sum_over_ranks(0.1, 2) == [0.1, 2]
 
 
 @pytest.mark.parametrize('rows', [1, 3])
@@ -27,6 +35,13 @@ def test_rows_of_two_processes(monkeypatch, rows):
     assert torch.equal(gather_rows(mine, 2), whole) and share(5) == 2 and share(1) == 1
     monkeypatch.setattr(dist, 'all_gather_object', lambda items: [items, ['b', 'd']])
     assert gather_list(['a', 'c']) == ['a', 'b', 'c', 'd']
+
+
+def test_sums_and_means_of_two_processes(monkeypatch):
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(dist, 'get_comm_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(dist, 'all_reduce', lambda x, op: x.add_(torch.tensor([1.0, 20.0])[:len(x)]))
+    assert sum_over_ranks(0.5, 3) == [1.5, 23] and mean_over_ranks(0.5) == 0.75
 
 
 def test_only_the_first_process_writes(monkeypatch):

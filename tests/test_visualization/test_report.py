@@ -10,8 +10,9 @@ from models_for_tests import ResNet, calibrated, images, randomize
 
 from mmquant.analysis.cost import model_cost
 from mmquant.analysis.inspection import Inspection, inspect
-from mmquant.visualization.figures import to_array
-from mmquant.visualization.report import Run, figures_of, scalars_of, write_report
+from mmquant.analysis.sensitivity import LayerSensitivity
+from mmquant.visualization.figures import sensitivity_figure, to_array
+from mmquant.visualization.report import Run, add_sensitivity, figures_of, scalars_of, write_report
 
 BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FIGURES = ['accuracy', 'layer_errors', 'flipped_roundings', 'losses', 'cost', 'weight_histograms',
@@ -58,7 +59,8 @@ class Outline(html.parser.HTMLParser):
 def test_everything_is_there_and_nothing_is_fetched(page):
     text = open(page, encoding='utf-8').read()
     outline = Outline(text)
-    assert outline.ids == ['accuracy', 'layers', 'roundings', 'losses', 'weights', 'activations', 'cost', 'config']
+    assert outline.ids == ['accuracy', 'layers', 'sensitivity', 'roundings', 'losses', 'weights', 'activations', 'cost',
+                           'config']
     assert outline.svgs == len(FIGURES) and outline.fetched == []
     assert not re.search(r'url\((?!#)|@import', text)
     for expected in ('net_w4a4', 'seed 3', '98.00', '41.50', '1.2 min', '1.00 GiB', 'layer2.0.downsample.0',
@@ -87,7 +89,36 @@ def test_what_was_not_measured_is_left_out(run, tmp_path):
     figures = figures_of(bare)
     assert list(figures) == ['cost']
     outline = Outline(open(write_report(str(tmp_path / 'r.html'), bare, figures), encoding='utf-8').read())
-    assert outline.ids == ['layers', 'cost', 'config'] and outline.svgs == 1
+    assert outline.ids == ['layers', 'sensitivity', 'cost', 'config'] and outline.svgs == 1
+
+
+def sensitivity(name, sqnr, drop=None, **more):
+    return LayerSensitivity(name, 4, 8, sqnr, drop=drop, gain=drop and drop / 2, **more)
+
+
+def test_sensitivity_is_added_and_exchanged(run, tmp_path):
+    path = write_report(str(tmp_path / 'r.html'), run, {})
+    assert 'Not measured yet; this adds it: <code>python tools/analysis_tools/sensitivity.py' in open(path).read()
+    assert add_sensitivity(path, [sensitivity('old.layer', 3.0)])
+    alone = open(path).read()
+    assert 'old.layer' in alone and 'Not measured' not in alone and '<th class=n>drop</th>' not in alone
+    rows = [sensitivity('fc', 12.25, 7.5), sensitivity('conv1', 30.0, 0.25), sensitivity('silent', None, 0.0)]
+    assert add_sensitivity(path, rows)
+    text = open(path).read()
+    outline = Outline(text)
+    assert 'old.layer' not in text and outline.svgs == 1 and outline.fetched == []
+    assert '<td>fc</td><td class="n">4</td><td class="n">8</td><td class="n">12.25</td><td class="n">7.50</td>' in text
+    section = text[text.index('id="sensitivity"'):]
+    assert section.index('<td>fc<') < section.index('<td>conv1<') and outline.ids.count('sensitivity') == 1
+    (tmp_path / 'other.html').write_text('<p>another page</p>')
+    assert not add_sensitivity(str(tmp_path / 'other.html'), rows)
+
+
+def test_figure_of_sensitivity():
+    rows = [sensitivity(f'layer{i}', 50.0 - i, 5.0 - i) for i in range(60)]
+    axes = sensitivity_figure(rows).axes
+    assert [len(a.patches) for a in axes] == [40] * 3 and axes[1].patches[-1].get_width() == 5  # the worst on top
+    assert len(sensitivity_figure([sensitivity('fc', 2.0)]).axes) == 1
 
 
 def test_scalars(run):

@@ -1,4 +1,4 @@
-"""Sensitivity of each layer of a quantized checkpoint, worst first: table, CSV and PNG.
+"""Sensitivity of each layer of a quantized checkpoint, worst first: table, CSV, PNG, and a section of the run's report.
 
 For each layer: SQNR of its output, the metric with only this layer quantized, and with only this layer kept float.
 """
@@ -17,6 +17,8 @@ from mmquant.apis.config import build_runner, check_data, check_quantized, load_
 from mmquant.datasets.checks import nothing_to_find
 from mmquant.utils.building import ConfigError, closest
 from mmquant.utils.tables import render
+from mmquant.visualization.figures import sensitivity_figure
+from mmquant.visualization.report import add_sensitivity
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,26 +60,6 @@ def write_csv(path: str, rows: list[LayerSensitivity]) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
-def draw(path: str, rows: list[LayerSensitivity], limit: int = 40) -> None:
-    """Bars of the worst layers: SQNR, and the two changes of the metric where they were measured."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    rows = rows[:limit][::-1]
-    columns = [('sqnr', 'SQNR of the output (dB)')]
-    if rows[0].drop is not None:
-        columns += [('drop', 'drop, only this layer quantized'), ('gain', 'gain, only this layer float')]
-    figure, axes = plt.subplots(1, len(columns), sharey=True, squeeze=False, layout='constrained',
-                                figsize=(4 * len(columns) + 3, 0.22 * len(rows) + 1.2))
-    for axis, (key, title) in zip(axes[0], columns):
-        axis.barh(range(len(rows)), [getattr(row, key) for row in rows])
-        axis.set_title(title, fontsize=9)
-        axis.grid(axis='x', alpha=0.3)
-    axes[0][0].set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main() -> None:
     """Load, measure, write."""
     args = parse_args()
@@ -106,12 +88,15 @@ def main() -> None:
     mmengine.mkdir_or_exist(cfg.work_dir)
     stem = osp.join(cfg.work_dir, 'sensitivity')
     write_csv(f'{stem}.csv', rows)
-    draw(f'{stem}.png', rows)
+    sensitivity_figure(rows).savefig(f'{stem}.png', dpi=120)
     title = 'Sensitivity' + ''.join(f', {key} {value:.4f}' for key, value in whole.items())
     columns = ('sqnr', 'only_quantized', 'drop', 'only_float', 'gain') if whole else ('sqnr',)
     runner.logger.info('\n' + render(title, ('layer', 'W bits', 'input bits', *columns), [
         (r.name, str(r.w_bits or 'float'), str(r.a_bits or 'float'), *(getattr(r, c) for c in columns)) for r in rows]))
     runner.logger.info(f'written: {stem}.csv, {stem}.png')
+    report = osp.join(osp.dirname(args.checkpoint), 'report.html')
+    if osp.exists(report) and add_sensitivity(report, rows):
+        runner.logger.info(f'added to {report}')
 
 
 if __name__ == '__main__':
