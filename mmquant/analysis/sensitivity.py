@@ -160,3 +160,15 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
         if report:
             report(i + 1, len(found))
     return sorted(found, key=lambda x: (-x.drop, x.sqnr)), whole
+
+
+def restrict_to_images(loop) -> None:
+    """Let COCO metrics count the objects of the images of a test loop only, not of all in the annotation file.
+
+    Args:
+        loop (TestLoop): mmengine's loop, with data loader and evaluator.
+    """
+    dataset = loop.dataloader.dataset
+    for metric in loop.evaluator.metrics:
+        if hasattr(metric, 'img_ids'):
+            metric.img_ids = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]

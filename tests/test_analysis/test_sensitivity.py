@@ -1,6 +1,7 @@
 """Sensitivity of single layers: errors by hand, the metric with one layer switched, inputs quantized elsewhere."""
 import csv
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from detectors_for_tests import needs_detectors, quick_config
 from models_for_tests import ResNet, calibrated, images
 from tools_for_tests import log_of, run_tool
 
-from mmquant.analysis.sensitivity import only, quantizers_of, sensitivities
+from mmquant.analysis.sensitivity import only, quantizers_of, restrict_to_images, sensitivities
 
 
 @pytest.fixture(scope='module')
@@ -107,3 +108,19 @@ def test_report_on_a_detector(tmp_path, monkeypatch):
     assert 'Sensitivity, float ' in log_of(tmp_path / 'out')
     with pytest.raises(SystemExit, match=r"--layers 'nothing' matches none of the \d+ quantized layers"):
         run_tool(*arguments, '--layers', 'nothing', '--sqnr-only', '--batches', 1)
+
+
+def test_coco_metrics_count_the_objects_of_the_images_shown():
+    images = [dict(img_id=7), dict(img_id=3)]
+
+    class Images(list):
+        def get_data_info(self, index):
+            return self[index]
+
+    class Coco:
+        img_ids = None
+
+    coco, other = Coco(), object()
+    restrict_to_images(SimpleNamespace(dataloader=SimpleNamespace(dataset=Images(images)),
+                                       evaluator=SimpleNamespace(metrics=[other, coco])))
+    assert coco.img_ids == [7, 3]

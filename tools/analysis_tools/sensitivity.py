@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 import mmengine
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.sensitivity import LayerSensitivity, quantizers_of, sensitivities
+from mmquant.analysis.sensitivity import LayerSensitivity, quantizers_of, restrict_to_images, sensitivities
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.datasets.checks import nothing_to_find
@@ -75,6 +75,7 @@ def main() -> None:
     model = runner.model
     model.load(args.checkpoint)
     runner._test_loop = runner.build_test_loop(runner._test_loop)
+    restrict_to_images(runner.test_loop)
     batches = []
     for data, _ in zip(runner.test_loop.dataloader, range(args.batches)):
         data = model.data_preprocessor(data, False)
