@@ -78,7 +78,8 @@ class Reconstruction(Step):
             ``activation_scale``; what is not named stays as it is. All but ``rounding`` fall along a cosine.
         loss (dict): Default ``LpLoss(p=2)``; ``FisherDiagLoss`` weighs by squared gradients.
         rounding (dict | None): For weights. Default ``AdaRound``; ``StraightThrough`` trains weights and scales.
-        regularizer (dict | None): ``weight``, ``beta_start``, ``beta_end``, ``warmup``; see :class:`RoundingSchedule`.
+        regularizer (dict | None): ``weight``, ``relative``, ``beta_start``, ``beta_end``, ``warmup``; see
+            :class:`RoundingSchedule`.
         inputs (str | None): ``'quant'`` or ``'float'`` prefix. Default ``'quant'`` for weights, ``'float'`` for
             activations, as in the paper's code.
         mix (dict | None): Mixes inputs of the quantized and the float prefix while fitting, such as ``ElementMix``.
@@ -246,12 +247,15 @@ class Reconstruction(Step):
         variables = UnitVariables(layers, roundings, joint)
         with context.model.quantization(*self._mode()):
             nearest = variables.nearest()
-            loss = self._fit(context, problem, variables, seed, report)
+            variables.restore(nearest)
+            held = dict(nearest=problem.held_loss(self.chunk))
+            for layer in layers.values():
+                layer.weight_quantizer.clear_codes()
+            schedule = self.schedule.for_loss(held['nearest'])
+            loss = self._fit(context, problem, variables, schedule, seed, report)
             tuned = variables.tuned()
-            held = {}
-            for which, state in (('nearest', nearest), ('tuned', tuned)):
-                variables.restore(state)
-                held[which] = problem.held_loss(self.chunk)
+            variables.restore(tuned)
+            held['tuned'] = problem.held_loss(self.chunk)
         kept = 'nearest' if self.keep_best and held['nearest'] < held['tuned'] else 'tuned'
         variables.restore(nearest if kept == 'nearest' else tuned)
         nearest, tuned = nearest[0], tuned[0]
@@ -261,14 +265,15 @@ class Reconstruction(Step):
         return dict(loss=loss, held_nearest=held['nearest'], held_tuned=held['tuned'], kept=kept, flipped=flipped,
                     undecided=undecided)
 
-    def _fit(self, context: CalibrationContext, problem: Problem, variables: UnitVariables, seed: int, report) -> float:
+    def _fit(self, context: CalibrationContext, problem: Problem, variables: UnitVariables, schedule: RoundingSchedule,
+             seed: int, report) -> float:
         """Train; returns the loss. Whatever happens, nothing soft and nothing random is left behind."""
         try:
             groups = variables.start(self.rates)
             for name, rounding in variables.roundings.items():
                 variables.layers[name].weight_quantizer.rounding = rounding
             with seeded(seed, context.device) if self.mix else contextlib.nullcontext():
-                return fit(problem, groups, self.num_iters, self.batch_size, seed, self.schedule,
+                return fit(problem, groups, self.num_iters, self.batch_size, seed, schedule,
                            list(variables.roundings.values()), lambda step: variables.constrain(),
                            report) if groups else float('nan')
         finally:

@@ -98,6 +98,8 @@ class RoundingSchedule:
 
     Attributes:
         weight (float): Factor of the regularizer, default 0.01 (0.1 for MobileNetV2).
+        relative (bool): Take the factor times the unit's loss with nearest rounding, so that it means the same for
+            outputs of any magnitude. Default False, as published.
         beta_start, beta_end (float): Exponent, falls linearly after the warm-up; 20 to 2.
         warmup (float): Share of the iterations without the regularizer, in [0, 1).
     """
@@ -105,10 +107,15 @@ class RoundingSchedule:
     beta_start: float = 20.0
     beta_end: float = 2.0
     warmup: float = 0.2
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.weight < 0 or not 0 <= self.warmup < 1 or min(self.beta_start, self.beta_end) < 1:
             raise ValueError(f'expected weight >= 0, 0 <= warmup < 1 and exponents >= 1, got {self}')
+
+    def for_loss(self, loss: float) -> 'RoundingSchedule':
+        """The schedule of a unit whose loss with nearest rounding is ``loss``; itself unless ``relative``."""
+        return replace(self, weight=self.weight * loss, relative=False) if self.relative else self
 
     def active(self, step: int, num_iters: int) -> bool:
         """Whether the regularizer is on at ``step``."""
