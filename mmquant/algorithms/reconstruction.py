@@ -251,7 +251,8 @@ class Reconstruction(Step):
             held = dict(nearest=problem.held_loss(self.chunk))
             for layer in layers.values():
                 layer.weight_quantizer.clear_codes()
-            schedule = self.schedule.for_loss(held['nearest'])
+            count = max(1, sum(codes.numel() for codes in nearest[0].values()))
+            schedule = self.schedule.for_unit(held['nearest'], count)
             loss = self._fit(context, problem, variables, schedule, seed, report)
             tuned = variables.tuned()
             variables.restore(tuned)
@@ -259,7 +260,6 @@ class Reconstruction(Step):
         kept = 'nearest' if self.keep_best and held['nearest'] < held['tuned'] else 'tuned'
         variables.restore(nearest if kept == 'nearest' else tuned)
         nearest, tuned = nearest[0], tuned[0]
-        count = max(1, sum(c.numel() for c in tuned.values()))
         flipped = sum((tuned[n] != nearest[n]).sum().item() for n in tuned) / count
         undecided = sum(r.undecided() * tuned[n].numel() for n, r in roundings.items()) / count
         return dict(loss=loss, held_nearest=held['nearest'], held_tuned=held['tuned'], kept=kept, flipped=flipped,

@@ -98,8 +98,9 @@ class RoundingSchedule:
 
     Attributes:
         weight (float): Factor of the regularizer, default 0.01 (0.1 for MobileNetV2).
-        relative (bool): Take the factor times the unit's loss with nearest rounding, so that it means the same for
-            outputs of any magnitude. Default False, as published.
+        relative (bool): Take the mean of the regularizer over the unit's weights, not the sum, and ``weight`` times the
+            unit's loss with nearest rounding, so that a factor means the same for outputs of any magnitude and units of
+            any size; 100 decides nearly all roundings. Default False, as published.
         beta_start, beta_end (float): Exponent, falls linearly after the warm-up; 20 to 2.
         warmup (float): Share of the iterations without the regularizer, in [0, 1).
     """
@@ -113,9 +114,9 @@ class RoundingSchedule:
         if self.weight < 0 or not 0 <= self.warmup < 1 or min(self.beta_start, self.beta_end) < 1:
             raise ValueError(f'expected weight >= 0, 0 <= warmup < 1 and exponents >= 1, got {self}')
 
-    def for_loss(self, loss: float) -> 'RoundingSchedule':
-        """The schedule of a unit whose loss with nearest rounding is ``loss``; itself unless ``relative``."""
-        return replace(self, weight=self.weight * loss, relative=False) if self.relative else self
+    def for_unit(self, loss: float, num_weights: int) -> 'RoundingSchedule':
+        """The schedule of a unit with that loss with nearest rounding; itself unless ``relative``."""
+        return replace(self, weight=self.weight * loss / num_weights, relative=False) if self.relative else self
 
     def active(self, step: int, num_iters: int) -> bool:
         """Whether the regularizer is on at ``step``."""

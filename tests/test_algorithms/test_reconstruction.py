@@ -109,6 +109,19 @@ def test_all_roundings_are_decided_after_2000_steps():
     assert unit_records(context)[0]['undecided'] < 0.01
 
 
+def test_a_relative_regularizer_decides_whatever_the_magnitude_of_the_outputs():
+    found = {}
+    for relative, gain in ((True, 1), (True, 64), (False, 64)):
+        torch.manual_seed(0)
+        context = calibrated(nn.Sequential(nn.Linear(8, 8)), images(64, 8) * gain, w_bits=3, a_bits=None, overrides=())
+        regularizer = dict(weight=100 if relative else 0.01, relative=relative)
+        Reconstruction(num_iters=1000, lr=1e-2, keep_best=False, regularizer=regularizer).run(context)
+        found[relative, gain] = codes_of(context.model), unit_records(context)[0]
+    assert same(found[True, 1][0], found[True, 64][0])
+    assert found[True, 64][1]['undecided'] <= found[True, 1][1]['undecided'] + 1e-6 < 0.02
+    assert found[False, 64][1]['undecided'] > 0.1
+
+
 def test_bfloat16():
     """Fitting runs in bfloat16, choosing in float32."""
     exact, half = (calibrated(randomize(ResNet()), images(40, 3, 8, 8), chunk=16, w_bits=3) for _ in range(2))

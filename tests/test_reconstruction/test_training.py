@@ -27,6 +27,12 @@ def test_other_schedules():
     assert not RoundingSchedule(weight=0).active(99, 100)
 
 
+def test_relative_schedules_scale_with_the_loss():
+    schedule = RoundingSchedule(weight=50, relative=True, warmup=0.5)
+    assert schedule.for_unit(300.0, 5000) == RoundingSchedule(weight=3.0, warmup=0.5)
+    assert RoundingSchedule(weight=0.02).for_unit(300.0, 5000) == RoundingSchedule(weight=0.02)
+
+
 @pytest.mark.parametrize('wrong', [dict(weight=-1), dict(warmup=1), dict(warmup=-0.1), dict(beta_end=0.5)])
 def test_wrong_schedules(wrong):
     with pytest.raises(ValueError, match='expected weight >= 0, 0 <= warmup < 1 and exponents >= 1'):
