@@ -7,7 +7,8 @@ model = dict(
     _delete_=True,
     type='mmquant.QuantizedModel',
     architecture=_base_.model,
-    quantizer=_base_.quantizer,
+    # bias correction: rounding takes most from the means of depthwise kernels
+    quantizer=dict(_base_.quantizer, weight=dict(_base_.quantizer.weight, keep_mean=True)),
     float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/mobilenet_v2/'
     'mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth')
 train_cfg = dict(

@@ -7,7 +7,8 @@ model = dict(
     _delete_=True,
     type='mmquant.QuantizedModel',
     architecture=_base_.model,
-    quantizer=_base_.quantizer,
+    # bias correction: rounding takes most from the means of depthwise kernels
+    quantizer=dict(_base_.quantizer, weight=dict(_base_.quantizer.weight, keep_mean=True)),
     float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/mobilenet_v2_1.0_224_tf_mmpretrain.pth')
 train_cfg = dict(
     _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.lapq)
