@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 import resource
 import signal
 import time
@@ -78,7 +79,7 @@ def measure_coverage(build, shape: tuple[int, int, int], seed: int = 0) -> Cover
         with torch.no_grad():
             found = _merged_or_not(build, shape, seed)
     except Exception as error:  # whatever a model of the zoo may raise: it goes into the table
-        text = ' '.join(str(error).split())
+        text = re.sub(r'/[^\s\'"]*/', '.../', ' '.join(str(error).split()))  # folders of this machine
         return Coverage(seconds=time.process_time() - started, reason=f'{type(error).__name__}: {text[:160]}')
     return Coverage(seconds=time.process_time() - started, **found)
 
