@@ -1,6 +1,6 @@
 _base_ = [
     '../float/resnet20_cifar10.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/lapq.py', '../_base_/calibration/cifar10_1000.py'
+    '../_base_/algorithms/lapq.py', '../_base_/calibration/cifar10_1000_drawn.py'
 ]
 
 model = dict(
@@ -10,9 +10,5 @@ model = dict(
     quantizer=_base_.quantizer,
     float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/resnet20_cifar10_mmpretrain.pth')
 train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    # the seed of the run draws the images
-    dataloader=dict(_base_.calibration_dataloader, sampler=dict(type='DefaultSampler', shuffle=True)),
-    steps=_base_.lapq)
+    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.lapq)
 custom_hooks = [dict(type='mmquant.EvaluationHook')]

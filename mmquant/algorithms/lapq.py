@@ -134,8 +134,8 @@ class JointSearch(Step):
     Args:
         searcher (dict): ``PowellSearch`` (the paper), ``CoordinateDescent``, ``GradientSearch`` or ``PatternSearch``
             (default).
-        objective (dict | None): ``CrossEntropy`` (default where the calibration images have labels) or
-            ``OutputDivergence`` (default where not; for detectors).
+        objective (dict | None): ``CrossEntropy`` (default where the calibration images have labels),
+            ``OutputDivergence`` (default where not), ``LogitDistance``, or ``TrainingLoss`` for detectors of one stage.
         num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
     """
     distributed = True

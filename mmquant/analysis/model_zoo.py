@@ -194,7 +194,8 @@ def _row(entry: Entry, metrics: tuple[Metric, ...]) -> list[str]:
         f'{mean(floats) * first.factor:.2f}' if floats else '-',
         spread(values_of(records, first.key, 'nearest'), factor=first.factor),
         *(spread(values_of(records, m.key), factor=m.factor) for m in metrics),
-        f'{mean(change) * first.factor:+.2f}' if change else '-', f'{cost["size_mb"]:.2f}' if cost else '-',
+        f'{round(mean(change) * first.factor, 2) + 0.0:+.2f}' if change else '-',  # + 0.0: no negative zero
+        f'{cost["size_mb"]:.2f}' if cost else '-',
         f'{mean(r["minutes"] for r in records):.1f}' if records else '-', str(len(records)) if records else '-',
         f'[config](./{osp.basename(entry.config)})', _download(entry)]
 

@@ -229,7 +229,7 @@ def check_shares(chunks: list[torch.Tensor]) -> None:
     held = gather_list([[tuple(chunk.shape) for chunk in chunks]])
     if all(shapes == held[0] for shapes in held):
         return
-    told = '; '.join(f'process {rank}: ' + ', '.join(f'{n} of {h}x{w}' for n, _, h, w in shapes)
+    told = '; '.join(f'process {rank}: ' + ', '.join(f'{n} of {"x".join(map(str, shape))}' for n, *shape in shapes)
                      for rank, shapes in enumerate(held))
     raise ValueError(f'the processes hold different numbers or sizes of calibration images ({told}); resize or pad '
                      'them to one size, repair unreadable ones, or start one process')

@@ -100,7 +100,7 @@ class RoundingSchedule:
         weight (float): Factor of the regularizer, default 0.01 (0.1 for MobileNetV2).
         relative (bool): Take the mean of the regularizer over the unit's weights, not the sum, and ``weight`` times the
             unit's loss with nearest rounding, so that a factor means the same for outputs of any magnitude and units of
-            any size; 100 decides nearly all roundings. Default False, as published.
+            any size. Default False, as published.
         beta_start, beta_end (float): Exponent, falls linearly after the warm-up; 20 to 2.
         warmup (float): Share of the iterations without the regularizer, in [0, 1).
     """

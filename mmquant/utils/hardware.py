@@ -11,6 +11,7 @@ import torch
 
 # Keys of glibc's mallopt.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+KEPT = 2**30  # bytes of free memory that may stay at the top of the heap
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -49,17 +50,14 @@ def peak_memory_bytes() -> int:
 
 
 @cache
-def reuse_freed_memory(limit: int = 2**30) -> bool:
-    """Let the C library keep freed blocks instead of returning each to the system; True where that worked.
+def reuse_freed_memory() -> bool:
+    """Let the C library keep freed blocks, up to 1 GiB, instead of returning each; True where that worked.
 
-    Every large tensor would otherwise be mapped, zeroed page by page at its first use, and unmapped: half of the time
-    of a training step of MobileNetV2. Linux with glibc only; holds for the whole process.
-
-    Args:
-        limit (int): Bytes of free memory at the top of the heap that may be kept. Default 1 GiB.
+    Every large tensor would otherwise be mapped, zeroed page by page at its first use, and unmapped, which can take as
+    long as the arithmetic on it. Linux with glibc only; holds for the whole process.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt is None:
         return False
     # glibc before 2.35 takes no mapping threshold above 32 MiB
-    return bool((mallopt(MMAP_THRESHOLD, limit) or mallopt(MMAP_THRESHOLD, 2**25)) and mallopt(TRIM_THRESHOLD, limit))
+    return bool((mallopt(MMAP_THRESHOLD, KEPT) or mallopt(MMAP_THRESHOLD, 2**25)) and mallopt(TRIM_THRESHOLD, KEPT))

@@ -53,6 +53,14 @@ def test_failures_are_rows():
     assert not measure_coverage(lambda: nn.Flatten(), SHAPE).ok
 
 
+def test_reasons_name_no_folders():
+
+    def build():
+        raise FileNotFoundError("no such file: '/home/someone/site-packages/configs/net.py'")
+
+    assert measure_coverage(build, SHAPE).reason == "FileNotFoundError: no such file: '.../net.py'"
+
+
 def busy():
     while True:
         pass

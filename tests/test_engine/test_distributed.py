@@ -156,8 +156,12 @@ def test_processes_with_other_images_say_so(monkeypatch):
     monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(4, 3, 8, 8), (1, 3, 6, 8)]])
     loops.check_shares(chunks)
     monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(5, 3, 8, 8)]])
-    with pytest.raises(ValueError, match=r'\(process 0: 4 of 8x8, 1 of 6x8; process 1: 5 of 8x8\); resize or pad them'):
+    text = r'\(process 0: 4 of 3x8x8, 1 of 3x6x8; process 1: 5 of 3x8x8\); resize or pad them'
+    with pytest.raises(ValueError, match=text):
         loops.check_shares(chunks)
+    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(2, 7)]])
+    with pytest.raises(ValueError, match=r'\(process 0: 3 of 7; process 1: 2 of 7\)'):  # rows of features
+        loops.check_shares([torch.zeros(3, 7)])
 
 
 def test_steps_that_need_one_process_say_so(monkeypatch):

@@ -81,9 +81,10 @@ def main() -> None:
         data = model.data_preprocessor(data, False)
         batches.append((data['inputs'], data.get('data_samples')))
     model.observe(*(None if x is None else x[:2] for x in batches[0]))
-    names = [n for n in quantizers_of(model) if re.search(args.layers, n)]
+    layers = quantizers_of(model)
+    names = [n for n in layers if re.search(args.layers, n)]
     if not names:
-        raise ConfigError(f'--layers {args.layers!r} matches none of the {len(quantizers_of(model))} quantized layers')
+        raise ConfigError(f'--layers {args.layers!r} matches none of the {len(layers)} quantized layers')
     rows, whole = sensitivities(model, batches, None if args.sqnr_only else evaluator(runner, args.metric), names,
                                 lambda done, total: runner.logger.info(f'{done} of {total} layers'))
     mmengine.mkdir_or_exist(cfg.work_dir)
