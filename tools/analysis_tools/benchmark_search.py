@@ -66,12 +66,13 @@ def reached(course: list, loss: float) -> float | None:
 
 
 def compare(cfg, args: argparse.Namespace) -> dict:
-    """All searches from the best layer-wise point."""
+    """All searches from the best layer-wise point, by the objective of the config's joint search."""
+    objective_cfg = next((s.get('objective') for s in cfg.train_cfg.steps if s['type'] == 'mmquant.JointSearch'), None)
     runner, context = prepare_context(cfg)
-    run_steps(context, [NormSweep(args.norms, num_images=args.num_images)])
+    run_steps(context, [NormSweep(args.norms, num_images=args.num_images, objective=objective_cfg)])
     start = copy.deepcopy(context.model.architecture.state_dict())
     calibration = calibration_of(context, args.num_images)
-    objective = calibration.objective(None, 'objective')
+    objective = calibration.objective(objective_cfg, 'objective')
     powell = build(SEARCHERS, dict(POWELL, num_iters=args.iters, max_evaluations=args.max_evaluations), 'searcher')
     results = {'Powell, whole network': search(context, calibration, objective, start, powell, use_cache=False),
                'Powell, cached prefixes': search(context, calibration, objective, start, powell)}
