@@ -1,6 +1,6 @@
 _base_ = [
     '../float/mobilenet-v2_val1300.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/brecq_mobilenet_1k_b16.py', '../_base_/calibration/val1300_calib1000.py'
+    '../_base_/algorithms/brecq_mobilenet_1k_b16_relative.py', '../_base_/calibration/val1300_calib1000.py'
 ]
 
 model = dict(

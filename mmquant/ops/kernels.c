@@ -1,6 +1,8 @@
-/* Fused elementwise kernels for float32 on a CPU: each replaces a chain of ten tensor operations by one pass over memory.
+/* Fused elementwise kernels for a CPU, float32 or (half names, bfloat16 as uint16_t) arithmetic in float32: each replaces a chain of ten tensor operations by one pass over memory.
    Sums are taken over fixed chunks, so that results do not depend on the order in which threads finish. */
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 #define CHUNK 16384
 #define THREADED (1L << 15)
@@ -13,6 +15,23 @@ extern float logf(float);
 extern float rintf(float);
 extern float fabsf(float);
 extern float copysignf(float, float);
+
+typedef uint16_t half;
+
+static inline float from_half(half x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline half to_half(float x) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (half)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float same(float x) { return x; }
 
 static inline float clampf(float x, float low, float high) {
     x = x < low ? low : x;
@@ -41,38 +60,45 @@ void soft_weight(long rows, long length, const float *v, const float *base, cons
 }
 
 /* soft_weight with the rounding regularizer: sums[r] = sum over row r of 1 - |2 h(v) - 1|^beta, pull = its slope. */
-void soft_weight_regularized(long rows, long length, const float *v, const float *base, const float *scale,
-                             const float *low, const float *high, float gamma, float zeta, float beta, float *weight,
-                             float *slope, float *pull, double *sums) {
-    float width = zeta - gamma;
-#pragma omp parallel for schedule(static) if (rows * length > THREADED)
-    for (long r = 0; r < rows; r++) {
-        float step = scale[r], lo = low[r], hi = high[r], sum = 0.0f;
-        const float *vr = v + r * length, *br = base + r * length;
-        float *wr = weight + r * length, *sr = slope + r * length, *pr = pull + r * length;
-#pragma omp simd reduction(+ : sum)
-        for (long i = 0; i < length; i++) {
-            float s = 1.0f / (1.0f + expf(-vr[i]));
-            float raw = s * width + gamma, h = clampf(raw, 0.0f, 1.0f);
-            float rise = (raw > 0.0f && raw < 1.0f) ? s * (1.0f - s) * width : 0.0f;
-            float level = br[i] + h;
-            float signed_distance = 2.0f * h - 1.0f, distance = fabsf(signed_distance);
-            float power = expf((beta - 1.0f) * logf(distance + 1e-30f));
-            power = distance > 0.0f ? power : 0.0f;
-            sum += 1.0f - distance * power;
-            wr[i] = clampf(level, lo, hi) * step;
-            sr[i] = (level >= lo && level <= hi) ? rise * step : 0.0f;
-            pr[i] = -2.0f * beta * copysignf(power, signed_distance) * rise;
-        }
-        sums[r] = sum;
-    }
+#define SOFT_WEIGHT_REGULARIZED(name, type, store)                                                                   \
+void name(long rows, long length, const float *v, const float *base, const float *scale, const float *low,           \
+          const float *high, float gamma, float zeta, float beta, type *weight, float *slope, float *pull,           \
+          double *sums) {                                                                                            \
+    float width = zeta - gamma;                                                                                      \
+_Pragma("omp parallel for schedule(static) if (rows * length > THREADED)")                                           \
+    for (long r = 0; r < rows; r++) {                                                                                \
+        float step = scale[r], lo = low[r], hi = high[r], sum = 0.0f;                                                \
+        const float *vr = v + r * length, *br = base + r * length;                                                   \
+        type *wr = weight + r * length;                                                                              \
+        float *sr = slope + r * length, *pr = pull + r * length;                                                     \
+_Pragma("omp simd reduction(+ : sum)")                                                                               \
+        for (long i = 0; i < length; i++) {                                                                          \
+            float s = 1.0f / (1.0f + expf(-vr[i]));                                                                  \
+            float raw = s * width + gamma, h = clampf(raw, 0.0f, 1.0f);                                              \
+            float rise = (raw > 0.0f && raw < 1.0f) ? s * (1.0f - s) * width : 0.0f;                                 \
+            float level = br[i] + h;                                                                                 \
+            float signed_distance = 2.0f * h - 1.0f, distance = fabsf(signed_distance);                              \
+            float power = expf((beta - 1.0f) * logf(distance + 1e-30f));                                             \
+            power = distance > 0.0f ? power : 0.0f;                                                                  \
+            sum += 1.0f - distance * power;                                                                          \
+            wr[i] = store(clampf(level, lo, hi) * step);                                                             \
+            sr[i] = (level >= lo && level <= hi) ? rise * step : 0.0f;                                               \
+            pr[i] = -2.0f * beta * copysignf(power, signed_distance) * rise;                                         \
+        }                                                                                                            \
+        sums[r] = sum;                                                                                               \
+    }                                                                                                                \
 }
+SOFT_WEIGHT_REGULARIZED(soft_weight_regularized, float, same)
+SOFT_WEIGHT_REGULARIZED(soft_weight_regularized_half, half, to_half)
 
 /* slope = slope * grad + pull * factor. */
-void combine_slopes(long n, const float *grad, const float *pull, float factor, float *slope) {
-#pragma omp parallel for simd schedule(static) if (n > THREADED)
-    for (long i = 0; i < n; i++) slope[i] = slope[i] * grad[i] + pull[i] * factor;
+#define COMBINE_SLOPES(name, type, load)                                                                             \
+void name(long n, const type *grad, const float *pull, float factor, float *slope) {                                 \
+_Pragma("omp parallel for simd schedule(static) if (n > THREADED)")                                                  \
+    for (long i = 0; i < n; i++) slope[i] = slope[i] * load(grad[i]) + pull[i] * factor;                             \
 }
+COMBINE_SLOPES(combine_slopes, float, same)
+COMBINE_SLOPES(combine_slopes_half, half, from_half)
 
 /* sums[c] = sum over chunk c of 1 - |2 h(v) - 1|^beta, slope = its derivative by v. */
 void rounding_regularizer(long n, const float *v, float beta, float gamma, float zeta, float *slope, double *sums) {
@@ -165,35 +191,39 @@ void lp_errors(long candidates, long rows, long n, const float *x, const float *
         }
 }
 
-/* sums[c] = sum over chunk c of |x - y|^p, slope = its derivative by x. */
-void power_distance(long n, const float *x, const float *y, float p, float *slope, double *sums) {
-#pragma omp parallel for schedule(static) if (n > THREADED)
-    for (long c = 0; c < (n + CHUNK - 1) / CHUNK; c++) {
-        long end = (c + 1) * CHUNK < n ? (c + 1) * CHUNK : n;
-        float sum = 0.0f;
-        if (p == 2.0f) {
-#pragma omp simd reduction(+ : sum)
-            for (long i = c * CHUNK; i < end; i++) {
-                float d = x[i] - y[i];
-                sum += d * d;
-                slope[i] = 2.0f * d;
-            }
-        } else if (p == 1.0f) {
-#pragma omp simd reduction(+ : sum)
-            for (long i = c * CHUNK; i < end; i++) {
-                float d = x[i] - y[i];
-                sum += fabsf(d);
-                slope[i] = (d > 0.0f ? 1.0f : 0.0f) - (d < 0.0f ? 1.0f : 0.0f);
-            }
-        } else {
-#pragma omp simd reduction(+ : sum)
-            for (long i = c * CHUNK; i < end; i++) {
-                float d = x[i] - y[i], distance = fabsf(d), power = expf((p - 1.0f) * logf(distance + 1e-30f));
-                power = distance > 0.0f ? power : 0.0f;
-                sum += distance * power;
-                slope[i] = p * copysignf(power, d);
-            }
-        }
-        sums[c] = sum;
-    }
+/* sums[c] = sum over chunk c of |x - y|^p, slope = its derivative by x, times factor. */
+#define POWER_DISTANCE(name, type, load, store)                                                                      \
+void name(long n, const type *x, const float *y, float p, float factor, type *slope,                                 \
+          double *sums) {                                                                                            \
+_Pragma("omp parallel for schedule(static) if (n > THREADED)")                                                       \
+    for (long c = 0; c < (n + CHUNK - 1) / CHUNK; c++) {                                                             \
+        long end = (c + 1) * CHUNK < n ? (c + 1) * CHUNK : n;                                                        \
+        float sum = 0.0f;                                                                                            \
+        if (p == 2.0f) {                                                                                             \
+_Pragma("omp simd reduction(+ : sum)")                                                                               \
+            for (long i = c * CHUNK; i < end; i++) {                                                                 \
+                float d = load(x[i]) - y[i];                                                                         \
+                sum += d * d;                                                                                        \
+                slope[i] = store(2.0f * d * factor);                                                                 \
+            }                                                                                                        \
+        } else if (p == 1.0f) {                                                                                      \
+_Pragma("omp simd reduction(+ : sum)")                                                                               \
+            for (long i = c * CHUNK; i < end; i++) {                                                                 \
+                float d = load(x[i]) - y[i];                                                                         \
+                sum += fabsf(d);                                                                                     \
+                slope[i] = store(((d > 0.0f ? 1.0f : 0.0f) - (d < 0.0f ? 1.0f : 0.0f)) * factor);                    \
+            }                                                                                                        \
+        } else {                                                                                                     \
+_Pragma("omp simd reduction(+ : sum)")                                                                               \
+            for (long i = c * CHUNK; i < end; i++) {                                                                 \
+                float d = load(x[i]) - y[i], distance = fabsf(d), power = expf((p - 1.0f) * logf(distance + 1e-30f));\
+                power = distance > 0.0f ? power : 0.0f;                                                              \
+                sum += distance * power;                                                                             \
+                slope[i] = store(p * copysignf(power, d) * factor);                                                  \
+            }                                                                                                        \
+        }                                                                                                            \
+        sums[c] = sum;                                                                                               \
+    }                                                                                                                \
 }
+POWER_DISTANCE(power_distance, float, same, same)
+POWER_DISTANCE(power_distance_half, half, from_half, to_half)

@@ -65,28 +65,37 @@ def _compile(compiler: str, path: Path) -> None:
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
     lib.soft_weight.argtypes = [count, count] + [pointer] * 5 + [real, real, pointer, pointer]
-    lib.soft_weight_regularized.argtypes = [count, count] + [pointer] * 5 + [real] * 3 + [pointer] * 4
-    lib.combine_slopes.argtypes = [count, pointer, pointer, real, pointer]
+    regularized = [count, count] + [pointer] * 5 + [real] * 3 + [pointer] * 4
+    for half in ('', '_half'):
+        getattr(lib, f'soft_weight_regularized{half}').argtypes = regularized
+        getattr(lib, f'combine_slopes{half}').argtypes = [count, pointer, pointer, real, pointer]
+        getattr(lib, f'power_distance{half}').argtypes = [count, pointer, pointer, real, real, pointer, pointer]
     lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
     lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
     lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
     lib.lp_errors.argtypes = [count, count, count] + [pointer] * 4 + [real, pointer]
-    lib.power_distance.argtypes = [count, pointer, pointer, real, pointer, pointer]
-    for name in ('power_distance', 'lp_errors', 'soft_weight', 'soft_weight_regularized', 'combine_slopes',
-                 'rounding_regularizer', 'fake_quantize', 'fake_quantize_backward'):
+    for name in ('power_distance', 'power_distance_half', 'lp_errors', 'soft_weight', 'soft_weight_regularized',
+                 'soft_weight_regularized_half', 'combine_slopes', 'combine_slopes_half', 'rounding_regularizer',
+                 'fake_quantize', 'fake_quantize_backward'):
         getattr(lib, name).restype = None
     return lib
 
 
-def usable(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The kernels, if all tensors are float32 on a CPU, dense, and of one memory order."""
+def usable(*tensors: Tensor, half: Tensor | None = None) -> ctypes.CDLL | None:
+    """The kernels, if all tensors are float32 on a CPU, dense, and of one memory order; ``half`` may be bfloat16."""
     first = tensors[0]
-    for t in tensors:
-        if t.device.type != 'cpu' or t.dtype != torch.float32 or t.stride() != first.stride():
+    for t in tensors if half is None else (half, *tensors):
+        known = t.dtype == torch.float32 or (t is half and t.dtype == torch.bfloat16)
+        if t.device.type != 'cpu' or not known or t.stride() != first.stride():
             return None
     if not (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))):
         return None
     return library()
+
+
+def kernel(name: str, dtype: torch.dtype):
+    """One of the kernels that also exist for bfloat16, for this data type."""
+    return getattr(library(), f'{name}_half' if dtype == torch.bfloat16 else name)
 
 
 def chunk_sums(numel: int) -> Tensor:

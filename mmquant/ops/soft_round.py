@@ -63,6 +63,8 @@ def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: 
                             beta: float | Tensor, gamma: float = GAMMA, zeta: float = ZETA) -> tuple[Tensor, Tensor]:
     """``soft_weight`` and ``rounding_regularizer`` of the same variables, in fewer trips through memory.
 
+    Under bfloat16 autocast on a CPU the weight is bfloat16, as the layer would make it anyway.
+
     Args:
         v, base, scale, zero_point, q_min, q_max, gamma, zeta: As in ``soft_weight``.
         beta: As in ``rounding_regularizer``.
@@ -93,10 +95,11 @@ class _RegularizedSoftWeight(torch.autograd.Function):
             ctx.save_for_backward(slope, pull)
             return weight, total
         rows = v.shape[0]
-        weight, slope, pull = (torch.empty_like(v) for _ in range(3))
+        weight = torch.empty_like(v, dtype=_layer_dtype())
+        slope, pull = torch.empty_like(v), torch.empty_like(v)
         sums = torch.empty(rows, dtype=torch.float64)
         per_row = [_per_row(t, rows) for t in (scale, low, high)]
-        native.library().soft_weight_regularized(
+        native.kernel('soft_weight_regularized', weight.dtype)(
             rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma, zeta, beta,
             weight.data_ptr(), slope.data_ptr(), pull.data_ptr(), sums.data_ptr())
         ctx.save_for_backward(slope, pull)
@@ -106,14 +109,20 @@ class _RegularizedSoftWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor, factor: Tensor) -> tuple:
         slope, pull = ctx.saved_tensors
-        if grad.stride() != slope.stride() or grad.dtype != slope.dtype:
+        if grad.stride() != slope.stride():
             grad = torch.empty_like(slope).copy_(grad)
         if slope.is_cuda:
             gpu.combine(slope, grad, pull, factor)
         else:
-            native.library().combine_slopes(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
-                                            slope.data_ptr())
+            native.kernel('combine_slopes', grad.dtype)(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
+                                                        slope.data_ptr())
         return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd
+
+
+def _layer_dtype() -> torch.dtype:
+    """What layers compute in on a CPU: float32, or bfloat16 under autocast."""
+    half = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
+    return torch.bfloat16 if half else torch.float32
 
 
 def _per_row(t: Tensor, rows: int) -> Tensor:

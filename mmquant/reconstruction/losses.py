@@ -39,7 +39,7 @@ class LpLoss:
         per_position = 1 if self.reduction == 'mean' else prediction.shape[channel_dim]
         positions = prediction.numel() // per_position
         if weight is None:
-            return power_distance(prediction, target, self.p) / positions
+            return power_distance(prediction, target, self.p, positions)
         return ((prediction - target).float().abs().pow(self.p) * weight).sum() / positions
 
 

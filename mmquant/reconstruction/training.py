@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from mmquant.reconstruction.graphed import GraphedUpdate
 from mmquant.reconstruction.tail import TailTerm
@@ -27,6 +28,7 @@ class Problem:
         train_rows, held_rows (Tensor): Disjoint row numbers for fitting and for choosing.
         device (torch.device): Where the unit lives.
         amp (bool): Run the unit in bfloat16 autocast.
+        half_inputs (bool): With ``amp``, give the unit its inputs in bfloat16 too; for units that do not quantize them.
         mix (Callable | None): ``mix(inputs, float_inputs)`` -> what the unit is given while it is fitted.
         float_inputs (Tensor | Rows | tuple | None): The float prefix's rows, where ``mix`` needs them.
         tail (TailTerm | None): A second loss at the end of what follows.
@@ -44,12 +46,15 @@ class Problem:
     mix: Callable | None = None
     float_inputs: object = None
     tail: TailTerm | None = None
+    half_inputs: bool = False
 
     def loss_on(self, rows: torch.Tensor) -> torch.Tensor:
         """Loss on some rows."""
         data, target = pick(self.inputs, rows), pick(self.targets, rows)
         if self.mix is not None:
             data = self.mix(data, pick(self.float_inputs, rows))
+        if self.amp and self.half_inputs:
+            data = tree_map_only(torch.Tensor, in_bfloat16, data)
         weight = None if self.weight is None else pick(self.weight, rows)
         with autocast(self.device, self.amp):
             prediction = self.forward(data)
@@ -138,6 +143,11 @@ def channel_dim(x: torch.Tensor, default: int) -> int:
 def autocast(device: torch.device, on: bool):
     """bfloat16 autocast, or nothing."""
     return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
+
+
+def in_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in bfloat16 if it is float32, else itself."""
+    return x.to(torch.bfloat16) if x.dtype == torch.float32 else x
 
 
 def split_rows(num_rows: int, held: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

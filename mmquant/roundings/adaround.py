@@ -51,7 +51,7 @@ class AdaRound(Rounding):
         if self._beta is None:
             return soft_weight(*variables, self.gamma, self.zeta).to(self.weight_dtype)
         weight, self._penalty = regularized_soft_weight(*variables, self._beta, self.gamma, self.zeta)
-        return weight.to(self.weight_dtype)
+        return weight if weight.dtype == torch.bfloat16 else weight.to(self.weight_dtype)
 
     @torch.no_grad()
     def codes(self) -> Tensor:

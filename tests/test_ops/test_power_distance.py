@@ -52,3 +52,16 @@ def test_compiled_kernels_agree_with_tensor_operations(monkeypatch):
     for a, b in zip(compiled, everything()):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
     assert torch.equal(compiled[2], everything()[2])  # forward values to the bit
+
+
+@pytest.mark.parametrize('p', [1.0, 2.0, 2.4])
+def test_bfloat16_predictions_keep_a_float32_sum(p):
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 5, 40, 70).bfloat16().requires_grad_(), torch.randn(3, 5, 40, 70)
+    loss = power_distance(x, y, p, 7)
+    assert loss.dtype == torch.float32
+    (3 * loss).backward()
+    error = x.detach().double() - y.double()
+    assert loss.item() == pytest.approx(error.abs().pow(p).sum().item() / 7, rel=1e-5)
+    slope = 3 / 7 * p * error.abs().pow(p - 1) * error.sign()
+    assert x.grad.dtype == torch.bfloat16 and torch.allclose(x.grad.double(), slope, rtol=2**-7, atol=1e-6)

@@ -132,3 +132,19 @@ def test_both_at_once_checks_the_exponent():
     with pytest.raises(ValueError, match='exponent >= 1'):
         regularized_soft_weight(torch.zeros(2, requires_grad=True), torch.zeros(2), torch.tensor(1.), torch.tensor(0.),
                                 0, 3, 0.5)
+
+
+def test_under_autocast_the_weight_is_the_bfloat16_of_the_float32_one():
+    torch.manual_seed(0)
+    v0, base = torch.randn(6, 50, 3, 3) * 3, torch.randint(-3, 3, (6, 50, 3, 3)).float()
+    scale, zero_point = torch.rand(6, 1, 1, 1) + 0.1, torch.randint(0, 4, (6, 1, 1, 1)).float()
+    found = []
+    for amp in (False, True):
+        v = v0.clone().requires_grad_()
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            weight, penalty = regularized_soft_weight(v, base, scale, zero_point, 0, 3, 7.3)
+        (weight.float().square().sum() + 0.1 * penalty).backward()
+        found.append((weight.detach(), penalty.detach(), v.grad))
+    (exact, penalty, grad), (half, same, near) = found
+    assert torch.equal(half, exact.bfloat16()) and torch.equal(same, penalty)
+    torch.testing.assert_close(near, grad, rtol=0.02, atol=0.02)

@@ -80,6 +80,18 @@ def test_fit_finds_the_answer():
     assert loss < 1e-5 and problem.held_loss() < 1e-5 < before and set(seen[1:401]) == {8}
 
 
+@pytest.mark.parametrize('half', [True, False])
+def test_inputs_are_bfloat16_while_fitting_only(half):
+    problem, guess, _, _ = linear_problem(amp=True, half_inputs=half)
+    seen = []
+    problem = Problem(**{**vars(problem), 'forward': lambda data: seen.append(data.dtype) or data @ guess.to(data)})
+    fit(problem, [ParamGroup([guess], 0.1)], 2, 8, seed=0)
+    assert set(seen) == {torch.bfloat16 if half else torch.float32}
+    seen.clear()
+    problem.held_loss()
+    assert set(seen) == {torch.float32}
+
+
 def test_batch_larger_than_the_data():
     problem, guess, _, seen = linear_problem(rows=5, held=0)
     fit(problem, [ParamGroup([guess], 0.1)], 3, 32, seed=0)

@@ -84,7 +84,7 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
     run = UnitRun(wrapped, unit, 0, data)
     rows = torch.arange(len(x), device=x.device)
     problem = Problem(run, data.data, y.contiguous(memory_format=torch.channels_last), None, LpLoss(), 1, rows, rows,
-                      x.device, amp)
+                      x.device, amp, half_inputs=True)
     roundings = []
     for layer in wrapped.quantized_layers().values():
         rounding = ROUNDINGS.build(dict(type='mmquant.AdaRound'))

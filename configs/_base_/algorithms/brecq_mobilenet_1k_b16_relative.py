@@ -1,4 +1,4 @@
-# The regularizer is relative to the loss of a unit, which is large here: with the usual factor many 2-bit roundings
+# The regularizer is relative to the loss of a unit, which is large here: with the usual factor many roundings
 # stay undecided (records of kind 'unit' in results.json tell the share).
 _base_ = ['./brecq_mobilenet_1k_b16.py']
 
