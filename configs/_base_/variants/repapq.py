@@ -1,0 +1,30 @@
+# What the parts of RepAPQ do for networks whose branches merge: nearest rounding with four choices of ranges, BRECQ,
+# and each part alone on top of plain reconstruction (full weight ranges, squared errors, no factors, no stage term).
+_base_ = ['../algorithms/brecq_reparam_1k.py']
+
+full = dict(type='mmquant.MinMaxObserver')
+squared = dict(type='mmquant.LpNormObserver', p=2)
+absolute = dict(type='mmquant.LpNormObserver', p=1)
+nearest = dict(Reconstruction=None, InsertOutputAffine=None, FoldOutputAffine=None)
+plain = dict(loss=dict(p=2), tail=None, lr=dict(affine=None))
+ranges = dict(InitActivationRange=dict(observer=dict(p=2)))
+
+variants = {
+    'Nearest, min-max, one scale a tensor': dict(
+        steps=dict(nearest, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=dict(
+            type='mmquant.MinMaxObserver', p=None, max_samples=None))),
+        quantizer=dict(weight=dict(granularity='tensor'))),
+    'Nearest, min-max': dict(
+        steps=dict(nearest, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=dict(
+            type='mmquant.MinMaxObserver', p=None, max_samples=None)))),
+    'Nearest, squared error (p = 2)': dict(steps=dict(nearest, InitWeightRange=dict(observer=squared), **ranges)),
+    'Nearest, absolute error (p = 1)': dict(steps=dict(nearest, InitWeightRange=dict(observer=absolute))),
+    'BRECQ': dict(algorithm=_base_.brecq),
+    'Plain reconstruction': dict(steps=dict(Reconstruction=plain, **ranges)),
+    'Plain + absolute error for activation ranges': dict(steps=dict(Reconstruction=plain)),
+    'Plain + absolute error as loss': dict(steps=dict(Reconstruction=dict(plain, loss=dict(p=1)), **ranges)),
+    'Plain + affine': dict(steps=dict(Reconstruction=dict(loss=dict(p=2), tail=None), **ranges)),
+    'Plain + stage term': dict(
+        steps=dict(Reconstruction=dict(loss=dict(p=2), lr=dict(affine=None)), **ranges)),
+    'RepAPQ': dict(),
+}

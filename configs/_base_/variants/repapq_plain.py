@@ -1,0 +1,20 @@
+# What absolute errors and the stage term do where no branches merge: nearest rounding with three choices of ranges, and
+# each part alone on top of plain reconstruction (squared errors in ranges and loss, no stage term).
+full = dict(type='mmquant.MinMaxObserver', p=None, max_samples=None)
+squared = dict(observer=dict(p=2))
+absolute = dict(observer=dict(p=1))
+by_square = dict(InitWeightRange=squared, InitActivationRange=squared)
+by_distance = dict(InitWeightRange=absolute, InitActivationRange=absolute)
+plain = dict(loss=dict(p=2), tail=None)
+
+variants = {
+    'Nearest, min-max': dict(
+        steps=dict(Reconstruction=None, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=full))),
+    'Nearest, squared error (p = 2)': dict(steps=dict(Reconstruction=None, **by_square)),
+    'Nearest, absolute error (p = 1)': dict(steps=dict(Reconstruction=None, **by_distance)),
+    'Plain reconstruction': dict(steps=dict(Reconstruction=plain, **by_square)),
+    'Plain + absolute error for ranges': dict(steps=dict(Reconstruction=plain, **by_distance)),
+    'Plain + absolute error as loss': dict(steps=dict(Reconstruction=dict(tail=None), **by_square)),
+    'Plain + stage term': dict(steps=dict(Reconstruction=dict(loss=dict(p=2)), **by_square)),
+    'All three': dict(steps=dict(**by_distance)),
+}

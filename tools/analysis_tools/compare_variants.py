@@ -1,0 +1,91 @@
+"""Quantize and evaluate variants of a config (an ablation): a table, and with --publish the figures beside its records.
+
+Figures that are there already are not measured again.
+"""
+import argparse
+import json
+import os.path as osp
+
+import mmquant  # noqa: F401  checks the versions
+from mmquant.analysis.model_zoo import data_name
+from mmquant.analysis.results import repository_path, results_folder, write_json
+from mmquant.analysis.variants import FILE, apply_variant, measurement
+from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
+from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
+from mmquant.utils.building import ConfigError, check_keys
+from mmquant.utils.tables import render
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='quantization config')
+    parser.add_argument('variants', help='config with variants, such as configs/_base_/variants/repapq.py')
+    add_common_arguments(parser)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds; default 0')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='names of some variants; default all')
+    parser.add_argument('--publish', action='store_true', help='write into results/<config>/ beside the config')
+    return parser.parse_args()
+
+
+def run_once(cfg, folder: str) -> tuple[dict, int]:
+    """Quantize; final metrics and number of evaluated images."""
+    cfg.custom_hooks = [dict(type='mmquant.EvaluationHook', stages=[])]
+    cfg.work_dir, cfg.experiment_name = folder, osp.basename(folder)
+    runner = build_runner(cfg)
+    runner.train()
+    return runner.train_loop.stages[-1]['metrics'], len(runner.val_loop.dataloader.dataset)
+
+
+def main() -> None:
+    """Measure what is missing, write after each run, print the table."""
+    args = parse_args()
+    cfg = calibration_config(merge_common(load_config(args.config, args.cfg_options), args))
+    variants = load_config(args.variants).get('variants')
+    if not isinstance(variants, dict) or not variants:
+        raise ConfigError(f'{args.variants} has no variants; see mmquant/analysis/variants.py')
+    check_keys(args.only or (), variants, '--only')
+    if args.publish and args.cfg_options:
+        raise ConfigError('--publish: leave out --cfg-options, so that the config as it stands gives the figures')
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    path = osp.join(results_folder(args.config) if args.publish else cfg.work_dir, FILE)
+    work_dir, source = cfg.work_dir, repository_path(args.variants)
+    images = len(build_runner(apply_variant(cfg, {})).build_dataloader(cfg.val_dataloader).dataset)
+    data = dict(name=data_name(args.config), images=images)
+    known = None
+    if osp.exists(path):
+        with open(path) as f:
+            known = json.load(f)
+    for name in args.only or variants:
+        changed = apply_variant(cfg, variants[name])
+        known = measurement(known, name, variants[name], source, data)
+        seeds = known['variants'][name]['seeds']
+        for seed in args.seeds:
+            if str(seed) in seeds:
+                continue
+            changed.randomness.seed = seed
+            seeds[str(seed)], _ = run_once(calibrated(changed), osp.join(work_dir, f'{slug(name)}_seed{seed}'))
+            write_json(path, known)
+    print(table(known))
+
+
+def calibrated(cfg):
+    """A copy for one run."""
+    return apply_variant(cfg, {})
+
+
+def slug(name: str) -> str:
+    """A file name."""
+    return ''.join(c if c.isalnum() else '-' for c in name.lower())
+
+
+def table(known: dict) -> str:
+    """All seeds of all variants, first metric."""
+    rows = [(name, seed, *list(metrics.values())[:2]) for name, row in known['variants'].items()
+            for seed, metrics in row['seeds'].items()]
+    keys = list(next(iter(next(iter(known['variants'].values()))['seeds'].values())))[:2]
+    return render('Variants', ('variant', 'seed', *keys), rows)
+
+
+if __name__ == '__main__':
+    run_as_script(main)
