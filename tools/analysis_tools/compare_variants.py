@@ -3,8 +3,12 @@
 Figures that are there already are not measured again.
 """
 import argparse
+import copy
 import json
 import os.path as osp
+
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.analysis.model_zoo import data_name
@@ -28,13 +32,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_once(cfg, folder: str) -> tuple[dict, int]:
-    """Quantize; final metrics and number of evaluated images."""
+def run_once(cfg, folder: str) -> dict:
+    """Quantize; metrics of the result."""
     cfg.custom_hooks = [dict(type='mmquant.EvaluationHook', stages=[])]
     cfg.work_dir, cfg.experiment_name = folder, osp.basename(folder)
     runner = build_runner(cfg)
     runner.train()
-    return runner.train_loop.stages[-1]['metrics'], len(runner.val_loop.dataloader.dataset)
+    return runner.train_loop.stages[-1]['metrics']
 
 
 def main() -> None:
@@ -50,7 +54,8 @@ def main() -> None:
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     path = osp.join(results_folder(args.config) if args.publish else cfg.work_dir, FILE)
     work_dir, source = cfg.work_dir, repository_path(args.variants)
-    images = len(build_runner(apply_variant(cfg, {})).build_dataloader(cfg.val_dataloader).dataset)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    images = len(Runner.build_dataloader(copy.deepcopy(cfg.val_dataloader)).dataset)
     data = dict(name=data_name(args.config), images=images)
     known = None
     if osp.exists(path):
@@ -64,19 +69,10 @@ def main() -> None:
             if str(seed) in seeds:
                 continue
             changed.randomness.seed = seed
-            seeds[str(seed)], _ = run_once(calibrated(changed), osp.join(work_dir, f'{slug(name)}_seed{seed}'))
+            folder = osp.join(work_dir, f'{"".join(c if c.isalnum() else "-" for c in name)}_seed{seed}')
+            seeds[str(seed)] = run_once(copy.deepcopy(changed), folder)
             write_json(path, known)
     print(table(known))
-
-
-def calibrated(cfg):
-    """A copy for one run."""
-    return apply_variant(cfg, {})
-
-
-def slug(name: str) -> str:
-    """A file name."""
-    return ''.join(c if c.isalnum() else '-' for c in name.lower())
 
 
 def table(known: dict) -> str:
