@@ -19,7 +19,7 @@ from mmquant.analysis.variants import read_variants
 from mmquant.utils.building import ConfigError, closest, plain
 
 TABLE = re.compile(r'(<!-- \[RESULTS\] (\S+) -->\n).*?(<!-- \[RESULTS END\] -->)', re.S)
-VARIANTS = re.compile(r'(<!-- \[VARIANTS\] (\S+) -->\n).*?(<!-- \[VARIANTS END\] -->)', re.S)
+VARIANTS = re.compile(r'(<!-- \[VARIANTS\] (\S+)((?: \S+)*) -->\n).*?(<!-- \[VARIANTS END\] -->)', re.S)
 MODELS = '# [MODELS] Below: made by tools/misc/update_readmes.py.\n'
 
 
@@ -170,15 +170,17 @@ def update_readme(text: str, folder: str, entries: list[Entry]) -> str:
             raise ConfigError(f'{folder}/README.md has a table of {data!r}, but no config there is measured on it')
     text = TABLE.sub(lambda m: m.group(1) + results_table([e for e in entries if e.data == m.group(2)]) + m.group(3),
                      text)
-    return VARIANTS.sub(lambda m: m.group(1) + variants_table(m.group(2), entries) + m.group(3), text)
+    return VARIANTS.sub(lambda m: m.group(1) + variants_table(m.group(2), entries, m.group(3).split()) + m.group(4),
+                        text)
 
 
-def variants_table(group: str, entries: list[Entry]) -> str:
+def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> str:
     """Markdown of the variants of some configs: a row a variant, a column a config.
 
     Args:
         group (str): First and last part of the configs' names, ``<model>_<data>``.
         entries (list[Entry]): Of the folder.
+        keys (list[str]): Metrics to show; default the task's first.
 
     Raises:
         ConfigError: If no config of the group has a ``variants.json``.
@@ -189,23 +191,27 @@ def variants_table(group: str, entries: list[Entry]) -> str:
         raise ConfigError(f'no config of {group!r} has figures of variants; tools/analysis_tools/compare_variants.py '
                           '--publish writes them')
     metric = TASKS[found[0][0].task][0]
+    keys = keys or [metric.key]
     root = osp.join(osp.dirname(found[0][0].config), '..', '..')
     named = plain(Config.fromfile(osp.join(root, found[0][1]['source'])).variants)
     rows = [('Variant', *(f'W{e.w_bits}A{e.a_bits}' for e, _ in found)), [':---'] + [':---:'] * len(found)]
     for name, changes in named.items():
-        rows.append((name, *(_variant(known, name, changes, metric) for _, known in found)))
+        rows.append((name, *(_variant(known, name, changes, keys, metric.factor) for _, known in found)))
     images = ' or '.join(sorted({str(known['data']['images']) for _, known in found}))
     lines = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
-    return f'\n{lines}\n\n{metric.title} of {found[0][0].data_name}, {images} images; ± is the sample standard ' \
-           f'deviation over seeds.\n\n'
+    shown = metric.title if keys == [metric.key] else ' / '.join(keys) + (' (%)' if metric.factor == 100 else '')
+    several = any(len(row['seeds']) > 1 for _, known in found for row in known['variants'].values())
+    spread_note = '; ± is the sample standard deviation over seeds' if several else ''
+    return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{spread_note}.\n\n'
 
 
-def _variant(known: dict, name: str, changes: dict, metric: Metric) -> str:
+def _variant(known: dict, name: str, changes: dict, keys: list[str], factor: float) -> str:
     """One cell; '-' where the variant was not measured, or was another one then."""
     row = known['variants'].get(name)
     if row is None or row['changes'] != changes:
         return '-'
-    return spread([m[metric.key] for _, m in sorted(row['seeds'].items())], factor=metric.factor)
+    seeds = [m for _, m in sorted(row['seeds'].items())]
+    return ' / '.join(spread([m[key] for m in seeds], factor=factor) for key in keys)
 
 
 def results_table(entries: list[Entry]) -> str:

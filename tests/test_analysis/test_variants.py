@@ -67,5 +67,7 @@ def test_table(tmp_path):
     text = variants_table('net_small', [entry(tmp_path, 8), entry(tmp_path, 4)])
     assert '| Variant | W8A8 |' in text and '9 images' in text
     assert text.index('| B | - |') < text.index('| A | 71.00 ± 1.41 |')  # order of the file; B was another one then
+    both = variants_table('net_small', [entry(tmp_path, 8)], ['accuracy/top1', 'accuracy/top1'])
+    assert '| A | 71.00 ± 1.41 / 71.00 ± 1.41 |' in both and 'accuracy/top1 / accuracy/top1 on Small set' in both
     with pytest.raises(ConfigError, match="no config of 'net_big'"):
         variants_table('net_big', [entry(tmp_path, 8)])

@@ -1,6 +1,7 @@
 """Quantize and evaluate variants of a config (an ablation): a table, and with --publish the figures beside its records.
 
-Figures that are there already are not measured again.
+Figures that are there already are not measured again. The checkpoint of a variant without changes lies in
+<work dir>/<name>_seed<seed> and can be published by tools/test.py --update-results.
 """
 import argparse
 import copy
@@ -32,9 +33,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_once(cfg, folder: str) -> dict:
-    """Quantize; metrics of the result."""
-    cfg.custom_hooks = [dict(type='mmquant.EvaluationHook', stages=[])]
+def run_once(cfg, folder: str, unchanged: bool) -> dict:
+    """Quantize; metrics of the result. With the baselines that ``tools/test.py`` publishes if nothing was changed."""
+    stages = ['float', 'nearest'] if unchanged else []
+    cfg.custom_hooks = [dict(type='mmquant.EvaluationHook', stages=stages)]
     cfg.work_dir, cfg.experiment_name = folder, osp.basename(folder)
     runner = build_runner(cfg)
     runner.train()
@@ -70,7 +72,7 @@ def main() -> None:
                 continue
             changed.randomness.seed = seed
             folder = osp.join(work_dir, f'{"".join(c if c.isalnum() else "-" for c in name)}_seed{seed}')
-            seeds[str(seed)] = run_once(copy.deepcopy(changed), folder)
+            seeds[str(seed)] = run_once(copy.deepcopy(changed), folder, not variants[name])
             write_json(path, known)
     print(table(known))
 
