@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os.path as osp
 import re
 import resource
 import signal
 import time
+import traceback
 from dataclasses import dataclass, field
 
 import torch
@@ -82,7 +84,9 @@ def measure_coverage(build, shape: tuple[int, int, int], seed: int = 0) -> Cover
             found = _merged_or_not(build, shape, seed)
     except Exception as error:  # whatever a model of the zoo may raise: it goes into the table
         text = re.sub(r'/[^\s\'"]*/', '.../', ' '.join(str(error).split()))  # folders of this machine
-        return Coverage(seconds=time.process_time() - started, reason=f'{type(error).__name__}: {text[:160]}')
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f'{type(error).__name__}: {text[:160]} ({place.name}, {osp.basename(place.filename)})'
+        return Coverage(seconds=time.process_time() - started, reason=reason)
     return Coverage(seconds=time.process_time() - started, **found)
 
 

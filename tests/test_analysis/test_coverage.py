@@ -93,12 +93,13 @@ def test_failures_are_rows():
     assert not measure_coverage(lambda: nn.Flatten(), SHAPE).ok
 
 
-def test_reasons_name_no_folders():
+def test_reasons_name_files_but_no_folders():
 
     def build():
         raise FileNotFoundError("no such file: '/home/someone/site-packages/configs/net.py'")
 
-    assert measure_coverage(build, SHAPE).reason == "FileNotFoundError: no such file: '.../net.py'"
+    reason = measure_coverage(build, SHAPE).reason
+    assert reason == "FileNotFoundError: no such file: '.../net.py' (build, test_coverage.py)"
 
 
 def busy():
