@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
@@ -128,19 +129,21 @@ def _measure_and_send(sender, build, shape, limit: float) -> None:
     sender.send(measure_coverage(build, shape))
 
 
-def spread_weights(model: torch.nn.Module) -> None:
+def spread_weights(model: nn.Module) -> None:
     """Weights of standard deviation ``sqrt(2 / fan_in)`` (arXiv 1502.01852), so that the image reaches the outputs.
 
     With torch's own the signal of a deep net without trained normalization fades, and biases alone are left. Layers
-    that move the boxes of region proposals get a hundredth, or none of them would stay in the image. Modules of tables
-    alone (boxes that the search begins with, positions) get the values that they ask for.
+    that move boxes get a hundredth, or none of them would stay in the image. Modules that hold tables and no layer
+    (boxes that the search begins with, positions) get the values that they ask for.
     """
     for name, module in model.named_modules():
         if has_own_weight(module):
             gain = 0.01 if MOVES_BOXES.search(name) else 1.0
             module.weight.normal_(std=gain * (2 / module.weight[0].numel())**0.5)
-        elif hasattr(module, 'init_weights') and not any(is_layer(m) for m in module.modules()):
-            module.init_weights()
+        elif hasattr(module, 'init_weights'):
+            parts = list(module.modules())
+            if any(isinstance(m, nn.Embedding) for m in parts) and not any(is_layer(m) for m in parts):
+                module.init_weights()
 
 
 def fit_normalization(context: CalibrationContext) -> None:

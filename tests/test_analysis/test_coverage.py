@@ -46,23 +46,34 @@ def test_what_counts():
     assert whole.ok and whole.quantized == whole.layers == 2
 
 
-class Table(nn.Embedding):
+class Boxes(nn.Module):
     """Boxes that a detector begins with: without its own initial values they would be none."""
 
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(4, 4)
+
     def init_weights(self):
-        nn.init.constant_(self.weight, 0.5)
+        nn.init.constant_(self.table.weight, 0.5)
+
+
+class NoTable(nn.Module):
+    """Its initial values are for training; some such modules ask for layers that they lack (TridentNet)."""
+
+    def init_weights(self):
+        raise RuntimeError('no attribute conv2')
 
 
 @torch.no_grad()
 def test_random_weights():
     torch.manual_seed(0)
-    model = nn.ModuleDict(dict(conv=nn.Conv2d(50, 40, 3), rpn_reg=nn.Conv2d(50, 40, 3), table=Table(4, 4),
+    model = nn.ModuleDict(dict(conv=nn.Conv2d(50, 40, 3), rpn_reg=nn.Conv2d(50, 40, 3), boxes=Boxes(), other=NoTable(),
                                fc_reg=nn.ModuleList([nn.Linear(100, 80)])))
     spread_weights(model)
     assert float(model['conv'].weight.std()) == pytest.approx((2 / 450)**0.5, rel=0.05)
     assert float(model['rpn_reg'].weight.std()) == pytest.approx(0.01 * (2 / 450)**0.5, rel=0.05)
     assert float(model['fc_reg'][0].weight.std()) == pytest.approx(0.01 * (2 / 100)**0.5, rel=0.05)
-    assert model['table'].weight.unique().tolist() == [0.5]
+    assert model['boxes'].table.weight.unique().tolist() == [0.5]
 
 
 @torch.no_grad()
