@@ -185,7 +185,7 @@ check, not an accuracy. Times are of one processor core.
 The raw outputs of a detector are those of mmdet's `mode='tensor'`. For some detectors that mode computes less than
 prediction does: it leaves out the point head of PointRend, and hands the initial queries to every stage of Sparse R-CNN
 and QueryInst, whose later stages then seem to read no data. Such layers do not count here, although prediction uses
-them.
+them. CLRNet fails because that mode of it reads a dict of images, while its own data preprocessor makes one tensor.
 
 '''
 
