@@ -3,13 +3,17 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os.path as osp
 import re
 import resource
 import signal
 import time
+import traceback
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
@@ -24,6 +28,7 @@ W8A8 = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=8, granulari
             activation=dict(type='mmquant.UniformAffineQuantizer', bits=8))
 MIN_MAX = dict(type='mmquant.MinMaxObserver')
 GRANULARITIES = ('layer', 'block', 'stage')
+MOVES_BOXES = re.compile(r'\b(rpn|fc)_reg\b')  # names of layers in mmdet's heads
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,9 @@ def measure_coverage(build, shape: tuple[int, int, int], seed: int = 0) -> Cover
             found = _merged_or_not(build, shape, seed)
     except Exception as error:  # whatever a model of the zoo may raise: it goes into the table
         text = re.sub(r'/[^\s\'"]*/', '.../', ' '.join(str(error).split()))  # folders of this machine
-        return Coverage(seconds=time.process_time() - started, reason=f'{type(error).__name__}: {text[:160]}')
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f'{type(error).__name__}: {text[:160]} ({place.name}, {osp.basename(place.filename)})'
+        return Coverage(seconds=time.process_time() - started, reason=reason)
     return Coverage(seconds=time.process_time() - started, **found)
 
 
@@ -122,16 +129,39 @@ def _measure_and_send(sender, build, shape, limit: float) -> None:
     sender.send(measure_coverage(build, shape))
 
 
-def spread_weights(model: torch.nn.Module) -> None:
+def spread_weights(model: nn.Module) -> None:
     """Weights of standard deviation ``sqrt(2 / fan_in)`` (arXiv 1502.01852), so that the image reaches the outputs.
 
-    With torch's own the signal of a deep net without trained normalization fades, and biases alone are left. The layer
-    that moves the boxes of a region proposal network gets a hundredth, or none of them would stay in the image.
+    With torch's own the signal of a deep net without trained normalization fades, and biases alone are left. Layers
+    that move boxes get a hundredth, or none of them would stay in the image. Modules that hold tables and no layer
+    (boxes that the search begins with, positions) get the values that they ask for.
     """
     for name, module in model.named_modules():
         if has_own_weight(module):
-            gain = 0.01 if name.endswith('rpn_reg') else 1.0
+            gain = 0.01 if MOVES_BOXES.search(name) else 1.0
             module.weight.normal_(std=gain * (2 / module.weight[0].numel())**0.5)
+        elif hasattr(module, 'init_weights'):
+            parts = list(module.modules())
+            if any(isinstance(m, nn.Embedding) for m in parts) and not any(is_layer(m) for m in parts):
+                module.init_weights()
+
+
+def fit_normalization(context: CalibrationContext) -> None:
+    """One variance for each batch normalization: the mean square of what it reads of the image.
+
+    Trained ones hold such statistics. Without them the signal doubles with every residual block: some nets overflow,
+    and boxes leave the image.
+    """
+
+    def fit(module, inputs):
+        if inputs[0].numel() and module.running_var is not None:
+            module.running_var.fill_(inputs[0].square().mean())
+
+    hooks = [m.register_forward_pre_hook(fit) for m in context.model.architecture.modules()
+             if isinstance(m, _BatchNorm)]
+    context.run(0)
+    for hook in hooks:
+        hook.remove()
 
 
 def _merged_or_not(build, shape: tuple[int, int, int], seed: int) -> dict:
@@ -151,6 +181,7 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) ->
     spread_weights(model.architecture)
     total = sum(is_layer(m) for m in model.architecture.modules())
     context = CalibrationContext(model, [torch.randn(1, *shape)])
+    fit_normalization(context)
     for step in (*((Reparameterize(),) if merge else ()), FoldBatchNorm(), InsertQuantizers(),
                  InitWeightRange(MIN_MAX), InitActivationRange(MIN_MAX)):
         step.run(context)

@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from tools_for_tests import ROOT
 from torch import nn
 
-from mmquant.analysis.coverage import Coverage, measure_apart, measure_coverage
+from mmquant.algorithms.step import CalibrationContext
+from mmquant.analysis.coverage import (
+    W8A8,
+    Coverage,
+    fit_normalization,
+    measure_apart,
+    measure_coverage,
+    spread_weights,
+)
+from mmquant.models import QuantizedModel
 
 TOOL = runpy.run_path(str(ROOT / 'tools/analysis_tools/zoo_coverage.py'), run_name='zoo_coverage')
 SHAPE = (3, 8, 8)
@@ -37,6 +46,48 @@ def test_what_counts():
     assert whole.ok and whole.quantized == whole.layers == 2
 
 
+class Boxes(nn.Module):
+    """Boxes that a detector begins with: without its own initial values they would be none."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(4, 4)
+
+    def init_weights(self):
+        nn.init.constant_(self.table.weight, 0.5)
+
+
+class NoTable(nn.Module):
+    """Its initial values are for training; some such modules ask for layers that they lack (TridentNet)."""
+
+    def init_weights(self):
+        raise RuntimeError('no attribute conv2')
+
+
+@torch.no_grad()
+def test_random_weights():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(dict(conv=nn.Conv2d(50, 40, 3), rpn_reg=nn.Conv2d(50, 40, 3), boxes=Boxes(), other=NoTable(),
+                               fc_reg=nn.ModuleList([nn.Linear(100, 80)])))
+    spread_weights(model)
+    assert float(model['conv'].weight.std()) == pytest.approx((2 / 450)**0.5, rel=0.05)
+    assert float(model['rpn_reg'].weight.std()) == pytest.approx(0.01 * (2 / 450)**0.5, rel=0.05)
+    assert float(model['fc_reg'][0].weight.std()) == pytest.approx(0.01 * (2 / 100)**0.5, rel=0.05)
+    assert model['boxes'].table.weight.unique().tolist() == [0.5]
+
+
+@torch.no_grad()
+def test_batch_normalization_holds_the_size_of_what_it_reads():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.BatchNorm2d(2),
+                          nn.BatchNorm2d(2, track_running_stats=False))
+    model[0].weight.copy_(torch.tensor([3.0, 4.0]).view(2, 1, 1, 1))
+    wrapped = QuantizedModel(model, W8A8, 'random')
+    fit_normalization(CalibrationContext(wrapped, [torch.full((1, 1, 2, 2), 2.0)]))
+    assert model[1].running_var.tolist() == [50.0, 50.0]  # (6^2 + 8^2) / 2
+    assert model[2].running_var.tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    assert not any(m._forward_pre_hooks for m in model) and model[1].running_mean.tolist() == [0.0, 0.0]
+
+
 class Refusing(nn.Conv2d):
     """Its own merging of branches is broken, as that of some models."""
 
@@ -53,12 +104,13 @@ def test_failures_are_rows():
     assert not measure_coverage(lambda: nn.Flatten(), SHAPE).ok
 
 
-def test_reasons_name_no_folders():
+def test_reasons_name_files_but_no_folders():
 
     def build():
         raise FileNotFoundError("no such file: '/home/someone/site-packages/configs/net.py'")
 
-    assert measure_coverage(build, SHAPE).reason == "FileNotFoundError: no such file: '.../net.py'"
+    reason = measure_coverage(build, SHAPE).reason
+    assert reason == "FileNotFoundError: no such file: '.../net.py' (build, test_coverage.py)"
 
 
 def busy():
@@ -111,9 +163,27 @@ def test_table():
 
 def test_few_proposals():
     model = dict(test_cfg=dict(rpn=dict(max_per_img=1000), rcnn=dict(max_per_img=100)))
-    few = TOOL['with_few_proposals'](model)
+    few = TOOL['prepared'](model, 'mmdet')
     assert few['test_cfg'] == dict(rpn=dict(max_per_img=20), rcnn=dict(max_per_img=100))
-    assert model['test_cfg']['rpn']['max_per_img'] == 1000 and TOOL['with_few_proposals']({}) == {}
+    assert model['test_cfg']['rpn']['max_per_img'] == 1000 and TOOL['prepared']({}, 'mmdet') == {}
+
+
+def test_what_inference_with_random_weights_needs_not():
+    model = dict(teacher_ckpt='https://example.org/teacher.pth', encoder=dict(num_cp=6, layers=2),
+                 heads=[dict(roi_layer=dict(type='RoIAlign', use_torchvision=True)), dict(num_classes=3)])
+    assert TOOL['prepared'](model, 'mmdet') == dict(
+        encoder=dict(num_cp=0, layers=2),
+        heads=[dict(roi_layer=dict(type='RoIAlign', use_torchvision=False)), dict(num_classes=3)])
+    assert 'teacher_ckpt' in model and model['encoder']['num_cp'] == 6
+
+
+def test_a_teacher_config_is_read_from_the_package(monkeypatch, tmp_path):
+    (tmp_path / 'configs/gfl').mkdir(parents=True)
+    (tmp_path / 'configs/gfl/teacher.py').write_text("model = dict(type='GFL')")
+    monkeypatch.setitem(TOOL['prepared'].__globals__, 'config_folder', lambda package: str(tmp_path / 'configs'))
+    model = dict(type='LD', teacher_config='configs/gfl/teacher.py')
+    assert TOOL['prepared'](model, 'mmdet')['teacher_config'].model.type == 'GFL'
+    assert model['teacher_config'] == 'configs/gfl/teacher.py'
 
 
 def test_size_words_order_configs():

@@ -9,6 +9,7 @@ import itertools
 import json
 import os.path as osp
 import re
+from collections.abc import Iterator
 from glob import glob
 
 import mmengine
@@ -33,6 +34,7 @@ NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vi
 # another package, two for masked pre-training.
 NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone', 'SparseConvNeXt', 'SparseResNet')
 FIXED_SHAPES = dict(LeNet5=(1, 32, 32))
+FOR_INFERENCE = dict(use_torchvision=False, num_cp=0)  # in any part of a model config
 PROPOSALS = 20  # of a region proposal network; 1000 on random weights take minutes and show the same layers
 SIDE = 320  # smaller images leave nothing on the highest level of some pyramids
 
@@ -72,6 +74,7 @@ def classification_models() -> dict[str, list[tuple[str, dict]]]:
 
 def detection_models() -> dict[str, list[tuple[str, dict]]]:
     """Family (config folder) -> [(config, model config)]: the smallest shipped detectors, up to three."""
+    import mmdet.datasets  # noqa: F401  registers some data preprocessors
     import mmdet.models  # noqa: F401  once, before processes are forked
     found: dict[str, list] = {}
     root = config_folder('mmdet')
@@ -102,9 +105,30 @@ def shape_of(model: dict, side: int) -> tuple[int, int, int]:
     return FIXED_SHAPES.get(backbone.get('type'), (channels, size or side, size or side))
 
 
-def with_few_proposals(model: dict) -> dict:
-    """A copy of a model config whose region proposal network hands on few regions."""
+def parts_of(config) -> Iterator[dict]:
+    """All dicts of a nested config, itself included."""
+    if isinstance(config, dict):
+        yield config
+    values = config.values() if isinstance(config, dict) else config if isinstance(config, (list, tuple)) else ()
+    for value in values:
+        yield from parts_of(value)
+
+
+def prepared(model: dict, package: str) -> dict:
+    """A copy of a model config for random weights.
+
+    A region proposal network hands on few regions; a teacher's checkpoint is not loaded, and its config, a path in the
+    package's repository, is read from the configs that the package ships. Regions are pooled by mmcv's operator: that
+    of torchvision, which computes the same, takes gigabytes where its compiled part does not fit torch. Activations
+    are not checkpointed, which only training does and another package is needed for.
+    """
     model = copy.deepcopy(model)
+    for part in parts_of(model):
+        part.update({key: value for key, value in FOR_INFERENCE.items() if key in part})
+    model.pop('teacher_ckpt', None)
+    if isinstance(model.get('teacher_config'), str):
+        repository = osp.dirname(config_folder(package))
+        model['teacher_config'] = Config.fromfile(osp.join(repository, model['teacher_config']))
     proposals = (model.get('test_cfg') or {}).get('rpn')
     if proposals:
         proposals['max_per_img'] = PROPOSALS
@@ -119,7 +143,7 @@ def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: 
             continue
         tried = []
         for (path, model), side in itertools.product(choices, sides):
-            found = measure_apart(lambda cfg=model: MODELS.build(dict(with_few_proposals(cfg), _scope_=scope)),
+            found = measure_apart(lambda cfg=model: MODELS.build(dict(prepared(cfg, scope), _scope_=scope)),
                                   shape_of(model, side), limit)
             tried.append(dict(vars(found), config=path))
             if not found.reason:
@@ -150,12 +174,18 @@ HEADER = '''# Coverage of the model zoos
 
 Made by `tools/analysis_tools/zoo_coverage.py`: random weights, one random image, weights and activations of 8 bits with
 min-max ranges, no change in any model's code. One small config stands for each classification backbone and for each
-family of detectors; region proposal networks hand on 20 regions. "Layers" are those with quantized weights and all with
-weights. Layers that the raw outputs do not depend on (auxiliary heads, branches for training) do not count, nor do
-layers that read no data (tables of relative positions), whose outputs are known before any image is. Layers whose
-weight is read by a function instead of calling the layer stay float, and such a model counts as not quantized
-completely. SQNR compares the raw outputs with those of the float model; with random weights it is a check, not an
-accuracy. Times are of one processor core.
+family of detectors; region proposal networks hand on 20 regions. Batch normalization divides by the size of what it
+reads of the image, as a trained one does, or the signal would double with every residual block. "Layers" are those with
+quantized weights and all with weights. Layers that the raw outputs do not depend on (auxiliary heads, branches for
+training) do not count, nor do layers that read no data (tables of relative positions), whose outputs are known before
+any image is. Layers whose weight is read by a function instead of calling the layer stay float, and such a model counts
+as not quantized completely. SQNR compares the raw outputs with those of the float model; with random weights it is a
+check, not an accuracy. Times are of one processor core.
+
+The raw outputs of a detector are those of mmdet's `mode='tensor'`. For some detectors that mode computes less than
+prediction does: it leaves out the point head of PointRend, and hands the initial queries to every stage of Sparse R-CNN
+and QueryInst, whose later stages then seem to read no data. Such layers do not count here, although prediction uses
+them. CLRNet fails because that mode of it reads a dict of images, while its own data preprocessor makes one tensor.
 
 '''
 
