@@ -196,21 +196,23 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     named = plain(Config.fromfile(osp.join(root, found[0][1]['source'])).variants)
     rows = [('Variant', *(f'W{e.w_bits}A{e.a_bits}' for e, _ in found)), [':---'] + [':---:'] * len(found)]
     for name, changes in named.items():
-        rows.append((name, *(_variant(known, name, changes, keys, metric.factor) for _, known in found)))
+        rows.append((name, *(_variant(e, known, name, changes, keys, metric.factor) for e, known in found)))
     images = ' or '.join(sorted({str(known['data']['images']) for _, known in found}))
     lines = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
     shown = metric.title if keys == [metric.key] else ' / '.join(keys) + (' (%)' if metric.factor == 100 else '')
-    several = any(len(row['seeds']) > 1 for _, known in found for row in known['variants'].values())
+    several = '±' in lines
     spread_note = '; ± is the sample standard deviation over seeds' if several else ''
     return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{spread_note}.\n\n'
 
 
-def _variant(known: dict, name: str, changes: dict, keys: list[str], factor: float) -> str:
-    """One cell; '-' where the variant was not measured, or was another one then."""
-    row = known['variants'].get(name)
-    if row is None or row['changes'] != changes:
+def _variant(entry: Entry, known: dict, name: str, changes: dict, keys: list[str], factor: float) -> str:
+    """One cell, of the config's own records if the variant changes nothing; '-' where it was not measured as it is."""
+    row = known['variants'].get(name, {})
+    seeds = [m for _, m in sorted(row['seeds'].items())] if row.get('changes') == changes else []
+    if not changes and entry.records:
+        seeds = [r['metrics'] for r in entry.records]
+    if not seeds:
         return '-'
-    seeds = [m for _, m in sorted(row['seeds'].items())]
     return ' / '.join(spread([m[key] for m in seeds], factor=factor) for key in keys)
 
 

@@ -52,9 +52,9 @@ def test_figures_of_another_variant_or_other_data_are_dropped():
     assert other['variants']['A']['seeds'] == {} and other['data']['images'] == 6
 
 
-def entry(folder, bits):
+def entry(folder, bits, *records):
     return Entry(str(folder / 'configs' / 'alg' / f'net_w{bits}a{bits}_small.py'), 'Net', 0, 'small',
-                 'Image Classification', 'Small set', bits, bits, None, None, (), None)
+                 'Image Classification', 'Small set', bits, bits, None, None, records, None)
 
 
 def test_table(tmp_path):
@@ -67,6 +67,8 @@ def test_table(tmp_path):
     text = variants_table('net_small', [entry(tmp_path, 8), entry(tmp_path, 4)])
     assert '| Variant | W8A8 |' in text and '9 images' in text
     assert text.index('| B | - |') < text.index('| A | 71.00 ± 1.41 |')  # order of the file; B was another one then
+    own = variants_table('net_small', [entry(tmp_path, 8, dict(metrics={'accuracy/top1': 65.5}))])
+    assert '| A | 65.50 |' in own and '±' not in own  # nothing was changed: the config's own record
     both = variants_table('net_small', [entry(tmp_path, 8)], ['accuracy/top1', 'accuracy/top1'])
     assert '| A | 71.00 ± 1.41 / 71.00 ± 1.41 |' in both and 'accuracy/top1 / accuracy/top1 on Small set' in both
     with pytest.raises(ConfigError, match="no config of 'net_big'"):
