@@ -62,15 +62,14 @@ void soft_weight(long rows, long length, const float *v, const float *base, cons
 /* soft_weight with the rounding regularizer: sums[r] = sum over row r of 1 - |2 h(v) - 1|^beta, pull = its slope. */
 #define SOFT_WEIGHT_REGULARIZED(name, type, store)                                                                   \
 void name(long rows, long length, const float *v, const float *base, const float *scale, const float *low,           \
-          const float *high, float gamma, float zeta, float beta, type *weight, float *slope, float *pull,           \
+          const float *high, float gamma, float zeta, float beta, type *weight, type *slope, type *pull,             \
           double *sums) {                                                                                            \
     float width = zeta - gamma;                                                                                      \
 _Pragma("omp parallel for schedule(static) if (rows * length > THREADED)")                                           \
     for (long r = 0; r < rows; r++) {                                                                                \
         float step = scale[r], lo = low[r], hi = high[r], sum = 0.0f;                                                \
         const float *vr = v + r * length, *br = base + r * length;                                                   \
-        type *wr = weight + r * length;                                                                              \
-        float *sr = slope + r * length, *pr = pull + r * length;                                                     \
+        type *wr = weight + r * length, *sr = slope + r * length, *pr = pull + r * length;                           \
 _Pragma("omp simd reduction(+ : sum)")                                                                               \
         for (long i = 0; i < length; i++) {                                                                          \
             float s = 1.0f / (1.0f + expf(-vr[i]));                                                                  \
@@ -82,8 +81,8 @@ _Pragma("omp simd reduction(+ : sum)")                                          
             power = distance > 0.0f ? power : 0.0f;                                                                  \
             sum += 1.0f - distance * power;                                                                          \
             wr[i] = store(clampf(level, lo, hi) * step);                                                             \
-            sr[i] = (level >= lo && level <= hi) ? rise * step : 0.0f;                                               \
-            pr[i] = -2.0f * beta * copysignf(power, signed_distance) * rise;                                         \
+            sr[i] = store((level >= lo && level <= hi) ? rise * step : 0.0f);                                        \
+            pr[i] = store(-2.0f * beta * copysignf(power, signed_distance) * rise);                                  \
         }                                                                                                            \
         sums[r] = sum;                                                                                               \
     }                                                                                                                \
@@ -91,11 +90,11 @@ _Pragma("omp simd reduction(+ : sum)")                                          
 SOFT_WEIGHT_REGULARIZED(soft_weight_regularized, float, same)
 SOFT_WEIGHT_REGULARIZED(soft_weight_regularized_half, half, to_half)
 
-/* slope = slope * grad + pull * factor. */
+/* out = slope * grad + pull * factor; out may be slope. */
 #define COMBINE_SLOPES(name, type, load)                                                                             \
-void name(long n, const type *grad, const float *pull, float factor, float *slope) {                                 \
+void name(long n, const type *grad, const type *pull, float factor, const type *slope, float *out) {                 \
 _Pragma("omp parallel for simd schedule(static) if (n > THREADED)")                                                  \
-    for (long i = 0; i < n; i++) slope[i] = slope[i] * load(grad[i]) + pull[i] * factor;                             \
+    for (long i = 0; i < n; i++) out[i] = load(slope[i]) * load(grad[i]) + load(pull[i]) * factor;                   \
 }
 COMBINE_SLOPES(combine_slopes, float, same)
 COMBINE_SLOPES(combine_slopes_half, half, from_half)

@@ -68,7 +68,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     regularized = [count, count] + [pointer] * 5 + [real] * 3 + [pointer] * 4
     for half in ('', '_half'):
         getattr(lib, f'soft_weight_regularized{half}').argtypes = regularized
-        getattr(lib, f'combine_slopes{half}').argtypes = [count, pointer, pointer, real, pointer]
+        getattr(lib, f'combine_slopes{half}').argtypes = [count, pointer, pointer, real, pointer, pointer]
         getattr(lib, f'power_distance{half}').argtypes = [count, pointer, pointer, real, real, pointer, pointer]
     lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
     lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]

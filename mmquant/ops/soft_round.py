@@ -95,8 +95,7 @@ class _RegularizedSoftWeight(torch.autograd.Function):
             ctx.save_for_backward(slope, pull)
             return weight, total
         rows = v.shape[0]
-        weight = torch.empty_like(v, dtype=_layer_dtype())
-        slope, pull = torch.empty_like(v), torch.empty_like(v)
+        weight, slope, pull = (torch.empty_like(v, dtype=_layer_dtype()) for _ in range(3))
         sums = torch.empty(rows, dtype=torch.float64)
         per_row = [_per_row(t, rows) for t in (scale, low, high)]
         native.kernel('soft_weight_regularized', weight.dtype)(
@@ -113,10 +112,11 @@ class _RegularizedSoftWeight(torch.autograd.Function):
             grad = torch.empty_like(slope).copy_(grad)
         if slope.is_cuda:
             gpu.combine(slope, grad, pull, factor)
-        else:
-            native.kernel('combine_slopes', grad.dtype)(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
-                                                        slope.data_ptr())
-        return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd
+            return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd
+        total = slope if slope.dtype == torch.float32 else torch.empty_like(slope, dtype=torch.float32)
+        native.kernel('combine_slopes', slope.dtype)(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
+                                                     slope.data_ptr(), total.data_ptr())
+        return (total, ) + (None, ) * 7  # in place in float32, as above
 
 
 def _layer_dtype() -> torch.dtype:

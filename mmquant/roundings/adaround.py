@@ -18,8 +18,8 @@ from .rounding import Rounding
 class AdaRound(Rounding):
     """Learns per weight whether to round down or up.
 
-    The one parameter ``v`` has the weight's shape; ``start`` sets it such that the soft weight equals the float weight
-    wherever that lies inside the grid's range. Rounds up where ``v >= 0``.
+    The one parameter holds ``v``, of the weight's shape, in the order of the weight in memory; ``start`` sets it such
+    that the soft weight equals the float weight wherever that lies inside the grid's range. Rounds up where ``v >= 0``.
 
     Args:
         gamma: Lower stretch of the sigmoid, < 0. Default: -0.1.
@@ -35,8 +35,9 @@ class AdaRound(Rounding):
             raise ValueError(f'AdaRound got gamma={gamma}, zeta={zeta}: expected gamma < 0 and zeta > 1, such as -0.1 '
                              'and 1.1.')
         self.gamma, self.zeta = gamma, zeta
+        self._axes = []
         self._beta, self._penalty = None, None  # what sharpen announced, and the regularizer that forward computed
-        self.register_parameter('v', None)
+        self.register_parameter('dense_v', None)
         self.register_buffer('base', None, persistent=False)
 
     def _start(self, weight: Tensor) -> None:
@@ -44,7 +45,15 @@ class AdaRound(Rounding):
         self.base = steps.floor()
         fraction = steps.sub_(self.base)  # [0, 1]
         odds = fraction.sub_(self.gamma).reciprocal_().mul_(self.zeta - self.gamma).sub_(1)
-        self.v = nn.Parameter(odds.log_().neg_())
+        v = odds.log_().neg_()
+        order = sorted(range(v.dim()), key=lambda d: -v.stride(d))
+        self._axes = [order.index(d) for d in range(v.dim())]
+        self.dense_v = nn.Parameter(v.permute(order))  # contiguous, which the optimizer is faster with
+
+    @property
+    def v(self) -> Tensor:
+        """The variables, shape and memory order of the weight."""
+        return self.dense_v.permute(self._axes)
 
     def forward(self) -> Tensor:
         variables = self.v, self.base, self.scale, self.zero_point, self.grid.q_min, self.grid.q_max

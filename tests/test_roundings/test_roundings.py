@@ -104,7 +104,7 @@ def test_resume_restores_the_variables(weight):
     rounding, again = AdaRound(), AdaRound()
     started(rounding, weight)
     torch.nn.init.normal_(rounding.v)
-    assert set(rounding.state_dict()) == {'v'}
+    assert set(rounding.state_dict()) == {'dense_v'}
     started(again, weight)
     again.load_state_dict(rounding.state_dict())
     assert torch.equal(again(), rounding())
@@ -220,3 +220,17 @@ def test_scales_of_straight_through_stay_positive(weight):
         rounding.step.fill_(-1)
     rounding.constrain()
     assert rounding.step.item() == pytest.approx(1e-8) and torch.isfinite(rounding()).all()
+
+
+@pytest.mark.parametrize('shape', [(6, 4, 3, 3), (6, 1, 3, 3), (5, 7), (4,)])
+def test_adaround_variables_keep_the_order_of_the_weight_in_memory(shape):
+    weight = torch.randn(shape)
+    if len(shape) == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    rounding = AdaRound()
+    started(rounding, weight, granularity='channel')
+    assert rounding.v.shape == weight.shape and rounding.v.stride() == weight.stride()
+    variable, = rounding.parameters()
+    assert variable.is_contiguous() and variable.is_leaf
+    (rounding() * weight).sum().backward()
+    assert variable.grad.is_contiguous() and variable.grad.abs().sum() > 0
