@@ -24,7 +24,7 @@ from mmquant.models.layers import fixed_weights
 from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.cache import load
-from mmquant.reconstruction.fisher import fisher_diagonal
+from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
 from mmquant.reconstruction.mixing import seeded
 from mmquant.reconstruction.ragged import RaggedProblem
 from mmquant.reconstruction.replay import Stream
@@ -33,6 +33,7 @@ from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedul
 from mmquant.reconstruction.unit_data import UnitInput, join, output_of, run_in_chunks, tensors_in
 from mmquant.reconstruction.variables import ROLES, SCALE_FLOOR, UnitVariables
 from mmquant.registry import LOSSES, MIXERS, ROUNDINGS, STEPS
+from mmquant.search.calibration import Calibration
 from mmquant.structures.unit import GRANULARITIES, Unit
 from mmquant.utils.building import ConfigError, build, check_keys, check_types
 
@@ -137,13 +138,13 @@ class Reconstruction(Step):
             return
         float_stream = context.stream()
         quant_stream = context.stream() if self.inputs == 'quant' else None
-        references = self._references(context) if self.loss.needs_fisher else None
+        slopes = self._output_gradients(context) if self.loss.needs_fisher else None
         tails = Tails(model, float_stream, self.tail, self.chunk) if self.tail else None
         with context.progress(f'{self.name} ({len(todo)} units)', len(todo) * self.num_iters) as bar:
             for done, (index, unit) in enumerate(todo):
                 pending = frozenset(n for _, u in todo[done:] for n in u.layers)
                 terms = tails.terms(unit) if tails else {}
-                problem = self._problem(context, unit, float_stream, quant_stream, references, pending, terms)
+                problem = self._problem(context, unit, float_stream, quant_stream, slopes, pending, terms)
                 curve = []
                 report = self._reporter(bar, unit, done, curve)
                 tune = self._tune_activations if self.target == 'activation' else self._tune_weights
@@ -180,10 +181,10 @@ class Reconstruction(Step):
         return True, self.target != 'weight'
 
     def _problem(self, context: CalibrationContext, unit: Unit, float_stream: Stream, quant_stream: Stream | None,
-                 references, pending: frozenset[str], tails: dict) -> Problem | RaggedProblem:
+                 slopes, pending: frozenset[str], tails: dict) -> Problem | RaggedProblem:
         """What to fit: one problem for each size of images and call of the unit."""
         data, exact, targets = self._data(context, unit, float_stream, quant_stream, pending)
-        weights = self._importance(context, unit, quant_stream or float_stream, references)
+        weights = self._importance(context, unit, quant_stream or float_stream, slopes)
         groups: dict[tuple, list[Problem]] = {}
         for (size, call), x in data.items():
             train, held = split_rows(len(x), self.held_out, context.seed)
@@ -216,19 +217,23 @@ class Reconstruction(Step):
         return data, exact, targets
 
     @torch.no_grad()
-    def _references(self, context: CalibrationContext) -> list:
+    def _output_gradients(self, context: CalibrationContext):
+        """Of the loss whose squared gradients weigh the errors, at the outputs of the net."""
+        if self.loss.objective is not None:
+            calibration = Calibration(context.model, context.chunks, context.samples, context.decisions, context.cache)
+            return of_loss(calibration.objective(self.loss.objective, 'Reconstruction.loss.objective'))
         with context.model.quantization(weights=False, activations=False):
-            return [context.run(index) for index in range(len(context.chunks))]
+            return of_divergence([context.run(index) for index in range(len(context.chunks))])
 
-    def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, references) -> dict:
-        if references is None:
+    def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, slopes) -> dict:
+        if slopes is None:
             return {}
         layers = context.model.quantized_layers()
         quantizers = [layers[n].weight_quantizer for n in unit.layers if n in layers]
         if self.target != 'weight':
             quantizers += list(self._unit_activations(context, unit).values())
         with context.model.quantization(weights=False, activations=False):
-            weights = fisher_diagonal(stream, unit, quantizers, references)
+            weights = fisher_diagonal(stream, unit, quantizers, slopes)
         found: dict[tuple, list] = {}
         for chunk, calls in zip(context.chunks, weights):
             for call, weight in enumerate(calls):

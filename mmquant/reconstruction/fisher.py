@@ -1,6 +1,8 @@
 """Squared gradients of the task loss at a unit's output."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -44,14 +46,34 @@ class _Cut:
         return output
 
 
-def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: list) -> list[list]:
-    """Squared gradients of the divergence of the net's outputs at the output of ``unit``, scaled to mean 1 over all.
+def of_divergence(references: list) -> Callable:
+    """Gradients of the divergence from the float outputs of each chunk, for :func:`fisher_diagonal`."""
+
+    def gradients(output, chunk: int) -> list[tuple]:
+        return list(zip(float_tensors(output), divergence_gradients(output, references[chunk])))
+
+    return gradients
+
+
+def of_loss(loss: Callable) -> Callable:
+    """Gradients of ``loss(output, chunk)``, a scalar, for :func:`fisher_diagonal`."""
+
+    def gradients(output, chunk: int) -> list[tuple]:
+        found = [x for x in float_tensors(output) if x.requires_grad]
+        return list(zip(found, torch.autograd.grad(loss(output, chunk), found, materialize_grads=True,
+                                                   retain_graph=True))) if found else []
+
+    return gradients
+
+
+def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, gradients: Callable) -> list[list]:
+    """Squared gradients of a loss of the net's outputs at the output of ``unit``, scaled to mean 1 over all.
 
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
         unit (Unit): The unit; the activation behind it, if it has one, counts as part of it.
         quantizers (list): Quantizers inside the unit to switch on; behind it the net is float.
-        references (list): Float outputs of the net for each chunk.
+        gradients (Callable): ``gradients(output, chunk)`` -> pairs of an output tensor and the loss's gradient there.
 
     Returns:
         list[list]: For each chunk and call a tensor of the output's shape (a tuple for several outputs). All ones if
@@ -59,7 +81,7 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
     """
     found = []
     module = stream.model.architecture.get_submodule(unit.activation or unit.name)
-    for index, reference in enumerate(references):
+    for index in range(len(stream.chunks)):
         cut = _Cut(quantizers)
         handle = module.register_forward_hook(cut.hook)
         try:
@@ -68,8 +90,7 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, references: li
         finally:
             handle.remove()
         leaves = tree_leaves(cut.leaves)
-        pairs = [(q, g) for q, g in zip(float_tensors(output), divergence_gradients(output, reference))
-                 if q.requires_grad]
+        pairs = [(q, g) for q, g in gradients(output, index) if q.requires_grad]
         if pairs:
             grads = torch.autograd.grad([q for q, _ in pairs], leaves, [g for _, g in pairs], materialize_grads=True)
         else:  # the unit does not influence the outputs

@@ -50,8 +50,13 @@ class FisherDiagLoss(LpLoss):
     The weights are squared gradients of KL(float || quantized) at the unit's output, with the net quantized up to and
     including the unit, each image's own (no batch mean), scaled to mean 1 over the calibration set. The paper's code
     adds 1 to tiny batch-mean gradients, which makes it plain squared error; this does not.
+
+    Args:
+        objective (dict | None): Another loss of the outputs to take the gradients of: ``mmquant.TrainingLoss`` for
+            detectors of one stage, ``mmquant.CrossEntropy``; both need labels. Default None: the divergence.
     """
     needs_fisher = True
 
-    def __init__(self) -> None:
+    def __init__(self, objective: dict | None = None) -> None:
         super().__init__(p=2.0)
+        self.objective = objective

@@ -6,7 +6,7 @@ from models_for_tests import MLP, ResNet, calibrated, images, randomize
 from mmquant.models.layers import enabled
 from mmquant.reconstruction import FisherDiagLoss, LpLoss
 from mmquant.reconstruction.divergence import divergence_gradients
-from mmquant.reconstruction.fisher import fisher_diagonal
+from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
 from mmquant.reconstruction.replay import Stream
 
 
@@ -30,7 +30,7 @@ def fisher(context, name, quantizers=None, **more):
     stream, unit, references = at_unit(context, name, **more)
     quantizers = weight_quantizers(context, unit) if quantizers is None else quantizers
     with context.model.quantization(weights=False, activations=False):
-        return torch.cat([calls[0] for calls in fisher_diagonal(stream, unit, quantizers, references)])
+        return torch.cat([calls[0] for calls in fisher_diagonal(stream, unit, quantizers, of_divergence(references))])
 
 
 def divergence(q, r):
@@ -70,6 +70,26 @@ def test_equals_brute_force_on_two_layers():
     by_hand = ((q.softmax(-1) - reference.softmax(-1)) @ model.fc2._parameters['weight']).square()
     torch.testing.assert_close(found, by_hand / by_hand.mean(), rtol=1e-4, atol=1e-6)
     assert found.shape == z.shape and found.mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_of_another_loss_of_the_outputs():
+    """Squared gradients of the cross-entropy with labels, by hand: those of the logits through the last layer."""
+    context = calibrated(randomize(MLP()), x := images(10, 8), chunk=5, w_bits=2, overrides=())
+    labels = torch.arange(10) % 3
+    stream, unit, _ = at_unit(context, 'fc1')
+
+    def loss(output, chunk):
+        return F.cross_entropy(output, labels[5 * chunk:5 * chunk + 5], reduction='sum')
+
+    model = context.model.architecture
+    with context.model.quantization(weights=False, activations=False):
+        found = fisher_diagonal(stream, unit, weight_quantizers(context, unit), of_loss(loss))
+        with torch.no_grad(), enabled([model.fc1.weight_quantizer], True):
+            z = model.act(model.fc1(x))
+        by_hand = ((model.fc2(z).softmax(-1) - F.one_hot(labels, model.fc2.out_features))
+                   @ model.fc2._parameters['weight']).square()
+    found = torch.cat([calls[0] for calls in found])
+    torch.testing.assert_close(found, by_hand / by_hand.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_one_tensor_an_image_whatever_the_chunks():

@@ -7,7 +7,7 @@ from models_for_tests import images
 from mmquant.algorithms import Reconstruction
 from mmquant.reconstruction import LpLoss
 from mmquant.reconstruction.cache import Cache
-from mmquant.reconstruction.fisher import fisher_diagonal
+from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence
 from mmquant.reconstruction.ragged import RaggedProblem
 from mmquant.reconstruction.training import ParamGroup, Problem, fit
 
@@ -89,7 +89,7 @@ def test_fisher_weights_of_a_shared_head():
         stream.advance(unit)
     quantizers = [model.weight_quantizers()[n] for n in unit.layers]
     with model.quantization(weights=False, activations=False):
-        levels, = fisher_diagonal(stream, unit, quantizers, [reference])
+        levels, = fisher_diagonal(stream, unit, quantizers, of_divergence([reference]))
     assert [x.shape[-1] for x in levels] == [8, 4, 2, 1]
     assert sum(x.sum() for x in levels) / sum(x.numel() for x in levels) == pytest.approx(1, rel=1e-3)
     assert len({round(x.mean().item(), 6) for x in levels}) > 1
