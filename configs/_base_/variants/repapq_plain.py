@@ -1,11 +1,13 @@
 # What absolute errors and the stage term do where no branches merge: nearest rounding with three choices of ranges, and
-# each part alone on top of plain reconstruction (squared errors in ranges and loss, no stage term).
+# each part alone on top of plain reconstruction (squared errors in ranges and loss, no stage term). With one scale a
+# tensor for weights, as the configs have it, and with one a channel; activations have one a tensor in both.
 full = dict(type='mmquant.MinMaxObserver', p=None, max_samples=None)
 squared = dict(observer=dict(p=2))
 absolute = dict(observer=dict(p=1))
 by_square = dict(InitWeightRange=squared, InitActivationRange=squared)
 by_distance = dict(InitWeightRange=absolute, InitActivationRange=absolute)
 plain = dict(loss=dict(p=2), tail=None)
+channel = dict(weight=dict(granularity='channel'))
 
 variants = {
     'Nearest, min-max': dict(
@@ -17,4 +19,17 @@ variants = {
     'Plain + absolute error as loss': dict(steps=dict(Reconstruction=dict(tail=None), **by_square)),
     'Plain + stage term': dict(steps=dict(Reconstruction=dict(loss=dict(p=2)), **by_square)),
     'All three': dict(steps=dict(**by_distance)),
+    'Nearest, squared error, one scale a channel': dict(
+        steps=dict(Reconstruction=None, **by_square), quantizer=channel),
+    'Nearest, absolute error, one scale a channel': dict(
+        steps=dict(Reconstruction=None, **by_distance), quantizer=channel),
+    'Plain reconstruction, one scale a channel': dict(
+        steps=dict(Reconstruction=plain, **by_square), quantizer=channel),
+    'Plain + absolute error for ranges, one scale a channel': dict(
+        steps=dict(Reconstruction=plain, **by_distance), quantizer=channel),
+    'Plain + absolute error as loss, one scale a channel': dict(
+        steps=dict(Reconstruction=dict(tail=None), **by_square), quantizer=channel),
+    'Plain + stage term, one scale a channel': dict(
+        steps=dict(Reconstruction=dict(loss=dict(p=2)), **by_square), quantizer=channel),
+    'All three, one scale a channel': dict(steps=dict(**by_distance), quantizer=channel),
 }
