@@ -6,9 +6,12 @@ import traceback
 
 import pytest
 import torch
-from tools_for_tests import STEPS, quantized_of, results_of, runner_of
+from detectors_for_tests import needs_detectors
+from tools_for_tests import ROOT, STEPS, quantized_of, results_of, runner_of
 
 from mmquant.algorithms.step import Step
+from mmquant.apis.config import build_runner, calibration_config, load_config
+from mmquant.datasets import digits_det
 from mmquant.engine import CalibrationLoop, loops
 from mmquant.engine.progress_file import ProgressFile
 from mmquant.models.checkpoint import write_atomically
@@ -43,7 +46,24 @@ def imported():
     import mmpretrain.models  # noqa: F401
 
 
-def child(rank: int, world: int, port: int, work_dir, steps, saves, resume) -> None:
+def detector_runner(work_dir, steps, hooks, images, launcher, resume):
+    """A Runner of the embedded RetinaNet on four scenes of one size, with their boxes; without evaluation."""
+    cfg = load_config(str(ROOT / 'configs/lapq/retinanet_w4a4_digitsdet.py'))
+    dataset = cfg.train_cfg.dataloader.dataset
+    dataset.update(indices=4, data_root=str(work_dir.parent / 'scenes'))
+    dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+                        dict(type='Resize', scale=(128, 128), keep_ratio=False),
+                        dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape'))]
+    cfg.train_cfg.update(steps=steps, resume=resume)
+    cfg = calibration_config(cfg)
+    for part in ('val', 'test'):
+        cfg[f'{part}_dataloader'] = cfg[f'{part}_evaluator'] = cfg[f'{part}_cfg'] = None
+    cfg.work_dir, cfg.custom_hooks, cfg.launcher = str(work_dir), [], launcher
+    cfg.randomness, cfg.experiment_name = dict(seed=5), f'loops_{work_dir.name}'
+    return build_runner(cfg)
+
+
+def child(rank: int, world: int, port: int, work_dir, steps, saves, resume, make) -> None:
     """One rank of a run; it must never return into the test session."""
     code = 1
     try:
@@ -61,7 +81,7 @@ def child(rank: int, world: int, port: int, work_dir, steps, saves, resume) -> N
 
             ProgressFile.save = save
         launcher = 'pytorch' if world > 1 else 'none'
-        runner = runner_of(work_dir, steps, HOOKS, images=32, launcher=launcher, resume=resume)
+        runner = make(work_dir, steps, HOOKS, images=32, launcher=launcher, resume=resume)
         try:
             model = runner.train()
             write_atomically(str(work_dir / f'rank{rank}.pth'), dict(model.architecture.state_dict()))
@@ -74,13 +94,14 @@ def child(rank: int, world: int, port: int, work_dir, steps, saves, resume) -> N
         os._exit(code)
 
 
-def run(world: int, work_dir, steps, saves: int = 0, resume: bool = False):
+def run(world: int, work_dir, steps, saves: int = 0, resume: bool = False, make=runner_of):
     work_dir.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context('fork')
-    ranks = [fork.Process(target=child, args=(r, world, port, work_dir, steps, saves, resume)) for r in range(world)]
+    ranks = [fork.Process(target=child, args=(r, world, port, work_dir, steps, saves, resume, make))
+             for r in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -137,6 +158,24 @@ def test_search_agrees_and_is_reproducible(tmp_path):
         assert joint[-1][key] == pytest.approx(one[-1][key])
     assert joint[-1]['loss'] < joint[-1]['start_loss'] and apart['loss'] <= apart['start_loss']
     assert apart['image_forwards'] == pytest.approx(gradient['image_forwards'])
+
+
+@needs_detectors
+@pytest.mark.slow
+def test_training_loss_agrees_and_is_reproducible(tmp_path, monkeypatch):
+    """Each process has the boxes of its own images; all see one sum of the losses and go one way."""
+    monkeypatch.setattr(digits_det, 'NUM_IMAGES', dict(train=1, calibration=4, test=1))
+    digits_det.DigitsDetDataset(split='calibration', data_root=str(tmp_path / 'scenes'))  # made before two need it
+    objective = dict(type='mmquant.TrainingLoss')
+    steps = [*STEPS[:2], dict(type='mmquant.NormSweep', norms=(2, 3), observer=dict(LP, p=2), num_images=4,
+                              init_images=4, objective=objective),
+             dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.PatternSearch', num_sweeps=1), num_images=4,
+                  objective=objective)]
+    two, again = (run(2, tmp_path / name, steps, make=detector_runner) for name in ('a', 'b'))
+    assert same(state(two, 'rank0.pth'), state(two, 'rank1.pth'))
+    assert same(quantized_of(two)['state_dict'], quantized_of(again)['state_dict'])
+    search, = [r for r in quantized_of(two)['meta']['records'] if r['kind'] == 'search']
+    assert search['objective'] == 'TrainingLoss' and 0 < search['loss'] <= search['start_loss']
 
 
 @pytest.mark.slow
