@@ -11,6 +11,7 @@ from tools_for_tests import run_tool
 from mmquant.analysis.model_zoo import (
     TABLE,
     TASKS,
+    VARIANTS,
     data_name,
     float_config,
     read_zoo,
@@ -21,7 +22,7 @@ from mmquant.analysis.model_zoo import (
 from mmquant.analysis.results import write_json
 from mmquant.apis.config import calibration_config, load_config
 from mmquant.apis.dry_run import model_cost_of
-from mmquant.utils.building import ConfigError
+from mmquant.utils.building import ConfigError, plain
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -174,7 +175,7 @@ def test_committed_tables_come_from_committed_records(folder):
 def test_no_number_beside_the_generated_ones():
     """What looks like a measured accuracy outside the markers of a README would have been typed."""
     for folder in FOLDERS:
-        text = TABLE.sub('', (folder / 'README.md').read_text(encoding='utf-8'))
+        text = VARIANTS.sub('', TABLE.sub('', (folder / 'README.md').read_text(encoding='utf-8')))
         assert not re.findall(r'\b\d\d\.\d+ ?%|\b\d\d\.\d\d\b', text), folder
         assert not re.findall(r'^\|.*\d\d\.\d', text, re.M), folder
 
@@ -187,10 +188,17 @@ def test_committed_records_are_whole():
         if path.name == 'cost.json':
             assert set(data) == {'params', 'macs', 'bops', 'size_mb', 'float_size_mb'}
             continue
-        assert path.name == f'seed{data["seed"]}.json' and data['config'] == str(config.relative_to(ROOT))
         known = read_zoo(str(CONFIGS))['Data']
         first = TASKS[known[split_stem(config.stem, known)[2]]['Task']][0]
-        assert first.key in data['metrics'] and data['data']['name'] == data_name(str(config))
+        assert data['data']['name'] == data_name(str(config))
+        if path.name == 'variants.json':
+            variants = plain(load_config(str(ROOT / data['source'])).variants)
+            for name, row in data['variants'].items():
+                assert row['changes'] == variants[name], f'{path}: {name} was another variant when it was measured'
+                assert row['seeds'] and all(first.key in metrics for metrics in row['seeds'].values())
+        else:
+            assert path.name == f'seed{data["seed"]}.json' and data['config'] == str(config.relative_to(ROOT))
+            assert first.key in data['metrics']
         assert not any(p in path.read_text() for p in ('/work', '/tmp', '/home', '/root'))
 
 

@@ -14,13 +14,13 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(20_000_000).fill_(1.0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-for _ in range(5): faults()
-print(faults())
+print([faults() for _ in range(30)])
 """
 
 
 @pytest.mark.skipif(not reuse_freed_memory(), reason='the C library has no mallopt')
 def test_a_freed_block_is_used_again_without_touching_the_system():
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', SCRIPT], capture_output=True, text=True, check=True)
-    # 80 MB anew would be 80e6 / page size faults
-    assert int(out.stdout) < 80_000_000 / resource.getpagesize() / 100
+    # 80 MB anew are 80e6 / page size faults; some of the first blocks may not fit between what else was allocated
+    kept = [int(n) < 80_000_000 / resource.getpagesize() / 100 for n in out.stdout.strip('[]\n').split(',')]
+    assert len(kept) == 30 and sum(kept) >= 20 and all(kept[-5:])
