@@ -192,7 +192,7 @@ class Reconstruction(Step):
                 UnitRun(context.model, unit, call, x), x.data, targets[size, call], weights.get((size, call)),
                 self.loss, unit.channel_dim, train, held, context.device, context.amp, self.mix,
                 exact[size, call].data if self.mix else None, tails.get((size, call)),
-                self.target == 'weight'))
+                half_inputs=self.target == 'weight'))
         problems = list(groups.values())
         return problems[0][0] if len(data) == 1 else RaggedProblem(problems)
 

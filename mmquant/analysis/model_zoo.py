@@ -14,7 +14,15 @@ from statistics import mean
 import yaml
 from mmengine.config import Config
 
-from mmquant.analysis.results import FLOAT_BITS, read_cost, read_records, repository_path, spread, values_of
+from mmquant.analysis.results import (
+    FLOAT_BITS,
+    read_cost,
+    read_records,
+    repository_path,
+    results_folder,
+    spread,
+    values_of,
+)
 from mmquant.analysis.variants import read_variants
 from mmquant.utils.building import ConfigError, closest, plain
 
@@ -185,7 +193,8 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     Raises:
         ConfigError: If no config of the group has a ``variants.json``.
     """
-    found = [(e, read_variants(e.config)) for e in entries if f'{e.stem.split("_w")[0]}_{e.data}' == group]
+    found = [(e, read_variants(results_folder(e.config))) for e in entries
+             if f'{split_stem(e.stem, ())[0]}_{e.data}' == group]
     found = [(e, known) for e, known in found if known]
     if not found:
         raise ConfigError(f'no config of {group!r} has figures of variants; tools/analysis_tools/compare_variants.py '
@@ -200,8 +209,7 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     images = ' or '.join(sorted({str(known['data']['images']) for _, known in found}))
     lines = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
     shown = metric.title if keys == [metric.key] else ' / '.join(keys) + (' (%)' if metric.factor == 100 else '')
-    several = '±' in lines
-    spread_note = '; ± is the sample standard deviation over seeds' if several else ''
+    spread_note = '; ± is the sample standard deviation over seeds' if '±' in lines else ''
     return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{spread_note}.\n\n'
 
 

@@ -17,7 +17,6 @@ import os.path as osp
 
 from mmengine.config import Config
 
-from mmquant.analysis.results import results_folder
 from mmquant.utils.building import ConfigError, check_keys, closest, plain
 
 FILE = 'variants.json'
@@ -57,9 +56,9 @@ def apply_variant(cfg: Config, variant: dict) -> Config:
     return cfg
 
 
-def read_variants(config: str) -> dict | None:
-    """What was measured for a config, or None."""
-    path = osp.join(results_folder(config), FILE)
+def read_variants(folder: str) -> dict | None:
+    """What ``variants.json`` of a folder holds, or None without one."""
+    path = osp.join(folder, FILE)
     if not osp.exists(path):
         return None
     with open(path) as f:

@@ -20,16 +20,16 @@ def compare(folder, *args):
 
 
 def test_every_seed_is_measured_once(tmp_path, capfd):
-    compare(tmp_path, '--seeds', 0, '--cfg-options', *DATA)
+    compare(tmp_path, '--seed', 1, '--cfg-options', *DATA)
     path = tmp_path / 'variants.json'
     known = json.loads(path.read_text())
-    values = {n: row['seeds']['0']['accuracy/top1'] for n, row in known['variants'].items()}
+    values = {n: row['seeds']['1']['accuracy/top1'] for n, row in known['variants'].items()}
     assert values['Nearest'] > 80 > 30 > values['One scale a tensor'] and known['data']['images'] == 100
-    known['variants']['Nearest']['seeds']['0']['accuracy/top1'] = 12.25
+    known['variants']['Nearest']['seeds']['1']['accuracy/top1'] = 12.25
     path.write_text(json.dumps(known))
     compare(tmp_path, '--seeds', 0, 1, '--only', 'Nearest', '--cfg-options', *DATA)
     after = json.loads(path.read_text())['variants']
-    assert after['Nearest']['seeds'].keys() == {'0', '1'} and after['One scale a tensor']['seeds'].keys() == {'0'}
+    assert after['Nearest']['seeds'].keys() == {'0', '1'} and after['One scale a tensor']['seeds'].keys() == {'1'}
     assert '12.25' in capfd.readouterr().out  # was not measured again
 
 

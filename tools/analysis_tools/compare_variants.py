@@ -5,7 +5,6 @@ Figures that are there already are not measured again. The checkpoint of a varia
 """
 import argparse
 import copy
-import json
 import os.path as osp
 
 from mmengine.registry import init_default_scope
@@ -14,7 +13,7 @@ from mmengine.runner import Runner
 import mmquant  # noqa: F401  checks the versions
 from mmquant.analysis.model_zoo import data_name
 from mmquant.analysis.results import repository_path, results_folder, write_json
-from mmquant.analysis.variants import FILE, apply_variant, measurement
+from mmquant.analysis.variants import FILE, apply_variant, measurement, read_variants
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.utils.building import ConfigError, check_keys
@@ -27,17 +26,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='quantization config')
     parser.add_argument('variants', help='config with variants, such as configs/_base_/variants/repapq.py')
     add_common_arguments(parser)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds; default 0')
+    parser.add_argument('--seeds', type=int, nargs='+', help='several seeds, instead of --seed')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='names of some variants; default all')
     parser.add_argument('--publish', action='store_true', help='write into results/<config>/ beside the config')
     return parser.parse_args()
 
 
-def run_once(cfg, folder: str, unchanged: bool) -> dict:
+def run_once(cfg, work_dir: str, unchanged: bool) -> dict:
     """Quantize; metrics of the result. With the baselines that ``tools/test.py`` publishes if nothing was changed."""
     stages = ['float', 'nearest'] if unchanged else []
     cfg.custom_hooks = [dict(type='mmquant.EvaluationHook', stages=stages)]
-    cfg.work_dir, cfg.experiment_name = folder, osp.basename(folder)
+    cfg.work_dir, cfg.experiment_name = work_dir, osp.basename(work_dir)
     runner = build_runner(cfg)
     runner.train()
     return runner.train_loop.stages[-1]['metrics']
@@ -54,26 +53,22 @@ def main() -> None:
     if args.publish and args.cfg_options:
         raise ConfigError('--publish: leave out --cfg-options, so that the config as it stands gives the figures')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
-    path = osp.join(results_folder(args.config) if args.publish else cfg.work_dir, FILE)
-    work_dir, source = cfg.work_dir, repository_path(args.variants)
+    folder = results_folder(args.config) if args.publish else cfg.work_dir
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     images = len(Runner.build_dataloader(copy.deepcopy(cfg.val_dataloader)).dataset)
     data = dict(name=data_name(args.config), images=images)
-    known = None
-    if osp.exists(path):
-        with open(path) as f:
-            known = json.load(f)
+    known = read_variants(folder)
     for name in args.only or variants:
         changed = apply_variant(cfg, variants[name])
-        known = measurement(known, name, variants[name], source, data)
+        known = measurement(known, name, variants[name], repository_path(args.variants), data)
         seeds = known['variants'][name]['seeds']
-        for seed in args.seeds:
+        for seed in args.seeds or [cfg.randomness.seed]:
             if str(seed) in seeds:
                 continue
             changed.randomness.seed = seed
-            folder = osp.join(work_dir, f'{"".join(c if c.isalnum() else "-" for c in name)}_seed{seed}')
-            seeds[str(seed)] = run_once(copy.deepcopy(changed), folder, not variants[name])
-            write_json(path, known)
+            work_dir = osp.join(cfg.work_dir, f'{"".join(c if c.isalnum() else "-" for c in name)}_seed{seed}')
+            seeds[str(seed)] = run_once(copy.deepcopy(changed), work_dir, not variants[name])
+            write_json(osp.join(folder, FILE), known)
     print(table(known))
 
 

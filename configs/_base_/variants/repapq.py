@@ -3,20 +3,17 @@
 _base_ = ['../algorithms/brecq_reparam_1k.py']
 
 full = dict(type='mmquant.MinMaxObserver')
+unsampled = dict(full, p=None, max_samples=None)
 squared = dict(type='mmquant.LpNormObserver', p=2)
 absolute = dict(type='mmquant.LpNormObserver', p=1)
 nearest = dict(Reconstruction=None, InsertOutputAffine=None, FoldOutputAffine=None)
+min_max = dict(nearest, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=unsampled))
 plain = dict(loss=dict(p=2), tail=None, lr=dict(affine=None))
 ranges = dict(InitActivationRange=dict(observer=dict(p=2)))
 
 variants = {
-    'Nearest, min-max, one scale a tensor': dict(
-        steps=dict(nearest, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=dict(
-            type='mmquant.MinMaxObserver', p=None, max_samples=None))),
-        quantizer=dict(weight=dict(granularity='tensor'))),
-    'Nearest, min-max': dict(
-        steps=dict(nearest, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=dict(
-            type='mmquant.MinMaxObserver', p=None, max_samples=None)))),
+    'Nearest, min-max, one scale a tensor': dict(steps=min_max, quantizer=dict(weight=dict(granularity='tensor'))),
+    'Nearest, min-max': dict(steps=min_max),
     'Nearest, squared error (p = 2)': dict(steps=dict(nearest, InitWeightRange=dict(observer=squared), **ranges)),
     'Nearest, absolute error (p = 1)': dict(steps=dict(nearest, InitWeightRange=dict(observer=absolute))),
     'BRECQ': dict(algorithm=_base_.brecq),

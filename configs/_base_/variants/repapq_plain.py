@@ -18,7 +18,7 @@ variants = {
     'Plain + absolute error for ranges': dict(steps=dict(Reconstruction=plain, **by_distance)),
     'Plain + absolute error as loss': dict(steps=dict(Reconstruction=dict(tail=None), **by_square)),
     'Plain + stage term': dict(steps=dict(Reconstruction=dict(loss=dict(p=2)), **by_square)),
-    'All three': dict(steps=dict(**by_distance)),
+    'All three': dict(steps=by_distance),
     'Nearest, squared error, one scale a channel': dict(
         steps=dict(Reconstruction=None, **by_square), quantizer=channel),
     'Nearest, absolute error, one scale a channel': dict(
@@ -31,5 +31,5 @@ variants = {
         steps=dict(Reconstruction=dict(tail=None), **by_square), quantizer=channel),
     'Plain + stage term, one scale a channel': dict(
         steps=dict(Reconstruction=dict(loss=dict(p=2)), **by_square), quantizer=channel),
-    'All three, one scale a channel': dict(steps=dict(**by_distance), quantizer=channel),
+    'All three, one scale a channel': dict(steps=by_distance, quantizer=channel),
 }
