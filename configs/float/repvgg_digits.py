@@ -1,5 +1,6 @@
-# RepVGG with a quarter of the usual width, for digits of 32x32 pixels. Three branches a block, a strong learning rate
-# and BatchNorm weights without decay let the branches diverge, as in networks trained on large data sets.
+# RepVGG with a quarter of the usual width, for digits of 32x32 pixels. Three branches a block, a very high learning rate
+# and BatchNorm weights without decay let the branches diverge, as in networks trained on large data sets: with one scale
+# a tensor the merged network loses accuracy at 8 bits.
 _base_ = ['../_base_/datasets/digits.py', 'mmpretrain::_base_/default_runtime.py']
 
 model = dict(
@@ -24,7 +25,7 @@ model = dict(
         topk=(1, 5)))
 
 optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.3, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    optimizer=dict(type='SGD', lr=1.0, momentum=0.9, nesterov=True, weight_decay=2e-3),
     paramwise_cfg=dict(norm_decay_mult=0.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=True, end=2, convert_to_iter_based=True),
