@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 # Layers whose weights are quantized; subclasses included.
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
@@ -118,6 +119,17 @@ def use_plain_memory(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module._parameters.get('weight') is not None:
             module._parameters['weight'].data = module._parameters['weight'].data.contiguous()
+
+
+def give_plain_memory(model: nn.Module) -> None:
+    """Lay out what mmcv's operators read plainly: RoIAlign takes channels_last maps for plain ones, without an error."""
+    for module in model.modules():
+        if any(c.__module__.startswith('mmcv.ops') for c in type(module).__mro__):
+            module.register_forward_pre_hook(_plain_inputs, with_kwargs=True)
+
+
+def _plain_inputs(module, args, kwargs):
+    return tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
 
 
 def channel_axis(layer: nn.Module) -> int:

@@ -21,6 +21,7 @@ from mmquant.models.layers import (
     channel_axis,
     enabled,
     fixed_weights,
+    give_plain_memory,
     has_own_weight,
     quantize_layer,
     quantize_output,
@@ -74,6 +75,7 @@ class QuantizedModel(BaseModel):
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
         use_channels_last(architecture)  # here, so that a loaded checkpoint computes just what the calibrated model did
+        give_plain_memory(architecture)
         self.architecture = architecture
         self.float_checkpoint = float_checkpoint
         self.quantizer_cfg = quantizer

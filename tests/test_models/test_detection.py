@@ -73,6 +73,18 @@ def test_scope_of_the_literature():
     assert {q.grid.bits for n, q in model.weight_quantizers().items() if n != 'backbone.conv1'} == {4}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
+def test_an_unquantized_model_is_the_float_model(name):
+    """Regions are pooled by an operator of mmcv that does not look at the memory format of what it reads."""
+    plain, x = detector(name), images(2, 3, 64, 64)
+    expected = float_tensors(plain(x, plain_samples(x), mode='tensor'))
+    found = float_tensors(QuantizedModel(detector(name), spec(), 'random').run(x))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3), (a - b).abs().max()
+
+
 def test_wrong_scope():
     with pytest.raises(ValueError, match="quantizer.scope: the model has no module 'nek'; did you mean 'neck'"):
         context_of(detector(), [images(1, 3, 64, 64)], scope=('backbone', 'nek'))
