@@ -1,6 +1,6 @@
-# RepVGG with a quarter of the usual width, for digits of 32x32 pixels. Three branches a block, a very high learning rate
-# and BatchNorm weights without decay let the branches diverge, as in networks trained on large data sets: with one scale
-# a tensor the merged network loses accuracy at 8 bits.
+# RepVGG with a quarter of the usual width, for digits of 32x32 pixels. Three branches a block, a very high learning
+# rate and BatchNorm weights without decay let the branches diverge, as in networks trained on large data sets: with one
+# scale a tensor the merged network loses accuracy at 8 bits.
 _base_ = ['../_base_/datasets/digits.py', 'mmpretrain::_base_/default_runtime.py']
 
 model = dict(

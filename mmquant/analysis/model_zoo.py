@@ -183,7 +183,7 @@ def update_readme(text: str, folder: str, entries: list[Entry]) -> str:
 
 
 def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> str:
-    """Markdown of the variants of some configs: a row a variant, a column a config.
+    """Markdown of the variants of some configs: a row a variant, a column a config; a sentence before any is measured.
 
     Args:
         group (str): First and last part of the configs' names, ``<model>_<data>``.
@@ -191,14 +191,15 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
         keys (list[str]): Metrics to show; default the task's first.
 
     Raises:
-        ConfigError: If no config of the group has a ``variants.json``.
+        ConfigError: If no config belongs to the group.
     """
-    found = [(e, read_variants(results_folder(e.config))) for e in entries
-             if f'{split_stem(e.stem, ())[0]}_{e.data}' == group]
+    groups = [f'{split_stem(e.stem, ())[0]}_{e.data}' for e in entries]
+    if group not in groups:
+        raise ConfigError(f'[VARIANTS] {group}: no config of this folder belongs to it; {closest(group, groups)}')
+    found = [(e, read_variants(results_folder(e.config))) for e, g in zip(entries, groups) if g == group]
     found = [(e, known) for e, known in found if known]
     if not found:
-        raise ConfigError(f'no config of {group!r} has figures of variants; tools/analysis_tools/compare_variants.py '
-                          '--publish writes them')
+        return '\nNot measured yet: `tools/analysis_tools/compare_variants.py --publish` does.\n\n'
     metric = TASKS[found[0][0].task][0]
     keys = keys or [metric.key]
     root = osp.join(osp.dirname(found[0][0].config), '..', '..')
@@ -208,7 +209,9 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
         rows.append((name, *(_variant(e, known, name, changes, keys, metric.factor) for e, known in found)))
     images = ' or '.join(sorted({str(known['data']['images']) for _, known in found}))
     lines = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
-    shown = metric.title if keys == [metric.key] else ' / '.join(keys) + (' (%)' if metric.factor == 100 else '')
+    shown = metric.title
+    if keys != [metric.key]:
+        shown = ' / '.join(k.split('/')[-1] for k in keys) + (' (%)' if metric.factor == 100 else '')
     spread_note = '; ± is the sample standard deviation over seeds' if '±' in lines else ''
     return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{spread_note}.\n\n'
 

@@ -122,7 +122,7 @@ def use_plain_memory(model: nn.Module) -> None:
 
 
 def give_plain_memory(model: nn.Module) -> None:
-    """Lay out what mmcv's operators read plainly: RoIAlign takes channels_last maps for plain ones, without an error."""
+    """Lay out plainly what mmcv's operators read: RoIAlign takes channels_last maps for plain ones in silence."""
     for module in model.modules():
         if any(c.__module__.startswith('mmcv.ops') for c in type(module).__mro__):
             module.register_forward_pre_hook(_plain_inputs, with_kwargs=True)
