@@ -53,11 +53,12 @@ def evaluator(runner, metric):
 
 
 def write_csv(path: str, rows: list[LayerSensitivity]) -> None:
-    """One line a layer, worst first."""
+    """One line a layer, worst first; figures with four decimals."""
     with open(path, 'w', newline='') as stream:
         writer = csv.DictWriter(stream, [f.name for f in fields(LayerSensitivity)])
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
+                         for row in rows)
 
 
 def main() -> None:
