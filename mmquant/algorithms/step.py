@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions
+from mmquant.models.layers import mmcv_operators
 from mmquant.reconstruction.cache import Cache
 from mmquant.reconstruction.replay import Stream
 from mmquant.utils.hardware import computes_bfloat16, reuse_freed_memory
@@ -24,7 +25,8 @@ class CalibrationContext:
         samples (list[list] | None): Data samples of each chunk (labels, image sizes), one an input; None where the
             caller gave tensors alone.
         seed (int): Base of all random numbers.
-        amp (bool): bfloat16 autocast inside reconstruction.
+        amp (bool): bfloat16 autocast inside reconstruction; off, with a warning, where the processor or an operator of
+            mmcv in the model cannot compute it.
         step_index (int): Number of the running step.
         first_unit (int): Unit to begin with, when the run is resumed.
         unit_done (Callable[[int], None]): Called after each finished unit.
@@ -52,11 +54,16 @@ class CalibrationContext:
     def __post_init__(self) -> None:
         if not self.cache.limited:  # a budget wants freed memory back
             reuse_freed_memory()
-        if self.amp and not computes_bfloat16(self.device):
-            MMLogger.get_current_instance().warning(
-                'amp: this processor has no bfloat16 instructions, so bfloat16 would be slower than float32; '
-                'reconstructing in float32')
+        reason = self._against_bfloat16() if self.amp else None
+        if reason:
+            MMLogger.get_current_instance().warning(f'amp: {reason}; reconstructing in float32')
             self.amp = False
+
+    def _against_bfloat16(self) -> str | None:
+        if not computes_bfloat16(self.device):
+            return 'this processor has no bfloat16 instructions, so bfloat16 would be slower than float32'
+        operators = {type(m).__name__ for m in mmcv_operators(self.model.architecture)}
+        return f'operators of mmcv compute no bfloat16 ({", ".join(sorted(operators))})' if operators else None
 
     @property
     def device(self) -> torch.device:

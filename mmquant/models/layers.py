@@ -121,11 +121,15 @@ def use_plain_memory(model: nn.Module) -> None:
             module._parameters['weight'].data = module._parameters['weight'].data.contiguous()
 
 
+def mmcv_operators(model: nn.Module) -> list[nn.Module]:
+    """Modules of mmcv's compiled operators: RoIAlign, deformable convolutions, ..."""
+    return [m for m in model.modules() if any(c.__module__.startswith('mmcv.ops') for c in type(m).__mro__)]
+
+
 def give_plain_memory(model: nn.Module) -> None:
     """Lay out plainly what mmcv's operators read: RoIAlign takes channels_last maps for plain ones in silence."""
-    for module in model.modules():
-        if any(c.__module__.startswith('mmcv.ops') for c in type(module).__mro__):
-            module.register_forward_pre_hook(_plain_inputs, with_kwargs=True)
+    for module in mmcv_operators(model):
+        module.register_forward_pre_hook(_plain_inputs, with_kwargs=True)
 
 
 def _plain_inputs(module, args, kwargs):

@@ -1,10 +1,13 @@
 """Detectors of mmdet as they are: what is quantized, by which quantizers, as which units."""
+from dataclasses import replace
+
 import pytest
 import torch
 from detectors_for_tests import context_of, detector, needs_detectors, spec
 from models_for_tests import calibrated, images
 from torch import nn
 
+from mmquant.algorithms import Reconstruction
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions, is_detector, plain_samples
 from mmquant.reconstruction.divergence import float_tensors
@@ -83,6 +86,29 @@ def test_an_unquantized_model_is_the_float_model(name):
     assert len(found) == len(expected)
     for a, b in zip(found, expected):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3), (a - b).abs().max()
+
+
+class Deformed(nn.Module):
+    """A deformable convolution between two plain ones."""
+
+    def __init__(self) -> None:
+        from mmcv.ops import ModulatedDeformConv2dPack
+        super().__init__()
+        self.first, self.deformed = nn.Conv2d(3, 8, 3), ModulatedDeformConv2dPack(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 4, 1)
+        nn.init.normal_(self.deformed.conv_offset.weight, std=0.1)
+
+    def forward(self, x):
+        return self.last(self.deformed(self.first(x).relu()).relu())
+
+
+def test_deformable_convolutions_are_reconstructed_in_float32():
+    """Their inputs come from the cache with channels last; mmcv computes them with plain memory and in float32 only."""
+    context = replace(context_of(Deformed(), images(16, 3, 12, 12).split(8)), amp=True)
+    Reconstruction(unit='layer', num_iters=20, lr=1e-2, batch_size=8).run(context)
+    found = {r['unit']: r for r in context.records if r.get('kind') == 'unit'}
+    assert not context.amp and {'deformed', 'deformed.conv_offset', 'last'} <= set(found)
+    assert 0 < found['deformed']['held_nearest'] < 1
 
 
 def test_wrong_scope():
