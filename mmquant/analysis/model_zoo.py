@@ -224,6 +224,8 @@ def _variant(entry: Entry, known: dict, name: str, changes: dict, keys: list[str
         seeds = [r['metrics'] for r in entry.records]
     if not seeds:
         return '-'
+    if {} in seeds:  # CocoMetric returns no metrics where a detector finds no box at all
+        return 'nothing found'
     return ' / '.join(spread([m[key] for m in seeds], factor=factor) for key in keys)
 
 

@@ -71,6 +71,7 @@ def test_table(tmp_path):
     assert '| A | 65.50 |' in own and '±' not in own  # nothing was changed: the config's own record
     both = variants_table('net_small', [entry(tmp_path, 8)], ['accuracy/top1', 'accuracy/top1'])
     assert '| A | 71.00 ± 1.41 / 71.00 ± 1.41 |' in both and '\ntop1 / top1 on Small set' in both
+    assert '| A | nothing found |' in variants_table('net_small', [entry(tmp_path, 8, dict(metrics={}))])
     assert 'Not measured yet' in variants_table('net_small', [entry(tmp_path, 4)])
     with pytest.raises(ConfigError, match="no config of this folder belongs to it; did you mean 'net_small'"):
         variants_table('net_smal', [entry(tmp_path, 8)])
