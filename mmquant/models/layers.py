@@ -21,8 +21,12 @@ DEFORMABLE_TYPES = ('DeformConv2d', 'ModulatedDeformConv2d')
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a convolution or linear layer; subclasses and deformable convolutions included."""
-    return isinstance(module, LAYER_TYPES) or any(
-        c.__name__ in DEFORMABLE_TYPES and c.__module__.startswith('mmcv.ops') for c in type(module).__mro__)
+    return isinstance(module, LAYER_TYPES) or any(c.__name__ in DEFORMABLE_TYPES for c in _operator_classes(module))
+
+
+def _operator_classes(module: nn.Module) -> list[type]:
+    """Classes of a module that belong to mmcv's compiled operators."""
+    return [c for c in type(module).__mro__ if c.__module__.startswith('mmcv.ops')]
 
 
 class QuantizedLayer:
@@ -123,7 +127,7 @@ def use_plain_memory(model: nn.Module) -> None:
 
 def mmcv_operators(model: nn.Module) -> list[nn.Module]:
     """Modules of mmcv's compiled operators: RoIAlign, deformable convolutions, ..."""
-    return [m for m in model.modules() if any(c.__module__.startswith('mmcv.ops') for c in type(m).__mro__)]
+    return [m for m in model.modules() if _operator_classes(m)]
 
 
 def give_plain_memory(model: nn.Module) -> None:
