@@ -1,3 +1,4 @@
+from mmquant.algorithms.bias import CorrectBias
 from mmquant.algorithms.lapq import JointSearch, NormSweep
 from mmquant.algorithms.output_affine import FoldOutputAffine, InsertOutputAffine
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
@@ -5,6 +6,6 @@ from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.reconstruction import Reconstruction
 from mmquant.algorithms.step import CalibrationContext, Step
 
-__all__ = ['CalibrationContext', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange', 'InitWeightRange',
-           'InsertOutputAffine', 'InsertQuantizers', 'JointSearch', 'NormSweep', 'Reconstruction', 'Reparameterize',
-           'Step']
+__all__ = ['CalibrationContext', 'CorrectBias', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange',
+           'InitWeightRange', 'InsertOutputAffine', 'InsertQuantizers', 'JointSearch', 'NormSweep', 'Reconstruction',
+           'Reparameterize', 'Step']

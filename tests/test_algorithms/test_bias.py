@@ -1,0 +1,101 @@
+import pytest
+import torch
+from detectors_for_tests import detector, needs_detectors, spec
+from models_for_tests import MLP, ResNet, calibrated, images, randomize, silent
+
+from mmquant.algorithms import (
+    CalibrationContext,
+    CorrectBias,
+    FoldBatchNorm,
+    InitWeightRange,
+    InsertOutputAffine,
+    InsertQuantizers,
+)
+from mmquant.models import QuantizedModel
+from mmquant.utils.building import ConfigError
+
+
+def channel_means(model, batches, weights, activations=False):
+    """Layer -> mean of each output channel over all images and calls."""
+    sums, handles = {}, []
+
+    def watch(name):
+        def hook(module, args, output):
+            dims = [0, 2, 3] if output.dim() == 4 else [0]
+            total, count = sums.get(name, (0, 0))
+            sums[name] = total + output.double().sum(dims), count + output.numel() // output.shape[1]
+        return hook
+
+    for name, layer in model.quantized_layers().items():
+        handles.append(layer.register_forward_hook(watch(name)))
+    with torch.no_grad(), model.quantization(weights=weights, activations=activations):
+        for batch in batches:
+            model.run(batch)
+    for handle in handles:
+        handle.remove()
+    return {name: total / count for name, (total, count) in sums.items()}
+
+
+@pytest.mark.parametrize('activations', [False, True])
+@pytest.mark.parametrize('make, shape', [(ResNet, (3, 8, 8)), (MLP, (8, ))])
+def test_every_channel_has_its_float_mean_and_twice_changes_nothing(make, shape, activations):
+    context = calibrated(randomize(make()), images(20, *shape), chunk=8, w_bits=3, overrides=())
+    model = context.model
+    InsertOutputAffine(layers='all').run(context)
+    exact = channel_means(model, context.chunks, weights=False)
+    before = channel_means(model, context.chunks, True, activations)
+    assert max((before[n] - exact[n]).abs().max() for n in exact) > 1e-2
+    CorrectBias(activations=activations).run(context)
+    after = channel_means(model, context.chunks, True, activations)
+    for name in exact:
+        torch.testing.assert_close(after[name], exact[name], rtol=0, atol=1e-5)
+    biases = {n: x.output_affine.bias.clone() for n, x in model.quantized_layers().items()}
+    CorrectBias(activations=activations).run(context)
+    for name, layer in model.quantized_layers().items():
+        torch.testing.assert_close(layer.output_affine.bias, biases[name], rtol=0, atol=1e-5)
+
+
+def test_float_net_and_weights_stay_and_the_error_of_the_first_layer_falls_by_the_squared_shift():
+    context = calibrated(randomize(ResNet()), x := images(16, 3, 8, 8), chunk=8, w_bits=2, overrides=())
+    model = context.model
+    InsertOutputAffine(layers='all').run(context)
+    with torch.no_grad(), model.quantization(False, False):
+        exact = model.run(x)
+    first = model.architecture.conv1
+
+    def error():
+        with torch.no_grad():
+            with model.quantization(False, False):
+                y = first(x)
+            with model.quantization(True, False):
+                return (first(x) - y).double().square().mean((0, 2, 3))
+
+    before, bias = error(), first.output_affine.bias.clone()
+    CorrectBias().run(context)
+    shift = (first.output_affine.bias - bias).double()
+    torch.testing.assert_close(before - error(), shift.square(), rtol=1e-3, atol=1e-6)
+    with torch.no_grad(), model.quantization(False, False):
+        assert torch.equal(model.run(x), exact)
+    reported = {r['layer']: r['shift'] for r in context.records if r['kind'] == 'bias'}
+    assert set(reported) == set(model.quantized_layers())
+    assert reported['conv1'] == pytest.approx(shift.abs().max().item(), rel=1e-4)
+
+
+@needs_detectors
+def test_a_head_shared_over_levels_counts_all_its_calls():
+    x = images(4, 3, 64, 64)
+    model = QuantizedModel(detector('retinanet'), spec(w_bits=3), 'random')
+    context = CalibrationContext(model, list(x.split(2)), progress=silent)
+    for step in (FoldBatchNorm(), InsertQuantizers(), InitWeightRange(), InsertOutputAffine(layers='all')):
+        step.run(context)
+    exact = channel_means(model, context.chunks, weights=False)
+    CorrectBias().run(context)
+    after = channel_means(model, context.chunks, weights=True)
+    for name in exact:
+        torch.testing.assert_close(after[name], exact[name], rtol=0, atol=1e-4)
+
+
+def test_without_output_affines():
+    context = calibrated(randomize(MLP()), images(8, 8), chunk=8)
+    with pytest.raises(ConfigError, match="put InsertOutputAffine with layers='all' before it"):
+        CorrectBias().run(context)
