@@ -21,23 +21,19 @@ from mmquant.utils.distributed import sum_over_ranks
 
 @STEPS.register_module()
 class CorrectBias(Step):
-    """Give each output channel its float mean back, layer by layer; the float net keeps its own biases.
+    """Give each output channel its float mean back, layer by layer, activations float; the float net keeps its biases.
 
     Runs behind ``InsertOutputAffine(layers='all')``, whose biases hold only while weights are quantized, and behind
     the step that fixed the weights. Layers without an output affine (transposed convolutions) stay as they are.
-
-    Args:
-        activations (bool): Correct for quantized activations, too; their ranges must be set. Default False.
 
     Raises:
         ConfigError: If no layer has an output affine.
     """
     distributed = True
+    evaluates = (True, False)
 
-    def __init__(self, activations: bool = False, name: str = 'biases') -> None:
+    def __init__(self, name: str = 'biases') -> None:
         super().__init__(name)
-        self.activations = activations
-        self.evaluates = (True, activations)
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
@@ -53,7 +49,7 @@ class CorrectBias(Step):
                 name, pending = unit.layers[0], frozenset(u.layers[0] for _, u in todo[done:])
                 with model.quantization(weights=False, activations=False):
                     target = self._means(context, unit, exact, pending)
-                with model.quantization(weights=True, activations=self.activations):
+                with model.quantization(weights=True, activations=False):
                     shift = target - self._means(context, unit, quantized, pending)
                 bias = layers[name].output_affine.bias
                 bias.add_(shift.to(bias))
