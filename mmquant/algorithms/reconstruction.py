@@ -24,7 +24,7 @@ from mmquant.models.layers import fixed_weights
 from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.cache import load
-from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
+from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_likelihood, of_loss
 from mmquant.reconstruction.mixing import seeded
 from mmquant.reconstruction.ragged import RaggedProblem
 from mmquant.reconstruction.replay import Stream
@@ -88,6 +88,8 @@ class Reconstruction(Step):
             ``'activation'``.
         held_out (int): Calibration rows kept out of fitting to choose by; at most one in eight. Default 64.
         keep_best (bool): Fall back to nearest rounding (initial step sizes) where it is better on held-out rows.
+        max_activation_bits (int | None): Quantizers of activations with more bits keep their step sizes: a step of 8 bits
+            is 16 times smaller than one of 4, and a rate that suits this one overshoots that one. Default None: no limit.
         skip_first (bool): Leave a unit of first layers only, at 8 or more bits, at nearest rounding. Default True.
         chunk (int): Rows a forward pass outside fitting. Default 64.
 
@@ -100,8 +102,9 @@ class Reconstruction(Step):
     def __init__(self, target: str = 'weight', unit: str = 'block', num_iters: int = 20000, batch_size: int = 32,
                  lr: float | dict = 1e-3, loss: dict | None = None, rounding: dict | None = None,
                  regularizer: dict | None = None, inputs: str | None = None, mix: dict | None = None,
-                 tail: dict | None = None, held_out: int = 64, keep_best: bool = True, skip_first: bool = True,
-                 chunk: int = 64, name: str | None = None) -> None:
+                 tail: dict | None = None, held_out: int = 64, keep_best: bool = True,
+                 max_activation_bits: int | None = None, skip_first: bool = True, chunk: int = 64,
+                 name: str | None = None) -> None:
         super().__init__(name or {'weight': 'weights', 'activation': 'activations', 'joint': 'joint'}.get(target))
         for key, value, valid in (('target', target, ('weight', 'activation', 'joint')), ('unit', unit, GRANULARITIES),
                                   ('inputs', inputs, (None, 'quant', 'float'))):
@@ -125,6 +128,9 @@ class Reconstruction(Step):
         if (self.mix or self.tail) and (target == 'activation' or self.inputs == 'float'):
             raise ConfigError("mix and tail need target='weight' or 'joint' and inputs='quant', got "
                               f'target={target!r}, inputs={self.inputs!r}')
+        if max_activation_bits is not None and max_activation_bits < 2:
+            raise ConfigError(f'max_activation_bits must be None or at least 2, got {max_activation_bits!r}')
+        self.max_activation_bits = max_activation_bits
         self.held_out, self.keep_best, self.skip_first, self.chunk = held_out, keep_best, skip_first, chunk
         self.evaluates = (True, target != 'weight')
 
@@ -162,13 +168,13 @@ class Reconstruction(Step):
 
     def _has_work(self, context: CalibrationContext, unit: Unit) -> bool:
         if self.target == 'activation':
-            return bool(self._unit_activations(context, unit))
+            return bool(self._tunable(context, unit))
         layers = context.model.quantized_layers()
         own = [layers[n] for n in unit.layers if n in layers]
         first = {c.name for c in context.model.flow.calls
                  if c.inputs and context.model.flow.root(c.inputs[0]) in context.model.flow.network_inputs}
         stem = self.skip_first and set(unit.layers) <= first and all(x.weight_quantizer.grid.bits >= 8 for x in own)
-        return bool(own) and not stem or self.target == 'joint' and bool(self._unit_activations(context, unit))
+        return bool(own) and not stem or self.target == 'joint' and bool(self._tunable(context, unit))
 
     def _unit_activations(self, context: CalibrationContext, unit: Unit) -> dict[str, Quantizer]:
         model = context.model.architecture
@@ -176,6 +182,11 @@ class Reconstruction(Step):
         if unit.activation:
             inside |= set(model.get_submodule(unit.activation).modules())
         return {n: q for n, q in context.model.activation_quantizers().items() if q in inside}
+
+    def _tunable(self, context: CalibrationContext, unit: Unit) -> list[Quantizer]:
+        """Quantizers of activations of the unit whose step sizes are learned."""
+        return [q for q in self._unit_activations(context, unit).values()
+                if not self.max_activation_bits or q.grid.bits <= self.max_activation_bits]
 
     def _mode(self) -> tuple[bool, bool]:
         return True, self.target != 'weight'
@@ -223,7 +234,8 @@ class Reconstruction(Step):
             calibration = Calibration(context.model, context.chunks, context.samples, context.decisions, context.cache)
             return of_loss(calibration.objective(self.loss.objective, 'Reconstruction.loss.objective'))
         with context.model.quantization(weights=False, activations=False):
-            return of_divergence([context.run(index) for index in range(len(context.chunks))])
+            references = [context.run(index) for index in range(len(context.chunks))]
+        return of_likelihood(references, context.seed) if self.loss.drawn else of_divergence(references)
 
     def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, slopes) -> dict:
         if slopes is None:
@@ -249,7 +261,7 @@ class Reconstruction(Step):
             layer.weight_quantizer.clear_codes()
             roundings[name] = build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
             roundings[name].start(layer.quantized_tensor, layer.weight_quantizer)
-        joint = self._unit_activations(context, unit).values() if self.target == 'joint' else ()
+        joint = self._tunable(context, unit) if self.target == 'joint' else ()
         variables = UnitVariables(layers, roundings, joint)
         with context.model.quantization(*self._mode()):
             nearest = variables.nearest()
@@ -289,7 +301,7 @@ class Reconstruction(Step):
 
     def _tune_activations(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:
         layers = context.model.quantized_layers()
-        scales = [q.scale for q in self._unit_activations(context, unit).values()]
+        scales = [q.scale for q in self._tunable(context, unit)]
         initial = [s.clone() for s in scales]
         every = max(1, self.num_iters // 4)
         own = [layers[n] for n in unit.layers if n in layers]

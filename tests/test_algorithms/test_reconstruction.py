@@ -411,3 +411,19 @@ def test_names_and_stages():
     step = Reconstruction(target='activation')
     assert step.name == 'activations' and step.evaluates == (True, True) and not step.structural
     assert Reconstruction(name='x').name == 'x'
+
+
+def test_quantizers_of_many_bits_keep_their_step_sizes():
+    """First and last layer at 8 bits, the rest at 3: only the latter's steps are learned; with a limit of 2 none."""
+    context = calibrated(randomize(ResNet()), images(16, 3, 8, 8), chunk=8, a_bits=3)
+    before = scales_of(context.model)
+    wide = {n for n, q in context.model.activation_quantizers().items() if q.grid.bits == 8}
+    Reconstruction(target='activation', num_iters=20, batch_size=8, lr=1e-2, held_out=2, keep_best=False,
+                   max_activation_bits=7).run(context)
+    changed = {n for n, scale in scales_of(context.model).items() if not torch.equal(scale, before[n])}
+    assert changed == set(before) - wide and wide and changed
+    before = scales_of(context.model)
+    Reconstruction(target='activation', num_iters=20, max_activation_bits=2).run(context)
+    assert same(before, scales_of(context.model))
+    with pytest.raises(ConfigError, match='max_activation_bits must be None or at least 2, got 0'):
+        Reconstruction(max_activation_bits=0)
