@@ -24,7 +24,7 @@ from mmquant.models.layers import fixed_weights
 from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.cache import load
-from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_likelihood, of_loss
+from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
 from mmquant.reconstruction.mixing import seeded
 from mmquant.reconstruction.ragged import RaggedProblem
 from mmquant.reconstruction.replay import Stream
@@ -234,8 +234,7 @@ class Reconstruction(Step):
             calibration = Calibration(context.model, context.chunks, context.samples, context.decisions, context.cache)
             return of_loss(calibration.objective(self.loss.objective, 'Reconstruction.loss.objective'))
         with context.model.quantization(weights=False, activations=False):
-            references = [context.run(index) for index in range(len(context.chunks))]
-        return of_likelihood(references, context.seed) if self.loss.drawn else of_divergence(references)
+            return of_divergence([context.run(index) for index in range(len(context.chunks))])
 
     def _importance(self, context: CalibrationContext, unit: Unit, stream: Stream, slopes) -> dict:
         if slopes is None:

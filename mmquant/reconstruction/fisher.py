@@ -8,7 +8,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmquant.models.layers import enabled
 from mmquant.reconstruction.divergence import divergence_gradients, float_tensors
-from mmquant.reconstruction.likelihood import likelihood_gradients
 from mmquant.reconstruction.replay import Stream
 from mmquant.reconstruction.unit_data import output_of
 from mmquant.structures.unit import Unit
@@ -52,20 +51,6 @@ def of_divergence(references: list) -> Callable:
 
     def gradients(output, chunk: int) -> list[tuple]:
         return list(zip(float_tensors(output), divergence_gradients(output, references[chunk])))
-
-    return gradients
-
-
-def of_likelihood(references: list, seed: int) -> Callable:
-    """Gradients of the likelihood of answers drawn from the float outputs, for :func:`fisher_diagonal`.
-
-    A chunk draws the same answers for every unit.
-    """
-
-    def gradients(output, chunk: int) -> list[tuple]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
-        found = zip(float_tensors(output), likelihood_gradients(references[chunk], generator))
-        return [(q, g.to(q.dtype)) for q, g in found]
 
     return gradients
 

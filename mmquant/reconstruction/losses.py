@@ -5,7 +5,6 @@ import torch
 
 from mmquant.ops import power_distance
 from mmquant.registry import LOSSES
-from mmquant.utils.building import ConfigError
 
 
 @LOSSES.register_module()
@@ -55,16 +54,9 @@ class FisherDiagLoss(LpLoss):
     Args:
         objective (dict | None): Another loss of the outputs to take the gradients of: ``mmquant.TrainingLoss`` for
             detectors of one stage, ``mmquant.CrossEntropy``; both need labels. Default None: the divergence.
-        drawn (bool): Gradients of the likelihood of answers drawn from the float net instead, whose mean square is the
-            Fisher information proper; see :mod:`mmquant.reconstruction.likelihood`. Default False.
-
-    Raises:
-        ConfigError: If both are given.
     """
     needs_fisher = True
 
-    def __init__(self, objective: dict | None = None, drawn: bool = False) -> None:
+    def __init__(self, objective: dict | None = None) -> None:
         super().__init__(p=2.0)
-        if objective is not None and drawn:
-            raise ConfigError(f'FisherDiagLoss: give objective or drawn=True, not both (objective={objective!r})')
-        self.objective, self.drawn = objective, drawn
+        self.objective = objective
