@@ -11,7 +11,9 @@ from mmquant.algorithms import (
     InsertOutputAffine,
     InsertQuantizers,
 )
+from mmquant.algorithms.bias import UnitPass
 from mmquant.models import QuantizedModel
+from mmquant.reconstruction.cache import Cache
 from mmquant.utils.building import ConfigError
 
 
@@ -92,6 +94,35 @@ def test_a_head_shared_over_levels_counts_all_its_calls():
     after = channel_means(model, context.chunks, weights=True)
     for name in exact:
         torch.testing.assert_close(after[name], exact[name], rtol=0, atol=1e-4)
+
+
+def test_a_block_that_gets_worse_keeps_its_biases(monkeypatch):
+    context = calibrated(randomize(ResNet()), images(8, 3, 8, 8), chunk=8, w_bits=3, overrides=())
+    InsertOutputAffine(layers='all').run(context)
+    layers = context.model.quantized_layers()
+    before = {n: x.output_affine.bias.clone() for n, x in layers.items()}
+    worse, seen, error = 'layer1.1', [], UnitPass.error
+
+    def told(self, targets):
+        seen.append(self.unit.name)
+        return error(self, targets) if self.unit.name != worse else float(seen.count(worse))
+
+    monkeypatch.setattr(UnitPass, 'error', told)
+    CorrectBias().run(context)
+    same = {n for n, x in layers.items() if torch.equal(x.output_affine.bias, before[n])}
+    assert same == {'layer1.1.conv1', 'layer1.1.conv2'} and seen.count(worse) == 2
+    assert {r['layer'] for r in context.records if r['kind'] == 'bias' and r['kept'] == 'initial'} == same
+
+
+def test_a_budget_changes_nothing(tmp_path):
+    found = []
+    for cache in (Cache(), Cache(host=0, folder=str(tmp_path))):
+        context = calibrated(randomize(ResNet()), images(12, 3, 8, 8), chunk=4, w_bits=3, overrides=())
+        context.cache = cache
+        InsertOutputAffine(layers='all').run(context)
+        CorrectBias().run(context)
+        found.append([x.output_affine.bias for x in context.model.quantized_layers().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found)) and cache.peak['disk'] > 0
 
 
 def test_without_output_affines():

@@ -25,7 +25,7 @@ AFFINE = [*STEPS[:2], dict(type='mmquant.InsertOutputAffine', layers='all'), *RA
           dict(type='mmquant.Reconstruction', target='joint', num_iters=3, batch_size=8,
                rounding=dict(type='mmquant.StraightThrough'), tail=dict(end='stage'),
                lr=dict(weight=1e-3, affine=1e-3, bias=1e-3, activation_scale=1e-3)),
-          dict(type='mmquant.FoldOutputAffine')]
+          dict(type='mmquant.FoldOutputAffine'), dict(type='mmquant.CorrectBias')]
 SEARCHED = [*STEPS[:2],
             dict(type='mmquant.NormSweep', norms=(2, 3, 4), observer=dict(LP, p=2), num_images=32, init_images=16),
             dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.PatternSearch', num_sweeps=1), num_images=32),

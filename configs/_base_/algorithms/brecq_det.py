@@ -1,5 +1,5 @@
 # BRECQ for detectors: settings of the paper, two images a step as in QDrop's detection code.
-_base_ = ['./brecq.py']
+_base_ = ['./brecq_bias.py']
 
 brecq = [
     dict(s, batch_size=2, held_out=32, chunk=2) if 'target' in s else
