@@ -1,6 +1,6 @@
 _base_ = [
     '../float/yolox-nano_val2017-328.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/brecq_det_1k.py', '../_base_/calibration/train2017-128_416.py'
+    '../_base_/algorithms/brecq_det_1k_bias.py', '../_base_/calibration/train2017-128_416.py'
 ]
 
 model = dict(

@@ -1,0 +1,10 @@
+# A detector's reconstruction with nearest rounding beside it, with the head quantized and, as in the detection results
+# of BRECQ and QDrop, with backbone and neck alone; for recipes that do not correct biases.
+body = dict(scope=['backbone', 'neck'])
+
+variants = {
+    'Nearest': dict(steps=dict(Reconstruction=None)),
+    'BRECQ': dict(),
+    'Nearest, backbone and neck only': dict(steps=dict(Reconstruction=None), quantizer=body),
+    'BRECQ, backbone and neck only': dict(quantizer=body),
+}
