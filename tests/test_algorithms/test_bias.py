@@ -125,6 +125,33 @@ def test_a_budget_changes_nothing(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*found)) and cache.peak['disk'] > 0
 
 
+def test_resumed_behind_a_unit_is_the_same_to_the_bit():
+    def ready():
+        context = calibrated(randomize(ResNet()), images(12, 3, 8, 8), chunk=4, w_bits=3, overrides=())
+        InsertOutputAffine(layers='all').run(context)
+        return context
+
+    class Stopped(Exception):
+        pass
+
+    def stop(unit):
+        if unit == 2:
+            raise Stopped
+
+    whole, first, second = ready(), ready(), ready()
+    CorrectBias().run(whole)
+    first.unit_done = stop
+    with pytest.raises(Stopped):
+        CorrectBias().run(first)
+    second.model.architecture.load_state_dict(first.model.architecture.state_dict())
+    second.first_unit = 3
+    CorrectBias().run(second)
+    expected = whole.model.architecture.state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in second.model.architecture.state_dict().items())
+    names = [[r['layer'] for r in c.records if r['kind'] == 'bias'] for c in (first, second, whole)]
+    assert names[0] + names[1] == names[2] and names[0] and names[1]
+
+
 def test_without_output_affines():
     context = calibrated(randomize(MLP()), images(8, 8), chunk=8)
     with pytest.raises(ConfigError, match="put InsertOutputAffine with layers='all' before it"):
