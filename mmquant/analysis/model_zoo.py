@@ -203,10 +203,12 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     metric = TASKS[found[0][0].task][0]
     keys = keys or [metric.key]
     root = osp.join(osp.dirname(found[0][0].config), '..', '..')
-    named = plain(Config.fromfile(osp.join(root, found[0][1]['source'])).variants)
+    files = {known['source']: None for _, known in found}  # columns may come from several, whose names belong together
+    files = {source: plain(Config.fromfile(osp.join(root, source)).variants) for source in files}
     rows = [('Variant', *(f'W{e.w_bits}A{e.a_bits}' for e, _ in found)), [':---'] + [':---:'] * len(found)]
-    for name, changes in named.items():
-        rows.append((name, *(_variant(e, known, name, changes, keys, metric.factor) for e, known in found)))
+    for name in dict.fromkeys(name for named in files.values() for name in named):
+        rows.append((name, *(_variant(e, known, name, files[known['source']], keys, metric.factor)
+                             for e, known in found)))
     images = ' or '.join(sorted({str(known['data']['images']) for _, known in found}))
     lines = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
     shown = metric.title
@@ -216,11 +218,11 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{spread_note}.\n\n'
 
 
-def _variant(entry: Entry, known: dict, name: str, changes: dict, keys: list[str], factor: float) -> str:
+def _variant(entry: Entry, known: dict, name: str, named: dict, keys: list[str], factor: float) -> str:
     """One cell, of the config's own records if the variant changes nothing; '-' where it was not measured as it is."""
     row = known['variants'].get(name, {})
-    seeds = [m for _, m in sorted(row['seeds'].items())] if row.get('changes') == changes else []
-    if not changes and entry.records:
+    seeds = [m for _, m in sorted(row['seeds'].items())] if row and row['changes'] == named.get(name) else []
+    if named.get(name) == {} and entry.records:
         seeds = [r['metrics'] for r in entry.records]
     if not seeds:
         return '-'

@@ -75,3 +75,16 @@ def test_table(tmp_path):
     assert 'Not measured yet' in variants_table('net_small', [entry(tmp_path, 4)])
     with pytest.raises(ConfigError, match="no config of this folder belongs to it; did you mean 'net_small'"):
         variants_table('net_smal', [entry(tmp_path, 8)])
+
+
+def test_columns_of_several_variants_files(tmp_path):
+    """Each column shows what its own file names; a name of both files is one row."""
+    (tmp_path / 'configs' / 'alg').mkdir(parents=True)
+    (tmp_path / 'configs' / 'v.py').write_text('variants = dict(N=dict(steps=dict(F=None)), A=dict())')
+    (tmp_path / 'configs' / 'u.py').write_text('variants = dict(N=dict(steps=dict(G=None)), C=dict(steps=dict(H=None)))')
+    for bits, source, step in ((8, 'v', 'F'), (4, 'u', 'G')):
+        rows = dict(N=dict(changes=dict(steps={step: None}), seeds={'0': {'accuracy/top1': 10.0 * bits}}))
+        write_json(str(tmp_path / 'configs' / 'alg' / 'results' / f'net_w{bits}a{bits}_small' / 'variants.json'),
+                   dict(source=f'configs/{source}.py', data=dict(name='Small set', images=9), variants=rows))
+    text = variants_table('net_small', [entry(tmp_path, 8), entry(tmp_path, 4)])
+    assert '| N | 80.00 | 40.00 |\n| A | - | - |\n| C | - | - |' in text
