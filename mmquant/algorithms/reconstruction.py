@@ -213,7 +213,7 @@ class Reconstruction(Step):
         """Inputs and float outputs of the unit, by size of the images and number of the call."""
         model, cache = context.model, context.cache
         with model.quantization(weights=False, activations=False):
-            data = exact = float_stream.gather(unit)
+            data = exact = float_stream.gather(unit, pending)
             targets = {key: run_in_chunks(UnitRun(model, unit, key[1], x), x.data, self.chunk, cache)
                        for key, x in data.items()}
         if quant_stream is not None:

@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmquant.models import QuantizedModel
-from mmquant.models.detection import Decisions
+from mmquant.models.detection import Decisions, decoders
 from mmquant.models.layers import mmcv_operators
 from mmquant.reconstruction.cache import Cache
 from mmquant.reconstruction.replay import Stream
@@ -90,8 +90,19 @@ class CalibrationContext:
             return self.model.run(self.chunks[index], self.samples_of(index))
 
     def stream(self) -> Stream:
-        """Activations of all chunks, before the first unit."""
+        """Activations of all chunks, before the first unit; proposals are those of the float model."""
+        self._pin_decisions()
         return Stream(self.model, self.chunks, self.samples, self.decisions, self.cache)
+
+    @torch.no_grad()
+    def _pin_decisions(self) -> None:
+        """Let the float model select proposals for every chunk, if it selects any."""
+        if decoders(self.model.architecture) and not self.decisions.made:
+            with self.model.quantization(weights=False, activations=False):
+                for index in range(len(self.chunks)):
+                    self.run(index)
+                    if not self.decisions.made:  # a detector of one stage
+                        break
 
     def seed_for(self, unit: int) -> int:
         """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""

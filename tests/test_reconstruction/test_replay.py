@@ -3,9 +3,12 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images, inserted, randomize
+from detectors_for_tests import MIN_MAX, detector, needs_detectors, spec
+from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images, inserted, randomize, silent
 from torch import nn
 
+from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
+from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import wrapped_forwards
 from mmquant.reconstruction.replay import Stream
 
@@ -360,3 +363,29 @@ def test_model_is_left_as_it_was():
             stream.advance(unit)
         assert torch.equal(model(x), before)
     assert not any('forward' in m.__dict__ for m in model.modules())
+
+
+@needs_detectors
+@pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
+def test_inputs_of_shared_heads_are_those_of_full_forward_passes(name):
+    """Every call of every unit, those of a head on its pyramid levels included, in float and behind quantized layers."""
+    model = QuantizedModel(detector(name), spec(w_bits=4), 'random')
+    context = CalibrationContext(model, list(images(4, 3, 64, 64).split(2)), progress=silent)
+    for step in (FoldBatchNorm(), InsertQuantizers(), InitWeightRange(MIN_MAX)):
+        step.run(context)
+    units = model.units('block')
+    for weights in (False, True):
+        stream = context.stream()
+        seen = {}
+        with torch.no_grad(), model.quantization(weights=weights, activations=False):
+            handles = [model.architecture.get_submodule(u.name).register_forward_pre_hook(
+                lambda module, args, u=u: seen.setdefault(u.name, []).append(args[0].clone())) for u in units]
+            for index in range(len(context.chunks)):
+                context.run(index)
+            for handle in handles:
+                handle.remove()
+            for i, unit in enumerate(units):
+                found = [args[0] for _, _, (args, _) in stream.walk(unit, frozenset(n for u in units[i:] for n in u.layers))]
+                assert len(found) == len(seen[unit.name]) and any(x.any() for x in found)
+                for a, b in zip(found, seen[unit.name]):
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
