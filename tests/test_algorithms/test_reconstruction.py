@@ -3,6 +3,7 @@ import itertools
 
 import pytest
 import torch
+from detectors_for_tests import context_of, detector, needs_detectors
 from models_for_tests import MLP, Chain, ResNet, ViT, calibrated, images, randomize
 from torch import nn
 
@@ -427,3 +428,43 @@ def test_quantizers_of_many_bits_keep_their_step_sizes():
     assert same(before, scales_of(context.model))
     with pytest.raises(ConfigError, match='max_activation_bits must be None or at least 2, got 0'):
         Reconstruction(max_activation_bits=0)
+
+
+@needs_detectors
+@pytest.mark.parametrize('target', ['weight', 'activation'])
+@pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
+def test_shared_heads_are_fitted_to_what_the_float_net_gives_on_every_level(name, target):
+    """Targets, and on float inputs the inputs too, of each call of the layers that make the outputs."""
+    context = context_of(detector(name), list(images(4, 3, 64, 64).split(2)))
+    model, seen = context.model, {}
+
+    def watch(module, args, output):
+        seen.setdefault(module, []).append((args[0].clone(), output.clone()))
+
+    with torch.no_grad(), model.quantization(False, False):
+        handles = [model.architecture.get_submodule(u.name).register_forward_hook(watch) for u in model.units()]
+        for index in range(len(context.chunks)):
+            context.run(index)
+        for handle in handles:
+            handle.remove()
+
+    class Watched(Reconstruction):
+        checked = 0
+
+        def _data(self, context, unit, *others):
+            data, exact, targets = super()._data(context, unit, *others)
+            calls = seen[model.architecture.get_submodule(unit.name)]
+            if unit.activation is None and unit.name.split('.')[0].endswith('head'):
+                self.checked += 1
+                count = len(calls) // len(context.chunks)
+                for (size, call), found in targets.items():
+                    expected = [calls[i * count + call] for i in range(len(context.chunks))]
+                    torch.testing.assert_close(found, torch.cat([y for _, y in expected]), rtol=1e-4, atol=1e-4)
+                    if self.inputs == 'float':
+                        torch.testing.assert_close(data[size, call].data, torch.cat([x for x, _ in expected]),
+                                                   rtol=1e-4, atol=1e-4)
+            return data, exact, targets
+
+    step = Watched(target=target, num_iters=1, batch_size=2, held_out=1)
+    step.run(context)
+    assert step.checked >= 2
