@@ -102,7 +102,8 @@ class UnitPass:
         for call, arguments in self.calls:
             for quantizer, position in self.model.per_call_within(self.unit, call):
                 quantizer.position = position
-            args, kwargs = tree_map_only((torch.Tensor, Kept), lambda x: load(x).clone(), arguments)  # may be written to
+            # the unit may write into its arguments
+            args, kwargs = tree_map_only((torch.Tensor, Kept), lambda x: load(x).clone(), arguments)
             yield from float_tensors(module(*args, **kwargs))
 
     def error(self, targets: list) -> float:

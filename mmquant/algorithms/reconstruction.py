@@ -88,8 +88,9 @@ class Reconstruction(Step):
             ``'activation'``.
         held_out (int): Calibration rows kept out of fitting to choose by; at most one in eight. Default 64.
         keep_best (bool): Fall back to nearest rounding (initial step sizes) where it is better on held-out rows.
-        max_activation_bits (int | None): Quantizers of activations with more bits keep their step sizes: a step of 8 bits
-            is 16 times smaller than one of 4, and a rate that suits this one overshoots that one. Default None: no limit.
+        max_activation_bits (int | None): Quantizers of activations with more bits keep their step sizes: a step of 8
+            bits is 16 times smaller than one of 4, and a rate that suits this one overshoots that one. Default None:
+            no limit.
         skip_first (bool): Leave a unit of first layers only, at 8 or more bits, at nearest rounding. Default True.
         chunk (int): Rows a forward pass outside fitting. Default 64.
 

@@ -157,9 +157,9 @@ class Stream:
 
         Args:
             unit (Unit): Where to.
-            pending (frozenset[str]): Layers of this unit and of all that the stream is still to reach; what was computed
-                from them behind the frontier (between the first and the last call of a unit with several) is not kept,
-                so that their inputs are.
+            pending (frozenset[str]): Layers of this unit and of all that the stream is still to reach; what was
+                computed from them behind the frontier (between the first and the last call of a unit with several) is
+                not kept, so that their inputs are.
 
         Yields:
             tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).

@@ -81,7 +81,7 @@ def test_columns_of_several_variants_files(tmp_path):
     """Each column shows what its own file names; a name of both files is one row."""
     (tmp_path / 'configs' / 'alg').mkdir(parents=True)
     (tmp_path / 'configs' / 'v.py').write_text('variants = dict(N=dict(steps=dict(F=None)), A=dict())')
-    (tmp_path / 'configs' / 'u.py').write_text('variants = dict(N=dict(steps=dict(G=None)), C=dict(steps=dict(H=None)))')
+    (tmp_path / 'configs' / 'u.py').write_text('variants = dict(N=dict(steps=dict(G=None)), C=dict(steps={}))')
     for bits, source, step in ((8, 'v', 'F'), (4, 'u', 'G')):
         rows = dict(N=dict(changes=dict(steps={step: None}), seeds={'0': {'accuracy/top1': 10.0 * bits}}))
         write_json(str(tmp_path / 'configs' / 'alg' / 'results' / f'net_w{bits}a{bits}_small' / 'variants.json'),

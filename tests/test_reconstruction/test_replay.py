@@ -365,10 +365,24 @@ def test_model_is_left_as_it_was():
     assert not any('forward' in m.__dict__ for m in model.modules())
 
 
+def inputs_of(context, units) -> dict:
+    """Name of each unit -> its first argument in each call on all chunks."""
+    seen, handles = {}, []
+    for unit in units:
+        module = context.model.architecture.get_submodule(unit.name)
+        handles.append(module.register_forward_pre_hook(
+            lambda module, args, name=unit.name: seen.setdefault(name, []).append(args[0].clone())))
+    for index in range(len(context.chunks)):
+        context.run(index)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 @needs_detectors
 @pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
 def test_inputs_of_shared_heads_are_those_of_full_forward_passes(name):
-    """Every call of every unit, those of a head on its pyramid levels included, in float and behind quantized layers."""
+    """Each call of each unit, of a head on its pyramid levels too, in float and behind quantized layers."""
     model = QuantizedModel(detector(name), spec(w_bits=4), 'random')
     context = CalibrationContext(model, list(images(4, 3, 64, 64).split(2)), progress=silent)
     for step in (FoldBatchNorm(), InsertQuantizers(), InitWeightRange(MIN_MAX)):
@@ -376,16 +390,11 @@ def test_inputs_of_shared_heads_are_those_of_full_forward_passes(name):
     units = model.units('block')
     for weights in (False, True):
         stream = context.stream()
-        seen = {}
         with torch.no_grad(), model.quantization(weights=weights, activations=False):
-            handles = [model.architecture.get_submodule(u.name).register_forward_pre_hook(
-                lambda module, args, u=u: seen.setdefault(u.name, []).append(args[0].clone())) for u in units]
-            for index in range(len(context.chunks)):
-                context.run(index)
-            for handle in handles:
-                handle.remove()
+            seen = inputs_of(context, units)
             for i, unit in enumerate(units):
-                found = [args[0] for _, _, (args, _) in stream.walk(unit, frozenset(n for u in units[i:] for n in u.layers))]
+                pending = frozenset(n for u in units[i:] for n in u.layers)
+                found = [args[0] for _, _, (args, _) in stream.walk(unit, pending)]
                 assert len(found) == len(seen[unit.name]) and any(x.any() for x in found)
                 for a, b in zip(found, seen[unit.name]):
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
