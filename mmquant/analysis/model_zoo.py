@@ -203,8 +203,8 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     metric = TASKS[found[0][0].task][0]
     keys = keys or [metric.key]
     root = osp.join(osp.dirname(found[0][0].config), '..', '..')
-    files = {known['source']: None for _, known in found}  # columns may come from several, whose names belong together
-    files = {source: plain(Config.fromfile(osp.join(root, source)).variants) for source in files}
+    sources = dict.fromkeys(known['source'] for _, known in found)  # several are one table: equal names, equal rows
+    files = {source: plain(Config.fromfile(osp.join(root, source)).variants) for source in sources}
     rows = [('Variant', *(f'W{e.w_bits}A{e.a_bits}' for e, _ in found)), [':---'] + [':---:'] * len(found)]
     for name in dict.fromkeys(name for named in files.values() for name in named):
         rows.append((name, *(_variant(e, known, name, files[known['source']], keys, metric.factor)

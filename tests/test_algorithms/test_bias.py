@@ -1,18 +1,10 @@
 import pytest
 import torch
-from detectors_for_tests import detector, needs_detectors, spec
-from models_for_tests import MLP, ResNet, calibrated, images, randomize, silent
+from detectors_for_tests import context_of, detector, needs_detectors
+from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
-from mmquant.algorithms import (
-    CalibrationContext,
-    CorrectBias,
-    FoldBatchNorm,
-    InitWeightRange,
-    InsertOutputAffine,
-    InsertQuantizers,
-)
+from mmquant.algorithms import CorrectBias, InsertOutputAffine
 from mmquant.algorithms.bias import UnitPass
-from mmquant.models import QuantizedModel
 from mmquant.reconstruction.cache import Cache
 from mmquant.utils.building import ConfigError
 
@@ -85,11 +77,9 @@ def test_float_net_and_weights_stay_and_the_error_of_the_first_layer_falls_by_th
 @needs_detectors
 @pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
 def test_a_head_shared_over_levels_counts_all_its_calls(name):
-    x = images(4, 3, 64, 64)
-    model = QuantizedModel(detector(name), spec(w_bits=3), 'random')
-    context = CalibrationContext(model, list(x.split(2)), progress=silent)
-    for step in (FoldBatchNorm(), InsertQuantizers(), InitWeightRange(), InsertOutputAffine(layers='all')):
-        step.run(context)
+    context = context_of(detector(name), images(4, 3, 64, 64).split(2), w_bits=3)
+    model = context.model
+    InsertOutputAffine(layers='all').run(context)
     CorrectBias().run(context)
     assert all(r['kept'] == 'corrected' for r in context.records if r['kind'] == 'bias')
     exact = channel_means(model, context.chunks, False, context.run)  # a second stage at the float net's proposals

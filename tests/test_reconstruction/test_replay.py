@@ -3,12 +3,10 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from detectors_for_tests import MIN_MAX, detector, needs_detectors, spec
-from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images, inserted, randomize, silent
+from detectors_for_tests import context_of, detector, needs_detectors
+from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images, inserted, randomize
 from torch import nn
 
-from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
-from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import wrapped_forwards
 from mmquant.reconstruction.replay import Stream
 
@@ -383,10 +381,8 @@ def inputs_of(context, units) -> dict:
 @pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
 def test_inputs_of_shared_heads_are_those_of_full_forward_passes(name):
     """Each call of each unit, of a head on its pyramid levels too, in float and behind quantized layers."""
-    model = QuantizedModel(detector(name), spec(w_bits=4), 'random')
-    context = CalibrationContext(model, list(images(4, 3, 64, 64).split(2)), progress=silent)
-    for step in (FoldBatchNorm(), InsertQuantizers(), InitWeightRange(MIN_MAX)):
-        step.run(context)
+    context = context_of(detector(name), images(4, 3, 64, 64).split(2))
+    model = context.model
     units = model.units('block')
     for weights in (False, True):
         stream = context.stream()
