@@ -1,6 +1,6 @@
 _base_ = [
     '../float/retinanet_digitsdet.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/brecq_det_500.py', '../_base_/calibration/digitsdet_512.py'
+    '../_base_/algorithms/brecq_det_1k_b16.py', '../_base_/calibration/digitsdet_600.py'
 ]
 
 model = dict(
