@@ -150,7 +150,7 @@ class Reconstruction(Step):
         with context.progress(f'{self.name} ({len(todo)} units)', len(todo) * self.num_iters) as bar:
             for done, (index, unit) in enumerate(todo):
                 pending = frozenset(n for _, u in todo[done:] for n in u.layers)
-                terms = tails.terms(unit) if tails else {}
+                terms = tails.terms(unit, pending) if tails else {}
                 problem = self._problem(context, unit, float_stream, quant_stream, slopes, pending, terms)
                 curve = []
                 report = self._reporter(bar, unit, done, curve)

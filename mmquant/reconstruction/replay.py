@@ -96,9 +96,9 @@ def _outermost(flow: DataFlow, targets: list[Call], accept) -> dict[Key, Call]:
 
 def _pending_values(flow: DataFlow, pending: frozenset[str]) -> set[int]:
     """Values computed from the output of a layer that is still to be tuned."""
-    calls = {c.index for c in flow.calls if any(a.name in pending for a in flow.ancestors(c.index))} if pending else ()
+    calls = {c.index for c in flow.calls if any(a.name in pending for a in flow.ancestors(c.index))}
     values = set()
-    for op in flow.ops if pending else ():
+    for op in flow.ops:
         if op.call in calls or values & set(op.inputs):
             values |= set(op.outputs)
     return values
@@ -136,12 +136,12 @@ class Stream:
         self.mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
         self._inner: dict[Key, dict[str, int]] = {}
 
-    def advance(self, unit: Unit, pending: frozenset[str] = frozenset()) -> list[tuple[tuple, dict]]:
+    def advance(self, unit: Unit, pending: frozenset[str]) -> list[tuple[tuple, dict]]:
         """Move the frontier to the entry of ``unit``; returns (args, kwargs) of its calls: all of a chunk, then the
         next chunk's. ``pending``: see :meth:`walk`."""
         return [arguments for _, _, arguments in self.walk(unit, pending)]
 
-    def gather(self, unit: Unit, pending: frozenset[str] = frozenset()) -> dict[tuple, UnitInput]:
+    def gather(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, UnitInput]:
         """As :meth:`advance`, joined: the unit's inputs by (shape of an image, number of the call)."""
         begins = {enter for enter, _ in unit.spans}
         places = [c.leaves for c in self.flow.calls if c.name == unit.name and c.enter in begins]
@@ -152,14 +152,14 @@ class Stream:
         return {key: part.build() for key, part in parts.items()}
 
     @torch.no_grad()
-    def walk(self, unit: Unit, pending: frozenset[str] = frozenset()):
+    def walk(self, unit: Unit, pending: frozenset[str]):
         """Move the frontier to the entry of ``unit``, chunk by chunk.
 
         Args:
             unit (Unit): Where to.
             pending (frozenset[str]): Layers of this unit and of all that the stream is still to reach; what was
                 computed from them behind the frontier (between the first and the last call of a unit with several) is
-                not kept, so that their inputs are.
+                not kept, so that their inputs are. Empty where no layer is to be fitted any more.
 
         Yields:
             tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).

@@ -216,8 +216,8 @@ class Tails:
         return end_of(self.model, unit, self.share.end) if self.share.weight else None
 
     @torch.no_grad()
-    def terms(self, unit: Unit) -> dict[tuple, TailTerm]:
-        """The unit's terms by (size of the images, number of the call).
+    def terms(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, TailTerm]:
+        """The unit's terms by (size of the images, number of the call); ``pending`` as in :meth:`Stream.walk`.
 
         Empty for the last unit of a stage, whose output is the stage's, and outside of stages.
         """
@@ -226,7 +226,7 @@ class Tails:
             return {}
         with self.model.quantization(weights=False, activations=False):
             if end != self.end:
-                self.end, self.data = end, self.stream.gather(end)
+                self.end, self.data = end, self.stream.gather(end, pending)
                 self.targets = {key: self._run(x) for key, x in self.data.items()}
             tails = {key: Tail(self.model, unit, end, x) for key, x in self.data.items()}
         return {key: TailTerm(tail, self.targets[key], end.channel_dim, self.share) for key, tail in tails.items()}

@@ -16,7 +16,7 @@ def at_unit(context, name, granularity='block', mode=(True, False)):
     unit = next(u for u in model.units(granularity) if u.name == name)
     stream = Stream(model, context.chunks)
     with torch.no_grad(), model.quantization(*mode):
-        stream.advance(unit)
+        stream.advance(unit, frozenset())
     with torch.no_grad(), model.quantization(weights=False, activations=False):
         references = [model.run(c) for c in context.chunks]
     return stream, unit, references

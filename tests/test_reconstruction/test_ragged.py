@@ -86,7 +86,7 @@ def test_fisher_weights_of_a_shared_head():
     with torch.no_grad(), model.quantization(weights=False, activations=False):
         reference = context.run(0)
     with model.quantization(weights=True, activations=False):
-        stream.advance(unit)
+        stream.advance(unit, frozenset())
     quantizers = [model.weight_quantizers()[n] for n in unit.layers]
     with model.quantization(weights=False, activations=False):
         levels, = fisher_diagonal(stream, unit, quantizers, of_divergence([reference]))

@@ -43,9 +43,9 @@ def tails_of(net, end, granularity='block', channels=3):
     tails = Tails(model, stream, TailLoss(end=end), 5)
     found = []
     for unit in model.units(granularity):
-        term = next(iter(tails.terms(unit).values()), None)
+        term = next(iter(tails.terms(unit, frozenset()).values()), None)
         with torch.no_grad(), model.quantization(False, False):
-            data = UnitInput.gather(stream.advance(unit))
+            data = UnitInput.gather(stream.advance(unit, frozenset()))
             args, kwargs = data.arguments(data.data)
             out = model.architecture.get_submodule(unit.name)(*args, **kwargs)
             out = model.architecture.get_submodule(unit.activation)(out) if unit.activation else out

@@ -64,7 +64,7 @@ def test_units_called_with_the_same_tensor_twice():
     context = inserted(Net(), images(6, 3), chunk=4)
     unit = next(u for u in context.model.units('block') if u.name == 'both')
     with context.model.quantization(weights=False, activations=False):
-        data = UnitInput.gather(Stream(context.model, context.chunks).advance(unit))
+        data = UnitInput.gather(Stream(context.model, context.chunks).advance(unit, frozenset()))
         module = context.model.architecture.both
         args, kwargs = data.arguments(data.data[1:3])
         assert torch.equal(module(*args, **kwargs), module.fc(data.data[1:3]) + data.data[1:3])
