@@ -99,4 +99,4 @@ def test_advice_never_leads_to_original_and_fork_together(site):
 
 def test_the_installed_stack_passes():
     check_versions()
-    assert [p.module for p in PACKAGES] == ['torch', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet']
+    assert [p.module for p in PACKAGES] == ['torch', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'transformers']

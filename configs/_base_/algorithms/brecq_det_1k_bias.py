@@ -1,8 +1,10 @@
-# As brecq_det_1k, with corrected biases: at 8 bits most of what is lost is a shift of the mean.
-_base_ = ['./brecq_bias.py']
+# As brecq_det_1k, with biases corrected when the weights are done and ranges of activations as they were found.
+_base_ = ['./brecq_det_1k.py']
 
-regularizer = dict(weight=100, relative=True, beta_start=20, beta_end=2, warmup=0.2)
-changes = dict(
-    weight=dict(num_iters=1000, lr=1e-2, batch_size=8, regularizer=regularizer),
-    activation=dict(num_iters=500, batch_size=8))
-brecq = [dict(s, **changes[s['target']]) if 'target' in s else s for s in _base_.brecq]
+weights = next(i for i, s in enumerate(_base_.brecq) if s.get('target') == 'weight') + 1
+brecq = [
+    *_base_.brecq[:weights],
+    dict(type='mmquant.InsertOutputAffine', layers='all'),
+    dict(type='mmquant.CorrectBias'),
+    *(dict(s, max_activation_bits=7) if s.get('target') == 'activation' else s for s in _base_.brecq[weights:]),
+]

@@ -1,5 +1,5 @@
 # A detector's reconstruction with nearest rounding beside it, with the head quantized and, as in the detection results
-# of BRECQ and QDrop, with backbone and neck alone; for recipes that do not correct biases.
+# of BRECQ and QDrop, with backbone and neck alone.
 body = dict(scope=['backbone', 'neck'])
 
 variants = {
