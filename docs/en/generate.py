@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -109,13 +110,16 @@ def model_zoo() -> str:
 
 # ---- benchmarks ----------------------------------------------------------------------------------------------------
 def benchmarks() -> str:
-    """What the benchmark scripts measure, and the times in the published records."""
+    """What the benchmark scripts measure and measured, and the times in the published records."""
+    from mmquant.analysis.benchmarks import FILE, as_markdown
     parts = ['# Benchmarks\n\nSpeed depends on the machine, so run these on yours.\n']
+    measured = json.loads((ROOT / FILE).read_text(encoding='utf-8'))
     for script in sorted((ROOT / 'tools').rglob('benchmark_*.py')):
         doc = ast.get_docstring(ast.parse(script.read_text(encoding='utf-8')))
         path = script.relative_to(ROOT)
-        parts.append(f'## {doc.splitlines()[0].rstrip(".")}\n\n{doc.partition(chr(10))[2].strip()}\n\n'
-                     f'```bash\npython {path}\n```\n')
+        parts.append(f'## {doc.splitlines()[0].rstrip(".")}\n\n{doc.partition(chr(10))[2].strip()}\n')
+        tables = measured.get(script.name, {})
+        parts += [as_markdown(title, tables[title]) for title in tables] or [f'```bash\npython {path}\n```\n']
     rows = list(timed())
     if rows:
         parts += ['## Times of published runs\n\nSteps only, without evaluation; mean over the seeds.\n',

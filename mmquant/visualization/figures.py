@@ -162,6 +162,7 @@ def sensitivity_figure(rows: Sequence[LayerSensitivity]) -> Figure:
             values = [getattr(row, key) for row in rows]
             axes.barh(range(len(rows)), [math.nan if v is None else v for v in values], color=color, height=0.7)
             axes.set_title(title)
+            axes.locator_params(axis='x', nbins=5)
             axes.grid(axis='x', color=FAINT, alpha=0.35, lw=0.6)
             if index == 0:
                 axes.set_yticks(range(len(rows)), [_short(row.name, 36) for row in rows], fontsize=7.5)

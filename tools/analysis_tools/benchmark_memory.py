@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, Reconstruction
+from mmquant.analysis.benchmarks import add_out_argument, show
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import calibration_config, load_config
 from mmquant.reconstruction.cache import Cache, parse_bytes
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
                         'have the largest activations. Default: all')
     parser.add_argument('--working-set', default='1.95GiB',
                         help='kept free for packages, model, images and the running unit')
+    add_out_argument(parser)
     return parser.parse_args()
 
 
@@ -72,6 +74,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = MODELS.build(dict(cfg.model, float_checkpoint='random'))
     budget = parse_bytes(args.budget, '--budget')
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(host=max(0, budget - parse_bytes(args.working_set, '--working-set')), folder=folder)
         images = [torch.randn(1, 3, *args.shape) for _ in range(args.images)]
@@ -80,12 +83,14 @@ def main() -> None:
             stop_behind(context, args.units)
             with torch.set_grad_enabled(isinstance(step, Reconstruction)), contextlib.suppress(EnoughUnits):
                 step.run(context)
-            logger.info(f'{step.name}: peak memory {peak_memory_bytes() / 2**30:.2f} GiB; cache: '
-                        f'{cache.peak["host"] / 2**30:.2f} GiB in memory, {cache.peak["disk"] / 2**30:.2f} GiB on disk')
+            used = peak_memory_bytes(), cache.peak['host'], cache.peak['disk']
+            rows.append((step.name, *(round(x / 2**30, 2) for x in used)))
+            logger.info('{}: peak memory {:.2f} GiB; cache: {:.2f} GiB in memory, {:.2f} GiB on disk'.format(*rows[-1]))
     verdict = 'within' if peak_memory_bytes() <= budget else 'ABOVE'
     units = f'the first {args.units} units' if args.units else 'all units'
-    logger.info(f'{args.images} images of {args.shape[0]}x{args.shape[1]}, {units}: {verdict} the budget of '
-                f'{args.budget}')
+    title = f'{args.images} images of {args.shape[0]}x{args.shape[1]}, {units}: {verdict} the budget of {args.budget}'
+    logger.info('\n' + show(title, ('behind the step', 'peak memory (GiB)', 'cache in memory (GiB)',
+                                    'cache on disk (GiB)'), rows, torch.device('cpu'), args.out))
 
 
 if __name__ == '__main__':

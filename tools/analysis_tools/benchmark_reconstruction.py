@@ -15,6 +15,7 @@ from torch import nn
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
 from mmquant.algorithms.reconstruction import UnitRun
+from mmquant.analysis.benchmarks import add_out_argument, show
 from mmquant.apis.cli import run_as_script
 from mmquant.models import QuantizedModel
 from mmquant.reconstruction import LpLoss
@@ -22,7 +23,6 @@ from mmquant.reconstruction.replay import Stream
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, make_adam, make_update
 from mmquant.reconstruction.unit_data import UnitInput
 from mmquant.registry import ROUNDINGS
-from mmquant.utils.tables import render
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
 QUANTIZER = {'weight': {'type': 'mmquant.UniformAffineQuantizer', 'bits': 4, 'granularity': 'channel'},
@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='also time bfloat16 autocast')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--depths', type=int, nargs='*', default=[8, 16, 32], help='chain lengths for caching')
+    add_out_argument(parser)
     return parser.parse_args()
 
 
@@ -129,7 +130,8 @@ def compare_steps(args: argparse.Namespace) -> str:
         ratios = [median[k] / median['float'] for k in steps if k != 'float']
         rows.append((f'{channels}x{size}x{size}', *median.values(), *ratios))
     names = [k for k in steps]
-    return render('One step, ms (medians)', ('block', *names, *[f'{k} / float' for k in names[1:]]), rows)
+    return show('One step, ms (medians)', ('block', *names, *[f'{k} / float' for k in names[1:]]), rows,
+                torch.device(args.device), args.out)
 
 
 @torch.no_grad()
@@ -147,10 +149,11 @@ def compare_depths(args: argparse.Namespace) -> str:
             wrapped.run(images[0])
             started = time.perf_counter()
             for unit in units:
-                stream.advance(unit)
+                stream.advance(unit, frozenset())
             seconds = time.perf_counter() - started
         rows.append((depth, seconds, seconds / depth * 1e3))
-    return render('Caching 256 images, 32x28x28', ('blocks', 'seconds', 'ms a block'), rows)
+    return show('Caching 256 images, 32x28x28', ('blocks', 'seconds', 'ms a block'), rows, torch.device(args.device),
+                args.out)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import mmengine
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms.lapq import NormSweep, calibration_of
+from mmquant.analysis.benchmarks import add_out_argument, show
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
 from mmquant.apis.context import prepare_context
@@ -22,7 +23,6 @@ from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem
 from mmquant.search.clips import find_clips
 from mmquant.utils.building import build
-from mmquant.utils.tables import render
 
 POWELL = dict(type='mmquant.PowellSearch')
 OTHERS = ('CoordinateDescent', 'GradientSearch', 'PatternSearch')
@@ -31,13 +31,15 @@ OTHERS = ('CoordinateDescent', 'GradientSearch', 'PatternSearch')
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='quantization config file path')
+    parser.add_argument('config', nargs='?', default='configs/lapq/resnet18_w4a4_digits.py',
+                        help='quantization config file path')
     add_common_arguments(parser)
     parser.add_argument('--num-images', type=int, default=256, help='calibration images')
     parser.add_argument('--iters', type=int, default=1, help="iterations of Powell's method")
     parser.add_argument('--max-evaluations', type=int, help="bound of Powell's method; default 30 for each clip")
     parser.add_argument('--others', nargs='*', default=list(OTHERS), metavar='SEARCHER', help='searchers to compare')
     parser.add_argument('--norms', type=float, nargs='+', default=[2, 3, 4], help='values of p before the search')
+    add_out_argument(parser)
     return parser.parse_args()
 
 
@@ -87,11 +89,11 @@ def compare(cfg, args: argparse.Namespace) -> dict:
         result['times_fewer'] = whole / result['to_target'] if result['to_target'] else None
     rows = [(name, r['evaluations'], r['evaluations_per_second'], round(r['image_forwards']), r['loss'], r['seconds'],
              r['to_target'] and round(r['to_target']), r['times_fewer']) for name, r in results.items()]
-    runner.logger.info('\n' + render(
+    runner.logger.info('\n' + show(
         f'Search over {len(find_clips(context.model))} clips on {args.num_images} images, from loss '
         f'{results["Powell, whole network"]["start_loss"]:.5f}',
         ('search', 'evaluations', 'a second', 'image-forwards', 'loss', 'seconds', "at Powell's loss behind",
-         'times fewer'), rows))
+         'times fewer'), rows, context.device, args.out))
     return results
 
 

@@ -1,0 +1,60 @@
+"""Tables of the benchmark scripts: printed, and on request added to the file that their page in the docs shows."""
+from __future__ import annotations
+
+import argparse
+import json
+import os.path as osp
+import shlex
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from mmquant.analysis.results import write_json
+from mmquant.utils.hardware import device_name
+from mmquant.utils.tables import cell, render
+
+FILE = 'docs/en/notes/benchmarks.json'
+
+
+def add_out_argument(parser: argparse.ArgumentParser) -> None:
+    """``--out``, of every benchmark script."""
+    parser.add_argument('--out', metavar='FILE',
+                        help=f'add the tables to this JSON file, too; the documentation reads {FILE}')
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence], device: torch.device, out: str | None) -> str:
+    """A table as text, added to ``out`` together with the command and what it ran on.
+
+    Args:
+        title (str): Tables of one script that have the same title replace each other.
+        columns, rows (Sequence): Names and values.
+        device (torch.device): Where it was measured.
+        out (str | None): JSON file, made if it is not there; None: nothing is written.
+    """
+    if out:
+        known = {}
+        if osp.exists(out):
+            with open(out) as f:
+                known = json.load(f)
+        known.setdefault(osp.basename(sys.argv[0]), {})[title] = dict(
+            command=command(), device=device_name(device), torch=torch.__version__, columns=list(columns),
+            rows=[list(row) for row in rows])
+        write_json(out, known)
+    return render(title, columns, rows)
+
+
+def command() -> str:
+    """The command line of this script without ``--out``."""
+    arguments = sys.argv[1:]
+    if '--out' in arguments:
+        place = arguments.index('--out')
+        del arguments[place:place + 2]
+    return shlex.join(['python', f'tools/analysis_tools/{osp.basename(sys.argv[0])}', *arguments])
+
+
+def as_markdown(title: str, table: dict) -> str:
+    """A table of the file as Markdown, with the command that made it."""
+    lines = [table['columns'], ['--:'] * len(table['columns']), *([cell(x) for x in row] for row in table['rows'])]
+    return (f'```bash\n{table["command"]}\n```\n\n**{title}** ({table["device"]}, torch {table["torch"]})\n\n'
+            + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n')
