@@ -81,7 +81,8 @@ def test_generated_pages(tmp_path, monkeypatch):
         'Text `a*b` and \\*c\\*.\n\n\n**Args**\n\n- `x` (int): One of `Y`.\n  More.')
     zoo = model_zoo()
     assert '## BRECQ' in zoo and '`configs/brecq/resnet18_w2a4_digits.py`' in zoo and '](./' not in zoo
-    assert 'benchmark_reconstruction.py' in benchmarks()
+    page = benchmarks()
+    assert all(f'tools/analysis_tools/benchmark_{name}.py' in page for name in ('memory', 'reconstruction', 'search'))
 
 
 @pytest.mark.slow

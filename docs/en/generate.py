@@ -116,10 +116,8 @@ def benchmarks() -> str:
     measured = json.loads((ROOT / FILE).read_text(encoding='utf-8'))
     for script in sorted((ROOT / 'tools').rglob('benchmark_*.py')):
         doc = ast.get_docstring(ast.parse(script.read_text(encoding='utf-8')))
-        path = script.relative_to(ROOT)
         parts.append(f'## {doc.splitlines()[0].rstrip(".")}\n\n{doc.partition(chr(10))[2].strip()}\n')
-        tables = measured.get(script.name, {})
-        parts += [as_markdown(title, tables[title]) for title in tables] or [f'```bash\npython {path}\n```\n']
+        parts.append(as_markdown(measured[script.name]))
     rows = list(timed())
     if rows:
         parts += ['## Times of published runs\n\nSteps only, without evaluation; mean over the seeds.\n',

@@ -53,8 +53,14 @@ def command() -> str:
     return shlex.join(['python', f'tools/analysis_tools/{osp.basename(sys.argv[0])}', *arguments])
 
 
-def as_markdown(title: str, table: dict) -> str:
-    """A table of the file as Markdown, with the command that made it."""
-    lines = [table['columns'], ['--:'] * len(table['columns']), *([cell(x) for x in row] for row in table['rows'])]
-    return (f'```bash\n{table["command"]}\n```\n\n**{title}** ({table["device"]}, torch {table["torch"]})\n\n'
-            + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n')
+def as_markdown(tables: dict[str, dict]) -> str:
+    """A script's tables, by title, as Markdown, with the commands that made them."""
+    parts, shown = [], None
+    for title, table in tables.items():
+        if table['command'] != shown:
+            shown = table['command']
+            parts.append(f'```bash\n{shown}\n```\n')
+        lines = [table['columns'], ['--:'] * len(table['columns']), *([cell(x) for x in row] for row in table['rows'])]
+        parts.append(f'**{title}** ({table["device"]}, torch {table["torch"]})\n')
+        parts.append('\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n')
+    return '\n'.join(parts)

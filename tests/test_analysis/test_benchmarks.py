@@ -21,8 +21,9 @@ def test_tables_are_added_and_replaced_with_the_command_that_made_them(tmp_path,
     assert set(known) == {'benchmark_memory.py'} and set(tables) == {'first', 'second'}
     assert tables['first']['rows'] == [['weights', 1.75]]
     assert tables['first']['command'] == 'python tools/analysis_tools/benchmark_memory.py --budget 2GiB --units 3'
-    text = as_markdown('first', tables['first'])
-    assert text.endswith('| step | GiB |\n| --: | --: |\n| weights | 1.75 |\n') and tables['first']['device'] in text
+    text = as_markdown(tables)
+    assert '| step | GiB |\n| --: | --: |\n| weights | 1.75 |\n' in text and tables['first']['device'] in text
+    assert text.count('```bash') == 1 and text.count('**') == 4
 
 
 def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):

@@ -1,4 +1,8 @@
-"""Peak memory of calibrating a detector with a limited cache: random weights, random images, a few steps a unit."""
+"""Peak memory of calibrating a detector with a limited cache.
+
+RetinaNet on ResNet-50, or the config given, with random weights and images and a few steps a unit. What does not fit in
+memory goes to disk.
+"""
 import argparse
 import contextlib
 import tempfile
@@ -21,7 +25,7 @@ from mmquant.utils.progress import progress
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', nargs='?', default='configs/brecq/retinanet-r50_w4a8_coco.py')
     parser.add_argument('--budget', default='2GiB', help='bytes of the whole process; the cache gets what is left')
     parser.add_argument('--images', type=int, default=32)
