@@ -19,8 +19,24 @@ FILE = 'docs/en/notes/benchmarks.json'
 
 def add_out_argument(parser: argparse.ArgumentParser) -> None:
     """``--out``, of every benchmark script."""
-    parser.add_argument('--out', metavar='FILE',
+    parser.add_argument('--out', metavar='FILE', type=_table_file,
                         help=f'add the tables to this JSON file, too; the documentation reads {FILE}')
+
+
+def _table_file(path: str) -> str:
+    """``path``, if tables can be added there: told before anything is measured."""
+    if osp.exists(path):
+        try:
+            _read(path)
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f'{path} holds no tables of benchmarks ({error}); remove it or name '
+                                             'another file') from error
+    return path
+
+
+def _read(path: str) -> dict:
+    with open(path) as f:
+        return json.load(f)
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence], device: torch.device, out: str | None) -> str:
@@ -33,10 +49,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence], device: t
         out (str | None): JSON file, made if it is not there; None: nothing is written.
     """
     if out:
-        known = {}
-        if osp.exists(out):
-            with open(out) as f:
-                known = json.load(f)
+        known = _read(out) if osp.exists(out) else {}
         known.setdefault(osp.basename(sys.argv[0]), {})[title] = dict(
             command=command(), device=device_name(device), torch=torch.__version__, columns=list(columns),
             rows=[list(row) for row in rows])
@@ -45,10 +58,10 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence], device: t
 
 
 def command() -> str:
-    """The command line of this script without ``--out``."""
-    arguments = sys.argv[1:]
-    if '--out' in arguments:
-        place = arguments.index('--out')
+    """The command line of this script without the paths of this machine, ``--out`` and ``--work-dir``."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith(('--out=', '--work-dir='))]
+    for option in {'--out', '--work-dir'} & set(arguments):
+        place = arguments.index(option)
         del arguments[place:place + 2]
     return shlex.join(['python', f'tools/analysis_tools/{osp.basename(sys.argv[0])}', *arguments])
 

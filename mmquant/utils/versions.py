@@ -47,7 +47,7 @@ PACKAGES = (
     PackageRange('mmpretrain', '1.0.0', '2.0.0', '1.3.6', ('onedl-mmpretrain', 'mmpretrain'), 'warn',
                  'the classifiers and datasets that the configs name'),
     PackageRange('mmdet', '3.0.0', '4.0.0', '3.5.1', ('onedl-mmdetection', 'mmdet'), 'ignore', 'detectors'),
-    # mmpretrain imports it where it is there, and cannot be imported beside 5.0 (a base class is None then)
+    # mmpretrain 1.3.6 imports it where it is there, and cannot be imported beside 5.17 or 5.24: a base class is None
     PackageRange('transformers', '0', '5.0.0', '4.57.6', ('transformers', ), 'ignore', 'models of text and images'),
 )
 

@@ -1,13 +1,9 @@
 # As scopes.py, for a recipe that corrects biases.
-body = dict(scope=['backbone', 'neck'])
-uncorrected = dict(InsertOutputAffine=None, CorrectBias=None)
-nearest = dict(Reconstruction=None, **uncorrected)
+_base_ = ['./scopes.py']
 
+uncorrected = dict(InsertOutputAffine=None, CorrectBias=None)
 variants = {
-    'Nearest': dict(steps=nearest),
+    'Nearest': dict(steps=uncorrected),
+    'Nearest, backbone and neck only': dict(steps=uncorrected),
     'Nearest, biases corrected': dict(steps=dict(Reconstruction=None)),
-    'BRECQ': dict(),
-    'BRECQ without corrected biases': dict(steps=uncorrected),
-    'Nearest, backbone and neck only': dict(steps=nearest, quantizer=body),
-    'BRECQ, backbone and neck only': dict(quantizer=body),
 }
