@@ -7,7 +7,6 @@ mmengine swallows an ImportError raised here and then reports "not in the regist
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -19,19 +18,18 @@ ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'
 # Statistics of tensors to a range.
 OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
 # Distance between a unit's quantized and float output.
-LOSSES = Registry('loss', scope='mmquant', locations=['mmquant.reconstruction'])
+LOSSES = Registry('loss', scope='mmquant', locations=['mmquant.losses'])
 # A unit's input between the quantized and the float prefix.
 MIXERS = Registry('mixer', scope='mmquant', locations=['mmquant.reconstruction'])
 # What a search over clips minimises, and how it searches.
-OBJECTIVES = Registry('objective', scope='mmquant', locations=['mmquant.search'])
+OBJECTIVES = Registry('objective', scope='mmquant', locations=['mmquant.losses'])
 SEARCHERS = Registry('searcher', scope='mmquant', locations=['mmquant.search'])
 # One stage of an algorithm.
 STEPS = Registry('step', scope='mmquant', locations=['mmquant.algorithms'])
 
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmquant', locations=['mmquant.engine'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine', 'mmquant.visualization'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine'])
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmquant',
                   locations=['mmquant.models', 'mmquant.architectures'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmquant', locations=['mmquant.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmquant', locations=['mmquant.datasets'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmquant', locations=['mmquant.evaluation'])

@@ -8,12 +8,12 @@ import mmengine
 from mmengine.dist import is_main_process
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.model_zoo import data_name, update_folder
-from mmquant.analysis.results import check_publishable, make_record, results_folder, write_json
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.datasets.checks import nothing_to_find, without_roots
 from mmquant.utils.building import ConfigError, plain
+from mmquant.zoo.model_zoo import data_name, update_folder
+from mmquant.zoo.results import check_publishable, make_record, results_folder, write_json
 
 
 def parse_args() -> argparse.Namespace:

@@ -91,7 +91,7 @@ def inline(text: str) -> str:
 # ---- model zoo -----------------------------------------------------------------------------------------------------
 def model_zoo() -> str:
     """The tables of all config folders, under one roof."""
-    from mmquant.analysis.model_zoo import TABLE
+    from mmquant.zoo.model_zoo import TABLE
     parts = ['# Model zoo\n\nEvery number comes from a record that `tools/test.py` wrote for a saved checkpoint; `-` '
              'means: not measured, or not published. Change is the difference to the float model on the same images.\n']
     for readme in sorted((ROOT / 'configs').glob('*/README.md')):
@@ -111,7 +111,7 @@ def model_zoo() -> str:
 # ---- benchmarks ----------------------------------------------------------------------------------------------------
 def benchmarks() -> str:
     """What the benchmark scripts measure and measured, and the times in the published records."""
-    from mmquant.analysis.benchmarks import FILE, as_markdown
+    from mmquant.zoo.benchmarks import FILE, as_markdown
     parts = ['# Benchmarks\n\nSpeed depends on the machine, so run these on yours.\n']
     measured = json.loads((ROOT / FILE).read_text(encoding='utf-8'))
     for script in sorted((ROOT / 'tools').rglob('benchmark_*.py')):
@@ -127,7 +127,7 @@ def benchmarks() -> str:
 
 def timed():
     """A table row for each config with records."""
-    from mmquant.analysis.results import read_records
+    from mmquant.zoo.results import read_records
     for config in sorted((ROOT / 'configs').glob('*/*.py')):
         records = read_records(str(config))
         if records:

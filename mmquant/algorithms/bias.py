@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.calibration.cache import Kept, load
+from mmquant.losses.divergence import float_tensors
 from mmquant.models.units import unit_module
-from mmquant.reconstruction.cache import Kept, load
-from mmquant.reconstruction.divergence import float_tensors
 from mmquant.registry import STEPS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError

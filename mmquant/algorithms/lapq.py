@@ -20,8 +20,9 @@ from mmengine.logging import print_log
 
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.losses import Objective
 from mmquant.registry import OBJECTIVES, OBSERVERS, SEARCHERS, STEPS
-from mmquant.search import Calibration, ClipProblem, Objective, fit_parabola
+from mmquant.search import Calibration, ClipProblem, fit_parabola
 from mmquant.utils.building import ConfigError, build
 from mmquant.utils.distributed import share
 

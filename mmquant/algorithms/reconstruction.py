@@ -19,23 +19,23 @@ from collections.abc import Mapping
 import torch
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.calibration.cache import load
+from mmquant.calibration.stream import Stream
+from mmquant.calibration.unit_inputs import UnitInput, join, output_of, run_in_chunks, tensors_in
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import fixed_weights
 from mmquant.models.units import activation_of, unit_module
 from mmquant.quantizers import Quantizer
-from mmquant.reconstruction.cache import load
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
-from mmquant.reconstruction.mixing import seeded
-from mmquant.reconstruction.ragged import RaggedProblem
-from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.tail import TailLoss, Tails
+from mmquant.reconstruction.rest_of_net import TailLoss, Tails
+from mmquant.reconstruction.several_sizes import RaggedProblem
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
-from mmquant.reconstruction.unit_data import UnitInput, join, output_of, run_in_chunks, tensors_in
 from mmquant.reconstruction.variables import ROLES, SCALE_FLOOR, UnitVariables
 from mmquant.registry import LOSSES, MIXERS, ROUNDINGS, STEPS
 from mmquant.search.calibration import Calibration
 from mmquant.structures.unit import GRANULARITIES, Unit
 from mmquant.utils.building import ConfigError, build, check_keys, check_types
+from mmquant.utils.random import seeded
 
 
 def _rates(lr: float | dict) -> dict[str, float]:

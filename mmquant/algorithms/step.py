@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from mmengine.logging import MMLogger
 
+from mmquant.calibration.cache import Cache
+from mmquant.calibration.stream import Stream
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions, decoders
 from mmquant.models.layers import mmcv_operators
-from mmquant.reconstruction.cache import Cache
-from mmquant.reconstruction.replay import Stream
 from mmquant.utils.hardware import computes_bfloat16, reuse_freed_memory
 
 

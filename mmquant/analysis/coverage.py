@@ -19,10 +19,10 @@ from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Repa
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext
 from mmquant.analysis.sqnr import sqnr_db
+from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import has_own_weight, is_layer
 from mmquant.models.reparameterize import reparameterizable
-from mmquant.reconstruction.divergence import float_tensors
 
 W8A8 = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=8, granularity='channel'),
             activation=dict(type='mmquant.UniformAffineQuantizer', bits=8))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mmquant.analysis.cost import FLOAT_BITS, ModelCost
+from mmquant.models.cost import FLOAT_BITS, ModelCost
 from mmquant.structures.unit import Unit
 from mmquant.utils.tables import render
 

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.reconstruction import Reconstruction
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.analysis.cost import ModelCost, model_cost
 from mmquant.analysis.tables import coverage_table, units_table
 from mmquant.models import QuantizedModel
+from mmquant.models.cost import ModelCost, model_cost
 from mmquant.registry import MODELS, STEPS
 from mmquant.utils.building import ConfigError, build
 

@@ -1,4 +1,4 @@
-from mmquant.engine.hooks import EvaluationHook
+from mmquant.engine.hooks import EvaluationHook, ReportHook
 from mmquant.engine.loops import CalibrationLoop
 
-__all__ = ['CalibrationLoop', 'EvaluationHook']
+__all__ = ['CalibrationLoop', 'EvaluationHook', 'ReportHook']

@@ -14,7 +14,7 @@ from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_
 from mmquant.models.dataflow import DataFlow, record
 from mmquant.models.detection import decoders, is_detector, no_tensors, plain_samples
 from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
-from mmquant.models.functional import call_functional_layers, find_functional_layers
+from mmquant.models.functional_layers import call_functional_layers, find_functional_layers
 from mmquant.models.layers import (
     PerCall,
     QuantizedLayer,

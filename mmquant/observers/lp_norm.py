@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmquant.ops import affine_parameters, clamp, native, power_
+from mmquant.ops import affine_parameters, c_kernels, clamp, power_
 from mmquant.registry import OBSERVERS
 from mmquant.structures import Granularity, IntegerGrid
 
@@ -63,7 +63,7 @@ class LpNormObserver(SampledObserver):
 
     def _errors_natively(self, x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor | None:
         """As ``_errors`` over all rows, by the compiled kernel; None where it does not fit."""
-        kernels = native.usable(x) if x.is_contiguous() and not grid.offset else None
+        kernels = c_kernels.usable(x) if x.is_contiguous() and not grid.offset else None
         if kernels is None:
             return None
         scale, low, high = (t.contiguous() for t in (scale, grid.q_min - zero_point, grid.q_max - zero_point))

@@ -1,12 +1,12 @@
 from .affine_parameters import SCALE_FLOOR, affine_parameters
-from .blocks import blocks
 from .clamp import clamp
 from .fake_quantize import dequantize, fake_quantize, quantize
+from .pieces import pieces
 from .power import power_
 from .power_distance import power_distance
 from .soft_round import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 
 __all__ = [
-    'SCALE_FLOOR', 'affine_parameters', 'blocks', 'clamp', 'dequantize', 'fake_quantize', 'power_', 'power_distance',
+    'SCALE_FLOOR', 'affine_parameters', 'pieces', 'clamp', 'dequantize', 'fake_quantize', 'power_', 'power_distance',
     'quantize', 'rectified_sigmoid', 'regularized_soft_weight', 'rounding_regularizer', 'soft_weight'
 ]

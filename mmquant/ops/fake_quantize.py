@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import gpu, native
-from .blocks import blocks
+from . import c_kernels, triton_kernels
 from .clamp import clamp
+from .pieces import pieces
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
@@ -64,11 +64,11 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
         ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
         ctx.grid = None
-        if scale.numel() == 1 and scale.dtype == torch.float32 and gpu.dense(x):
+        if scale.numel() == 1 and scale.dtype == torch.float32 and triton_kernels.dense(x):
             ctx.grid = scale, q_min - zero_point, q_max - zero_point
             ctx.save_for_backward(x)
-            return gpu.fake_quantize(x, *ctx.grid)
-        if scale.numel() == 1 and x.numel() and native.usable(x) is not None:
+            return triton_kernels.fake_quantize(x, *ctx.grid)
+        if scale.numel() == 1 and x.numel() and c_kernels.usable(x) is not None:
             ctx.grid = _scalars(scale, zero_point, q_min, q_max)
             ctx.save_for_backward(x)
             return _write_values(x, scale, zero_point, q_min, q_max)
@@ -85,7 +85,7 @@ class _FakeQuantize(torch.autograd.Function):
             x, = ctx.saved_tensors
             if grad.stride() != x.stride():
                 grad = torch.empty_like(x).copy_(grad)
-            grad_x, grad_scale = gpu.fake_quantize_backward(x, *ctx.grid, grad)
+            grad_x, grad_scale = triton_kernels.fake_quantize_backward(x, *ctx.grid, grad)
             return grad_x, grad_scale.reshape(ctx.scale_shape).to(ctx.scale_dtype), None, None, None
         if ctx.grid is not None:
             return *_backward_natively(ctx, ctx.saved_tensors[0], grad), None, None, None
@@ -94,7 +94,7 @@ class _FakeQuantize(torch.autograd.Function):
         grad_scale = None
         if residual is not None:
             if ctx.scale_shape.numel() == 1:
-                parts = [torch.mul(g, r).sum() for g, r in blocks((grad, residual), ())]
+                parts = [torch.mul(g, r).sum() for g, r in pieces((grad, residual), ())]
                 grad_scale = torch.stack(parts).sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
             else:
                 grad_scale = torch.mul(grad, residual).sum_to_size(ctx.scale_shape).to(ctx.scale_dtype)
@@ -111,8 +111,8 @@ def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Ten
     if grad.stride() != x.stride():
         grad = torch.empty_like(x).copy_(grad)
     grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-    sums = native.chunk_sums(x.numel()) if ctx.needs_input_grad[1] else None
-    native.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid,
+    sums = c_kernels.chunk_sums(x.numel()) if ctx.needs_input_grad[1] else None
+    c_kernels.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid,
                                             None if grad_x is None else grad_x.data_ptr(),
                                             None if sums is None else sums.data_ptr())
     return grad_x, None if sums is None else sums.sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
@@ -121,18 +121,19 @@ def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Ten
 def _write_values(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, inside: Tensor | None = None,
                   residual: Tensor | None = None) -> Tensor:
     """The fake-quantized ``x``; fills ``inside`` (1 or 0) and ``residual`` (d x_hat / d scale) if given."""
-    if inside is None and residual is None and scale.numel() == 1 and scale.dtype == torch.float32 and gpu.dense(x):
-        return gpu.fake_quantize(x, scale, q_min - zero_point, q_max - zero_point)
+    plain = inside is None and residual is None and scale.numel() == 1
+    if plain and scale.dtype == torch.float32 and triton_kernels.dense(x):
+        return triton_kernels.fake_quantize(x, scale, q_min - zero_point, q_max - zero_point)
     x_hat = torch.empty_like(x)
-    if inside is None and residual is None and scale.numel() == 1 and x.numel():
-        kernels = native.usable(x, x_hat)
+    if plain and x.numel():
+        kernels = c_kernels.usable(x, x_hat)
         if kernels is not None:
             kernels.fake_quantize(x.numel(), x.data_ptr(), *_scalars(scale, zero_point, q_min, q_max), x_hat.data_ptr())
             return x_hat
     dtype = _compute_dtype(x)
     scale, zero_point = scale.to(dtype), zero_point.to(dtype)
     bounds = (q_min - zero_point, q_max - zero_point)
-    for x_part, out, is_in, slope, step, low, high in blocks((x, x_hat, inside, residual), (scale, *bounds)):
+    for x_part, out, is_in, slope, step, low, high in pieces((x, x_hat, inside, residual), (scale, *bounds)):
         steps = torch.div(x_part.to(dtype), step)
         rounded = torch.round(steps)
         clipped = clamp(rounded, low, high)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
+from . import c_kernels
 
 
 def power_distance(x: Tensor, y: Tensor, p: float, count: int = 1) -> Tensor:
@@ -15,7 +15,7 @@ def power_distance(x: Tensor, y: Tensor, p: float, count: int = 1) -> Tensor:
         p: Exponent, >= 1.
         count: What the sum is divided by, > 0. Default 1.
     """
-    if p >= 1 and x.shape == y.shape and x.numel() and native.usable(y, half=x) is not None:
+    if p >= 1 and x.shape == y.shape and x.numel() and c_kernels.usable(y, half=x) is not None:
         return _PowerDistance.apply(x, y, p, count)
     error = (x - y.detach()).float()
     return (error.square().sum() if p == 2 else error.abs().sum() if p == 1 else error.abs().pow(p).sum()) / count
@@ -25,9 +25,9 @@ class _PowerDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, p: float, count: int) -> Tensor:
-        slope, sums = torch.empty_like(x), native.chunk_sums(x.numel())
-        native.kernel('power_distance', x.dtype)(x.numel(), x.data_ptr(), y.data_ptr(), p, 1 / count, slope.data_ptr(),
-                                                 sums.data_ptr())
+        slope, sums = torch.empty_like(x), c_kernels.chunk_sums(x.numel())
+        kernel = c_kernels.kernel('power_distance', x.dtype)
+        kernel(x.numel(), x.data_ptr(), y.data_ptr(), p, 1 / count, slope.data_ptr(), sums.data_ptr())
         ctx.save_for_backward(slope)
         return sums.sum().float() / count
 

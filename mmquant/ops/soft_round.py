@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import gpu, native
-from .blocks import blocks
+from . import c_kernels, triton_kernels
 from .clamp import clamp
+from .pieces import pieces
 from .power import power_
 
 GAMMA, ZETA = -0.1, 1.1
@@ -76,7 +76,7 @@ def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: 
         ValueError: ``beta`` < 1.
     """
     trained = torch.is_grad_enabled() and v.requires_grad
-    on_gpu = trained and _one_scale_a_row(v, scale) and gpu.usable(v, base)
+    on_gpu = trained and _one_scale_a_row(v, scale) and triton_kernels.usable(v, base)
     on_cpu = trained and not isinstance(beta, Tensor) and beta >= 1 and _fusable(v, base, scale) is not None
     if not (on_gpu or on_cpu):
         weight = soft_weight(v, base, scale, zero_point, q_min, q_max, gamma, zeta)
@@ -91,14 +91,14 @@ class _RegularizedSoftWeight(torch.autograd.Function):
                 gamma: float, zeta: float) -> tuple[Tensor, Tensor]:
         if v.is_cuda:
             beta = torch.as_tensor(beta, dtype=v.dtype, device=v.device)
-            weight, slope, pull, total = gpu.soft_weight(v, base, scale, low, high, gamma, zeta, beta)
+            weight, slope, pull, total = triton_kernels.soft_weight(v, base, scale, low, high, gamma, zeta, beta)
             ctx.save_for_backward(slope, pull)
             return weight, total
         rows = v.shape[0]
         weight, slope, pull = (torch.empty_like(v, dtype=_layer_dtype()) for _ in range(3))
         sums = torch.empty(rows, dtype=torch.float64)
         per_row = [_per_row(t, rows) for t in (scale, low, high)]
-        native.kernel('soft_weight_regularized', weight.dtype)(
+        c_kernels.kernel('soft_weight_regularized', weight.dtype)(
             rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma, zeta, beta,
             weight.data_ptr(), slope.data_ptr(), pull.data_ptr(), sums.data_ptr())
         ctx.save_for_backward(slope, pull)
@@ -111,10 +111,10 @@ class _RegularizedSoftWeight(torch.autograd.Function):
         if grad.stride() != slope.stride():
             grad = torch.empty_like(slope).copy_(grad)
         if slope.is_cuda:
-            gpu.combine(slope, grad, pull, factor)
+            triton_kernels.combine(slope, grad, pull, factor)
             return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd
         total = slope if slope.dtype == torch.float32 else torch.empty_like(slope, dtype=torch.float32)
-        native.kernel('combine_slopes', slope.dtype)(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
+        c_kernels.kernel('combine_slopes', slope.dtype)(slope.numel(), grad.data_ptr(), pull.data_ptr(), factor.item(),
                                                      slope.data_ptr(), total.data_ptr())
         return (total, ) + (None, ) * 7  # in place in float32, as above
 
@@ -131,7 +131,7 @@ def _per_row(t: Tensor, rows: int) -> Tensor:
 
 def _fusable(v: Tensor, base: Tensor, scale: Tensor):
     """The compiled kernels where they fit: one scale, or one a row."""
-    return native.usable(v, base) if _one_scale_a_row(v, scale) else None
+    return c_kernels.usable(v, base) if _one_scale_a_row(v, scale) else None
 
 
 def _one_scale_a_row(v: Tensor, scale: Tensor) -> bool:
@@ -146,9 +146,9 @@ class _SoftWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, gamma: float,
                 zeta: float) -> Tensor:
-        if ctx.needs_input_grad[0] and _one_scale_a_row(v, scale) and gpu.usable(v, base):
+        if ctx.needs_input_grad[0] and _one_scale_a_row(v, scale) and triton_kernels.usable(v, base):
             low, high = q_min - zero_point, q_max - zero_point
-            weight, slope, _, _ = gpu.soft_weight(v, base, scale, low, high, gamma, zeta, None)
+            weight, slope, _, _ = triton_kernels.soft_weight(v, base, scale, low, high, gamma, zeta, None)
             ctx.save_for_backward(slope)
             return weight
         weight = torch.empty_like(v)
@@ -157,7 +157,7 @@ class _SoftWeight(torch.autograd.Function):
         if slope is not None and _soft_weight_natively(v, base, scale, bounds, gamma, zeta, weight, slope):
             ctx.save_for_backward(slope)
             return weight
-        for v_part, out, slope_part, base_part, step, low, high in blocks((v, weight, slope, base), (scale, *bounds)):
+        for v_part, out, slope_part, base_part, step, low, high in pieces((v, weight, slope, base), (scale, *bounds)):
             s = torch.sigmoid(v_part)
             h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
             steps = torch.add(h, base_part)
@@ -194,14 +194,15 @@ class _RoundingRegularizer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v: Tensor, beta: float | Tensor, gamma: float, zeta: float) -> Tensor:
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d value / d v
-        kernels = native.usable(v, slope) if slope is not None and v.numel() and not isinstance(beta, Tensor) else None
+        fits = slope is not None and v.numel() and not isinstance(beta, Tensor)
+        kernels = c_kernels.usable(v, slope) if fits else None
         if kernels is not None:
-            sums = native.chunk_sums(v.numel())
+            sums = c_kernels.chunk_sums(v.numel())
             kernels.rounding_regularizer(v.numel(), v.data_ptr(), beta, gamma, zeta, slope.data_ptr(), sums.data_ptr())
             ctx.save_for_backward(slope)
             return sums.sum().to(v.dtype)
         values = []
-        for v_part, slope_part in blocks((v, slope), ()):
+        for v_part, slope_part in pieces((v, slope), ()):
             s = torch.sigmoid(v_part)
             h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
             signed = torch.mul(h, 2).sub_(1)  # 2 h - 1

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mmquant.calibration.stream import Stream
+from mmquant.calibration.unit_inputs import output_of
+from mmquant.losses.divergence import divergence_gradients, float_tensors
 from mmquant.models.layers import enabled
-from mmquant.reconstruction.divergence import divergence_gradients, float_tensors
-from mmquant.reconstruction.replay import Stream
-from mmquant.reconstruction.unit_data import output_of
 from mmquant.structures.unit import Unit
 from mmquant.utils.distributed import mean_over_ranks
 

@@ -1,8 +1,6 @@
 """Inputs of a unit between the quantized and the float prefix."""
 from __future__ import annotations
 
-import contextlib
-
 import torch
 
 from mmquant.registry import MIXERS
@@ -35,11 +33,3 @@ class ElementMix:
         if self.quant_prob in (0, 1):
             return quant if self.quant_prob else exact
         return torch.where(torch.rand_like(quant) < self.quant_prob, quant, exact)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device):
-    """Draw from torch's global generators as if seeded here, and leave them as they were."""
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        torch.manual_seed(seed)
-        yield

@@ -1,7 +1,6 @@
 """The inner loop: fit some parameters of one unit to its float output, and measure units on held-out samples."""
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils._pytree import tree_map_only
 
-from mmquant.reconstruction.graphed import GraphedUpdate
-from mmquant.reconstruction.tail import TailTerm
-from mmquant.reconstruction.unit_data import pick
+from mmquant.calibration.unit_inputs import pick
+from mmquant.reconstruction.cuda_graph import GraphedUpdate
+from mmquant.reconstruction.rest_of_net import TailTerm
+from mmquant.utils.amp import autocast, in_bfloat16
 from mmquant.utils.distributed import alone, average_gradients, mean_over_ranks, share
 
 
@@ -138,16 +138,6 @@ class RoundingSchedule:
 def channel_dim(x: torch.Tensor, default: int) -> int:
     """Channel axis of one of several outputs: 1 of maps, the last one of tokens and rows."""
     return {4: 1, 3: -1, 2: -1}.get(x.dim(), default)
-
-
-def autocast(device: torch.device, on: bool):
-    """bfloat16 autocast, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
-
-
-def in_bfloat16(x: torch.Tensor) -> torch.Tensor:
-    """``x`` in bfloat16 if it is float32, else itself."""
-    return x.to(torch.bfloat16) if x.dtype == torch.float32 else x
 
 
 def split_rows(num_rows: int, held: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,11 +6,11 @@ from functools import cached_property
 
 import torch
 
+from mmquant.calibration.cache import Cache
+from mmquant.calibration.stream import Stream
+from mmquant.losses.objectives import Objective, build_objective, labels_of
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions
-from mmquant.reconstruction.cache import Cache
-from mmquant.reconstruction.replay import Stream
-from mmquant.search.objectives import Objective, build_objective, labels_of
 
 
 @dataclass

@@ -3,7 +3,7 @@
     f(x) = mean over calibration images of loss(network with scale_i = base_i * exp(x_i))
 
 Consecutive points of a search mostly differ in one coordinate. What lies in front of that quantizer is then the same
-as in the evaluation before, so it is kept (:class:`mmquant.reconstruction.replay.Stream`) and only the rest runs, with
+as in the evaluation before, so it is kept (:class:`mmquant.calibration.stream.Stream`) and only the rest runs, with
 one weight quantized anew. Every value equals that of a full forward pass to the bit.
 
 With several processes each evaluates its own images; sums are reduced, so all see the same loss and go the same way.
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import torch
 
+from mmquant.losses.objectives import Objective
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import enabled, fix_weight, fixed_weights
 from mmquant.ops import SCALE_FLOOR
-from mmquant.reconstruction.training import autocast
 from mmquant.search.calibration import Calibration
 from mmquant.search.clips import find_clips, shares_behind
-from mmquant.search.objectives import Objective
+from mmquant.utils.amp import autocast
 from mmquant.utils.building import ConfigError
 from mmquant.utils.distributed import sum_over_ranks
 

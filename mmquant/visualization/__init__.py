@@ -1,4 +1,3 @@
 from mmquant.visualization.landscape import plot_hessian, plot_norms, plot_surface
-from mmquant.visualization.report_hook import ReportHook
 
-__all__ = ['ReportHook', 'plot_hessian', 'plot_norms', 'plot_surface']
+__all__ = ['plot_hessian', 'plot_norms', 'plot_surface']

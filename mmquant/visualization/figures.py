@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from mmquant.analysis.cost import ModelCost
 from mmquant.analysis.inspection import Histogram, Inspection
 from mmquant.analysis.sensitivity import LayerSensitivity
+from mmquant.models.cost import ModelCost
 
 WEIGHTS, ACTIVATIONS, INK, FAINT, ALARM = '#2b6c99', '#c8702a', '#22303c', '#aab4bd', '#b3261e'
 STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': FAINT,

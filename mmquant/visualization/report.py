@@ -10,9 +10,9 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from mmquant.analysis.cost import FLOAT_BITS, ModelCost
 from mmquant.analysis.inspection import Inspection
 from mmquant.analysis.sensitivity import LayerSensitivity
+from mmquant.models.cost import FLOAT_BITS, ModelCost
 from mmquant.utils.tables import cell
 from mmquant.visualization.figures import (
     ACTIVATIONS,

@@ -5,7 +5,7 @@ from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
 from mmquant.algorithms import CorrectBias, InsertOutputAffine
 from mmquant.algorithms.bias import UnitPass
-from mmquant.reconstruction.cache import Cache
+from mmquant.calibration.cache import Cache
 from mmquant.utils.building import ConfigError
 
 

@@ -8,7 +8,7 @@ from tools_for_tests import STEPS, log_of, runner_of
 
 from mmquant.algorithms import Step
 from mmquant.engine import CalibrationLoop, EvaluationHook
-from mmquant.engine.loops import chunks_of_one_size
+from mmquant.engine.loops.calibration_loop import chunks_of_one_size
 from mmquant.registry import HOOKS, LOOPS
 
 
@@ -105,7 +105,7 @@ def test_the_final_stage_is_the_whole_checkpoint(tmp_path):
 
 
 def test_overlap_that_cannot_be_checked_is_said(tmp_path, monkeypatch):
-    from mmquant.engine import hooks
+    from mmquant.engine.hooks import evaluation_hook as hooks
 
     def fails(a, b):
         raise ValueError('no identity')

@@ -8,9 +8,9 @@ from models_for_tests import calibrated, images
 from torch import nn
 
 from mmquant.algorithms import Reconstruction
+from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions, is_detector, plain_samples
-from mmquant.reconstruction.divergence import float_tensors
 from mmquant.utils.building import ConfigError
 
 pytestmark = needs_detectors

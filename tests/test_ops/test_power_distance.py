@@ -2,14 +2,14 @@
 import pytest
 import torch
 
-from mmquant.ops import native, power_distance
+from mmquant.ops import c_kernels, power_distance
 
 
 @pytest.mark.parametrize('p', [1.0, 2.0, 2.4, 3.0])
 @pytest.mark.parametrize('compiled', [True, False])
 def test_value_and_gradient(p, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(native, 'library', lambda: None)
+        monkeypatch.setattr(c_kernels, 'library', lambda: None)
     torch.manual_seed(0)
     x, y = torch.randn(3, 5, 40, 70, requires_grad=True), torch.randn(3, 5, 40, 70)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def test_channels_last_and_strides_that_differ():
 
 def test_compiled_kernels_agree_with_tensor_operations(monkeypatch):
     from mmquant.ops import fake_quantize, rounding_regularizer, soft_weight
-    if native.library() is None:
+    if c_kernels.library() is None:
         pytest.skip('no C compiler here: there is nothing to compare')
     torch.manual_seed(0)
     v0, base = torch.randn(6, 50, 3, 3) * 3, torch.randint(-3, 3, (6, 50, 3, 3)).float()
@@ -48,7 +48,7 @@ def test_compiled_kernels_agree_with_tensor_operations(monkeypatch):
         return weight.detach(), v.grad, x_hat.detach(), x.grad, step.grad
 
     compiled = everything()
-    monkeypatch.setattr(native, 'library', lambda: None)
+    monkeypatch.setattr(c_kernels, 'library', lambda: None)
     for a, b in zip(compiled, everything()):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
     assert torch.equal(compiled[2], everything()[2])  # forward values to the bit

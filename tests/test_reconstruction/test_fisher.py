@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
+from mmquant.calibration.stream import Stream
+from mmquant.losses import FisherDiagLoss, LpLoss
+from mmquant.losses.divergence import divergence_gradients
 from mmquant.models.layers import enabled
-from mmquant.reconstruction import FisherDiagLoss, LpLoss
-from mmquant.reconstruction.divergence import divergence_gradients
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
-from mmquant.reconstruction.replay import Stream
 
 
 def at_unit(context, name, granularity='block', mode=(True, False)):

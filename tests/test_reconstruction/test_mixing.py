@@ -2,9 +2,10 @@ import pytest
 import torch
 from models_for_tests import images
 
-from mmquant.reconstruction.mixing import ElementMix, seeded
+from mmquant.reconstruction.mixing import ElementMix
 from mmquant.registry import MIXERS
 from mmquant.utils.building import ConfigError, build
+from mmquant.utils.random import seeded
 
 
 @pytest.mark.parametrize('p', [0.1, 0.5, 0.9])

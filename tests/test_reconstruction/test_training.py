@@ -4,7 +4,7 @@ import pytest
 import torch
 from models_for_tests import images
 
-from mmquant.reconstruction import LpLoss
+from mmquant.losses import LpLoss
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
 
 

@@ -10,8 +10,9 @@ from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivation
 from mmquant.algorithms.lapq import calibration_of
 from mmquant.apis.config import load_config
 from mmquant.apis.quantize import run_steps
+from mmquant.losses import OutputDivergence
 from mmquant.registry import MODELS
-from mmquant.search import ClipProblem, OutputDivergence
+from mmquant.search import ClipProblem
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip('mmdet')

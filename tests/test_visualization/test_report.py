@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from models_for_tests import ResNet, calibrated, images, randomize
 
-from mmquant.analysis.cost import model_cost
 from mmquant.analysis.inspection import Inspection, inspect
 from mmquant.analysis.sensitivity import LayerSensitivity
+from mmquant.models.cost import model_cost
 from mmquant.visualization.figures import sensitivity_figure, to_array
 from mmquant.visualization.report import Run, add_sensitivity, figures_of, scalars_of, write_report
 

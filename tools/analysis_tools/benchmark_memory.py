@@ -13,14 +13,14 @@ from mmengine.registry import init_default_scope
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, Reconstruction
-from mmquant.analysis.benchmarks import add_out_argument, show
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import calibration_config, load_config
-from mmquant.reconstruction.cache import Cache, parse_bytes
+from mmquant.calibration.cache import Cache, parse_bytes
 from mmquant.registry import MODELS, STEPS
 from mmquant.utils.building import build
 from mmquant.utils.hardware import peak_memory_bytes
 from mmquant.utils.progress import progress
+from mmquant.zoo.benchmarks import add_out_argument, show
 
 
 def parse_args() -> argparse.Namespace:

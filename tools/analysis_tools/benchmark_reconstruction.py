@@ -15,14 +15,14 @@ from torch import nn
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
 from mmquant.algorithms.reconstruction import UnitRun
-from mmquant.analysis.benchmarks import add_out_argument, show
 from mmquant.apis.cli import run_as_script
+from mmquant.calibration.stream import Stream
+from mmquant.calibration.unit_inputs import UnitInput
 from mmquant.models import QuantizedModel
 from mmquant.reconstruction import LpLoss
-from mmquant.reconstruction.replay import Stream
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, make_adam, make_update
-from mmquant.reconstruction.unit_data import UnitInput
 from mmquant.registry import ROUNDINGS
+from mmquant.zoo.benchmarks import add_out_argument, show
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
 QUANTIZER = {'weight': {'type': 'mmquant.UniformAffineQuantizer', 'bits': 4, 'granularity': 'channel'},

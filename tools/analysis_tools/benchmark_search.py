@@ -14,15 +14,15 @@ import mmengine
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms.lapq import NormSweep, calibration_of
-from mmquant.analysis.benchmarks import add_out_argument, show
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
-from mmquant.apis.context import prepare_context
+from mmquant.apis.prepare import prepare_context
 from mmquant.apis.quantize import run_steps
 from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem
 from mmquant.search.clips import find_clips
 from mmquant.utils.building import build
+from mmquant.zoo.benchmarks import add_out_argument, show
 
 POWELL = dict(type='mmquant.PowellSearch')
 OTHERS = ('CoordinateDescent', 'GradientSearch', 'PatternSearch')

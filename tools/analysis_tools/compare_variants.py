@@ -11,13 +11,13 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.model_zoo import data_name
-from mmquant.analysis.results import repository_path, results_folder, write_json
-from mmquant.analysis.variants import FILE, apply_variant, measurement, read_variants
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.utils.building import ConfigError, check_keys
 from mmquant.utils.tables import render
+from mmquant.zoo.model_zoo import data_name
+from mmquant.zoo.results import repository_path, results_folder, write_json
+from mmquant.zoo.variants import FILE, apply_variant, measurement, read_variants
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def main() -> None:
     cfg = calibration_config(merge_common(load_config(args.config, args.cfg_options), args))
     variants = load_config(args.variants).get('variants')
     if not isinstance(variants, dict) or not variants:
-        raise ConfigError(f'{args.variants} has no variants; see mmquant/analysis/variants.py')
+        raise ConfigError(f'{args.variants} has no variants; see mmquant/zoo/variants.py')
     check_keys(args.only or (), variants, '--only')
     if args.publish and args.cfg_options:
         raise ConfigError('--publish: leave out --cfg-options, so that the config as it stands gives the figures')

@@ -16,7 +16,7 @@ from mmquant.algorithms.lapq import NORMS, NormSweep, calibration_of
 from mmquant.analysis.landscape import chosen_clips, curvature, surface
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
-from mmquant.apis.context import prepare_context
+from mmquant.apis.prepare import prepare_context
 from mmquant.apis.quantize import run_steps
 from mmquant.search import ClipProblem
 from mmquant.visualization import plot_hessian, plot_norms, plot_surface

@@ -5,11 +5,11 @@ import sys
 from glob import glob
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.model_zoo import update_folder, updated_files
-from mmquant.analysis.results import results_folder, write_json
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import calibration_config, load_config
 from mmquant.apis.dry_run import model_cost_of
+from mmquant.zoo.model_zoo import update_folder, updated_files
+from mmquant.zoo.results import results_folder, write_json
 
 CONFIGS = osp.join(osp.dirname(osp.abspath(__file__)), '..', '..', 'configs')
 

@@ -1,0 +1,338 @@
+"""Cached activations that advance unit by unit: each prefix is computed once, so cost grows linearly with depth.
+
+A stream stands at a frontier (the entry of a unit). To move on, the model runs again with every module call that is
+complete replaced by a stub: it returns its cached output where that is still needed, a placeholder of the right shape
+where it is not. Only the modules between the old and the new frontier really run, whatever the graph looks like.
+"""
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.utils._pytree import tree_map
+
+from mmquant.calibration.cache import Cache, Kept, load
+from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
+from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
+from mmquant.models.detection import Decisions
+from mmquant.models.layers import PerCall
+from mmquant.models.quantized_model import QuantizedModel
+from mmquant.structures.unit import Unit
+
+Key = tuple[str, int]
+
+
+class _Reached(Exception):
+    """The run arrived at its last target."""
+
+
+@dataclass(frozen=True)
+class _Dead:
+    """Shape of an output nobody reads any more."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def leaking_calls(flow: DataFlow) -> set[int]:
+    """Calls that a stub cannot stand for: a tensor made inside is read outside, but is not among their outputs."""
+    reads = [(op.tick, v) for op in flow.ops for v in op.inputs]
+    reads += [(flow.calls[0].exit - 0.5, v) for v in flow.calls[0].outputs]
+    found = set()
+    for tick, value in reads:
+        made = flow.producer.get(value)
+        for call in flow.ancestors(made.call) if made else ():
+            if call.enter < tick < call.exit:
+                break
+            if value not in call.outputs:
+                found.add(call.index)
+    return found
+
+
+def completed_calls(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
+    """Outermost calls that ended before ``tick`` and do not leak."""
+    found, inside = {}, set()
+    for call in flow.calls:  # callers before what they call
+        if call.parent in inside:
+            inside.add(call.index)
+        elif 0 <= call.exit < tick and call.index not in leaking:
+            inside.add(call.index)
+            found[call.key] = call
+    return found
+
+
+def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: int) -> set[int]:
+    """Values that are needed behind ``tick``, by later operations or through re-executed glue."""
+    spans = sorted((c.enter, c.exit) for c in completed.values())  # disjoint
+    begins = [enter for enter, _ in spans]
+
+    def is_inside(tick):
+        place = bisect(begins, tick) - 1
+        return place >= 0 and tick < spans[place][1]
+
+    open_ops = [op for op in flow.ops if not is_inside(op.tick)]
+    needed = {v for op in open_ops if op.tick > tick for v in op.inputs} | set(flow.calls[0].outputs)
+    for op in reversed(open_ops):
+        if op.tick < tick and needed & set(op.outputs):
+            needed |= set(op.inputs)
+    return needed
+
+
+def _outermost(flow: DataFlow, targets: list[Call], accept) -> dict[Key, Call]:
+    """Outermost calls between the first and the last target, outside of all targets, that ``accept(call)``."""
+    found, inside = {}, {t.index for t in targets}
+    for call in flow.calls:
+        if call.parent in inside or call.index in inside:
+            inside.add(call.index)
+        elif targets[0].enter < call.enter and call.exit < targets[-1].enter and accept(call):
+            inside.add(call.index)
+            found[call.key] = call
+    return found
+
+
+def _pending_values(flow: DataFlow, pending: frozenset[str]) -> set[int]:
+    """Values computed from the output of a layer that is still to be tuned."""
+    calls = {c.index for c in flow.calls if any(a.name in pending for a in flow.ancestors(c.index))}
+    values = set()
+    for op in flow.ops:
+        if op.call in calls or values & set(op.inputs):
+            values |= set(op.outputs)
+    return values
+
+
+def _ancestor_values(flow: DataFlow, targets: list[Call]) -> set[int]:
+    """Values that the inputs of some calls were computed from, these included."""
+    needed = {v for t in targets for v in t.inputs}
+    for op in reversed(flow.ops):
+        if op.tick < targets[-1].enter and needed & set(op.outputs):
+            needed |= set(op.inputs)
+    return needed
+
+
+class Stream:
+    """Activations of all calibration chunks, in the quantization mode that is active while it advances.
+
+    Args:
+        model (QuantizedModel): Model whose data flow has been recorded.
+        chunks (list[Tensor]): Preprocessed inputs, one entry a forward pass.
+        samples (list[list] | None): Data samples of each chunk.
+        decisions (Decisions | None): Proposals that stay the same in all runs of a chunk.
+        cache (Cache | None): Where activations are kept. Default: memory without limit.
+    """
+
+    def __init__(self, model: QuantizedModel, chunks: list, samples: list | None = None,
+                 decisions: Decisions | None = None, cache: Cache | None = None) -> None:
+        self.model, self.flow, self.chunks = model, model.flow, chunks
+        self.samples, self.decisions, self.cache = samples, decisions or Decisions(), cache or Cache()
+        self.leaking = leaking_calls(self.flow)
+        self.stores: list[dict] = [{} for _ in chunks]
+        self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
+        self.per_call = {n for n, m in model.architecture.named_modules()
+                         if isinstance(getattr(m, 'input_quantizer', None), PerCall)}
+        self.mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
+        self._inner: dict[Key, dict[str, int]] = {}
+
+    def advance(self, unit: Unit, pending: frozenset[str]) -> list[tuple[tuple, dict]]:
+        """Move the frontier to the entry of ``unit``; returns (args, kwargs) of its calls: all of a chunk, then the
+        next chunk's. ``pending``: see :meth:`walk`."""
+        return [arguments for _, _, arguments in self.walk(unit, pending)]
+
+    def gather(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, UnitInput]:
+        """As :meth:`advance`, joined: the unit's inputs by (shape of an image, number of the call)."""
+        begins = {enter for enter, _ in unit.spans}
+        places = [c.leaves for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        parts: dict[tuple, UnitInput] = {}
+        for index, call, arguments in self.walk(unit, pending):
+            key = tuple(self.chunks[index].shape[1:]), call
+            parts.setdefault(key, UnitInputBuilder(places[call], self.cache)).add(arguments)
+        return {key: part.build() for key, part in parts.items()}
+
+    @torch.no_grad()
+    def walk(self, unit: Unit, pending: frozenset[str]):
+        """Move the frontier to the entry of ``unit``, chunk by chunk.
+
+        Args:
+            unit (Unit): Where to.
+            pending (frozenset[str]): Layers of this unit and of all that the stream is still to reach; what was
+                computed from them behind the frontier (between the first and the last call of a unit with several) is
+                not kept, so that their inputs are. Empty where no layer is to be fitted any more.
+
+        Yields:
+            tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).
+        """
+        begins = {enter for enter, _ in unit.spans}
+        targets = [c for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        completed = completed_calls(self.flow, targets[0].enter, self.leaking)
+        skipped: dict[Key, Call] = {}
+        if len(targets) > 1:
+            loose = _pending_values(self.flow, pending)
+            completed |= _outermost(self.flow, targets, lambda c: c.index not in self.leaking and not any(
+                loose & set(op.outputs) for op in self.flow.ops_within(c)))
+            needed = _ancestor_values(self.flow, targets)
+            skipped = _outermost(self.flow, targets, lambda c: c.key not in completed and not needed & {
+                *c.outputs, *(v for op in self.flow.ops_within(c) for v in op.outputs)})
+            skipped |= {t.key: t for t in targets[:-1]}
+        live = _live_values(self.flow, completed, targets[0].enter)
+        for index, store in enumerate(self.stores):
+            found = self._reach(index, unit, targets, self._capture(index, completed, live), skipped)
+            _prune(store, completed, live)
+            while found:
+                yield index, len(targets) - len(found), found.pop(0)
+
+    @torch.no_grad()
+    def advance_to(self, tick: float) -> None:
+        """Move the frontier to a time on the data flow's clock: calls that end before it will be stubs.
+
+        A hook of such a call, its output quantizer for example, still runs on what the stub answers.
+        """
+        target = next((c for c in self.flow.calls if c.enter > tick), None)
+        completed = completed_calls(self.flow, tick, self.leaking)
+        live = _live_values(self.flow, completed, tick)
+        for index, store in enumerate(self.stores):
+            fresh = {}
+            captures = {k: partial(put, fresh) for k, put in self._capture(index, completed, live).items()}
+            with contextlib.suppress(_Reached):
+                self._run(index, captures, {target.key: _stop} if target else {})
+            store.update(fresh)
+            _prune(store, completed, live)
+
+    def run_rest(self, index: int):
+        """Outputs of the net for chunk ``index``; calls before the frontier are stubs. Gradients flow if enabled."""
+        return self._run(index, {}, {})
+
+    def _reach(self, index: int, unit: Unit, targets: list[Call], captures: dict, skipped: dict) -> list:
+        """Run a chunk up to the last target; returns the arguments of each."""
+        found, fresh = [], {}
+
+        def collect(forward, args, kwargs):
+            call = targets[len(found)]
+            found.append(tree_map(lambda x: _copy(x, bool(self.flow.mutated & set(call.inputs))), (args, kwargs)))
+            if len(found) == len(targets):
+                raise _Reached
+            if call.key not in self.shapes[index]:
+                self.shapes[index][call.key] = tree_map(_bury, forward(*args, **kwargs))
+            return tree_map(lambda x: _revive(x, False), self.shapes[index][call.key])
+
+        try:
+            self._run(index, {k: partial(put, fresh) for k, put in captures.items()},
+                      {t.key: collect for t in targets}, skipped)
+        except _Reached:
+            self.stores[index].update(fresh)
+            return found
+        raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when its '
+                           'data flow was recorded; units need the same control flow for every image')
+
+    def run_behind(self, unit: Unit, index: int, replace, begin=None):
+        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the last call of the unit.
+
+        That is the call of the activation behind the unit, if it has one, else of the unit itself; a unit with several
+        calls has several last ones. ``begin(forward, args, kwargs)`` answers the unit itself where an activation
+        follows. Calls before the frontier are stubs. Gradients flow if enabled outside.
+        """
+        answers = {}
+        for enter, leave in unit.spans:
+            own = next(c for c in self.flow.calls if c.name == unit.name and c.enter == enter)
+            if unit.activation:
+                if begin:
+                    answers[own.key] = begin
+                own = next(c for c in self.flow.calls if c.name == unit.activation and c.enter > leave)
+            answers[own.key] = replace
+        return self._run(index, {}, answers)
+
+    def _capture(self, index: int, completed: dict[Key, Call], live: set[int]) -> dict:
+        """For each completed call that is not kept yet, ``put(into, output)``."""
+        memo: dict[int, object] = {}  # outputs that several calls return are kept once
+
+        def keep(x, clone):
+            if not isinstance(x, torch.Tensor):
+                return x
+            if clone:
+                return self.cache.put(x.detach().clone())
+            if id(x) not in memo:
+                memo[id(x)] = self.cache.put(x), x
+            return memo[id(x)][0]
+
+        def put(call, into, out):
+            alive, clone = bool(live & set(call.outputs)), bool(self.flow.mutated & set(call.outputs))
+            into[call.key] = tree_map((lambda x: keep(x, clone)) if alive else _bury, out)
+
+        return {key: partial(put, call) for key, call in completed.items() if key not in self.stores[index]}
+
+    def _run(self, index: int, captures: dict, answers: dict, skipped: dict | None = None):
+        """Run a chunk: kept calls are stubs, ``captures[key](output)`` sees outputs, ``answers[key]`` replaces calls,
+        and ``skipped`` calls are passed over once the shape of their output is known."""
+        store, shapes, skipped = self.stores[index], self.shapes[index], skipped or {}
+        counts: dict[str, int] = defaultdict(int)
+        names = {name for name, _ in (*store, *captures, *answers, *skipped)} | self.per_call
+        per_call, mutated = self.per_call, self.mutated
+
+        def wrap(name, module, forward):
+
+            def replayed(*args, **kwargs):
+                key = (name, counts[name])
+                counts[name] += 1
+                if name in per_call:
+                    module.input_quantizer.position = key[1]
+                if key in answers:
+                    return answers[key](forward, args, kwargs)
+                known = store.get(key) if key in store else shapes.get(key) if key in skipped else None
+                if key in store or (key in skipped and key in shapes):
+                    for inner_name, n in self._inner_counts(key).items():
+                        counts[inner_name] += n
+                    return tree_map(lambda x: _revive(x, key in mutated), known)
+                out = forward(*args, **kwargs)
+                if key in captures:
+                    captures[key](out)
+                if key in skipped:
+                    shapes[key] = tree_map(_bury, out)
+                return out
+
+            return replayed
+
+        with wrapped_forwards(self.model.architecture, wrap, names), \
+                self.decisions.pinned(self.model.architecture, index):
+            return self.model.run(self.chunks[index], self.samples and self.samples[index])
+
+    def _inner_counts(self, key: Key) -> dict[str, int]:
+        """How often the modules inside a call are called."""
+        if key in self._inner:
+            return self._inner[key]
+        call = self.flow.calls_of[key[0]][key[1]]
+        counts: dict[str, int] = defaultdict(int)
+        for other in self.flow.calls:
+            if call.enter < other.enter < call.exit:
+                counts[other.name] += 1
+        self._inner[key] = counts
+        return counts
+
+
+def _stop(forward, args, kwargs):
+    raise _Reached
+
+
+def _prune(store: dict, completed: dict[Key, Call], live: set[int]) -> None:
+    """Drop what lies inside completed calls, and the content of what nobody reads any more."""
+    for key in [k for k in store if k not in completed]:
+        del store[key]
+    for key, call in completed.items():
+        if key in store and not live & set(call.outputs):
+            store[key] = tree_map(_bury, store[key])
+
+
+def _copy(x, clone: bool):
+    return x.detach().clone() if clone and isinstance(x, torch.Tensor) else x
+
+
+def _bury(x):
+    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, Kept)) else x
+
+
+def _revive(x, overwritten: bool):
+    if isinstance(x, _Dead):
+        one = torch.zeros((), dtype=x.dtype, device=x.device)
+        return one.expand(x.shape).clone() if overwritten else one.expand(x.shape)
+    return _copy(load(x), overwritten)

@@ -1,0 +1,90 @@
+"""The evaluation hook: float baseline, nearest rounding, each step, final; one results file."""
+from __future__ import annotations
+
+import json
+import os.path as osp
+import time
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.analysis.tables import coverage_table, summary_table
+from mmquant.datasets.checks import nothing_to_find, overlap
+from mmquant.models.cost import model_cost
+from mmquant.registry import HOOKS
+from mmquant.utils.hardware import peak_memory_bytes
+
+
+@HOOKS.register_module()
+class EvaluationHook(Hook):
+    """Evaluates with the Runner's own validation loop and writes ``results.json``.
+
+    Args:
+        stages (list[str] | None): Names of the stages to evaluate; default all. ``'final'`` always is.
+    """
+    priority = 'LOW'
+
+    def __init__(self, stages: list[str] | None = None) -> None:
+        self.only = None if stages is None else set(stages)
+        self.started = time.monotonic()
+
+    def before_calibration(self, runner, context: CalibrationContext) -> None:
+        """Warn about shared images; evaluate the float model."""
+        self.started = time.monotonic()
+        try:
+            shared = overlap(runner.train_loop.dataloader.dataset, runner.val_loop.dataloader.dataset)
+        except ValueError as error:
+            runner.logger.warning(f'Could not check whether calibration and evaluation images overlap: {error}')
+            shared = 0
+        if shared:
+            if not any(r['kind'] == 'shared_images' for r in context.records):  # a resumed run knows already
+                context.records.append(dict(kind='shared_images', count=shared))
+            runner.logger.warning(
+                f'WARNING: {shared} of the calibration images are also EVALUATION images. Accuracies of this run are '
+                'too good and must not be published; calibrate on training images (train_cfg.dataloader).')
+        if not self._done(runner, 'float'):
+            self._evaluate(runner, context, 'float', (False, False))
+
+    def after_calibration_step(self, runner, context: CalibrationContext, step: Step, seconds: float) -> None:
+        """Evaluate behind a step that changed the accuracy."""
+        if step.evaluates is not None:
+            self._evaluate(runner, context, step.name, step.evaluates, seconds)
+
+    def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
+        """Evaluate the finished model; write results, log the tables."""
+        self._evaluate(runner, context, 'final', context.model.ready)  # as tools/test.py does
+        if not is_main_process():
+            return
+        cost = model_cost(context.model, len(context.sample))
+        total, peak = time.monotonic() - self.started, peak_memory_bytes()
+        results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,
+                       stages=runner.train_loop.stages, size_mb=cost.size_mb, bops=cost.bops, peak_memory_bytes=peak,
+                       checkpoint=path, seconds=total, records=context.records)
+        with open(osp.join(runner.work_dir, 'results.json'), 'w') as f:
+            json.dump(results, f, indent=1)
+        runner.logger.info('\n' + coverage_table(cost))
+        runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
+
+    def _done(self, runner, name: str) -> bool:
+        return any(s['name'] == name for s in runner.train_loop.stages)
+
+    def _evaluate(self, runner, context: CalibrationContext, name: str, mode: tuple[bool, bool],
+                  seconds: float = 0.0) -> None:
+        if self.only is not None and name not in self.only | {'final'}:
+            return
+        with context.model.frozen(*mode):
+            try:
+                metrics = runner.val_loop.run()
+            except Exception as error:
+                raise ValueError(f'the evaluation failed ({type(error).__name__}: {" ".join(str(error).split())}); '
+                                 'check val_dataloader, val_evaluator and data_preprocessor. Finished units are saved: '
+                                 'go on with --resume') from error
+        metrics = {k: float(v) for k, v in metrics.items()}
+        if (warning := nothing_to_find(metrics)) is not None:
+            runner.logger.warning(warning)
+        runner.train_loop.stages.append(dict(name=name, metrics=metrics, seconds=seconds))
+        text = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
+        runner.logger.info(f'Stage {name}: {text} ({seconds:.1f} s)')
+        for key, value in metrics.items():
+            runner.visualizer.add_scalar(f'{name}/{key}', value, len(runner.train_loop.stages))

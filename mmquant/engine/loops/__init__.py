@@ -1,0 +1,3 @@
+from mmquant.engine.loops.calibration_loop import CalibrationLoop
+
+__all__ = ['CalibrationLoop']

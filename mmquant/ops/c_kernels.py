@@ -1,0 +1,103 @@
+"""Compiled versions of the hottest elementwise operations, built on first use with the system's C compiler.
+
+Where there is no compiler, the tensors are not dense float32 on a CPU, or ``MMQUANT_NATIVE=0``, :func:`library` or
+:func:`layout` returns None and the callers use tensor operations instead.
+"""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CHUNK = 16384  # as in c_kernels.c
+SOURCE = Path(__file__).with_suffix('.c')
+FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared',
+         *(('-mprefer-vector-width=512', ) if platform.machine() == 'x86_64' else ()))
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they cannot be had. Built once a machine, into the user's cache folder."""
+    if os.environ.get('MMQUANT_NATIVE', '1') == '0' or platform.system() != 'Linux':
+        return None
+    compiler = shutil.which(os.environ.get('CC', 'cc')) or shutil.which('gcc')
+    try:
+        key = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + _processor()).hexdigest()[:16]
+        path = _cache_folder() / f'kernels-{key}.so'
+        if not path.is_file():
+            if compiler is None:
+                return None
+            _compile(compiler, path)
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+
+
+def _cache_folder() -> Path:
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmquant' / 'kernels'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _processor() -> bytes:
+    """What ``-march=native`` depends on."""
+    info = Path('/proc/cpuinfo').read_text()
+    return next((line for line in info.splitlines() if line.startswith(('flags', 'Features'))), '').encode()
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / 'kernels.so'
+        subprocess.run([compiler, *FLAGS, str(SOURCE), '-o', str(built), '-lmvec', '-lm'], check=True,
+                       capture_output=True, timeout=120)
+        os.replace(built, path)
+
+
+def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, count, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+    lib.soft_weight.argtypes = [count, count] + [pointer] * 5 + [real, real, pointer, pointer]
+    regularized = [count, count] + [pointer] * 5 + [real] * 3 + [pointer] * 4
+    for half in ('', '_half'):
+        getattr(lib, f'soft_weight_regularized{half}').argtypes = regularized
+        getattr(lib, f'combine_slopes{half}').argtypes = [count, pointer, pointer, real, pointer, pointer]
+        getattr(lib, f'power_distance{half}').argtypes = [count, pointer, pointer, real, real, pointer, pointer]
+    lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
+    lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
+    lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
+    lib.lp_errors.argtypes = [count, count, count] + [pointer] * 4 + [real, pointer]
+    for name in ('power_distance', 'power_distance_half', 'lp_errors', 'soft_weight', 'soft_weight_regularized',
+                 'soft_weight_regularized_half', 'combine_slopes', 'combine_slopes_half', 'rounding_regularizer',
+                 'fake_quantize', 'fake_quantize_backward'):
+        getattr(lib, name).restype = None
+    return lib
+
+
+def usable(*tensors: Tensor, half: Tensor | None = None) -> ctypes.CDLL | None:
+    """The kernels, if all tensors are float32 on a CPU, dense, and of one memory order; ``half`` may be bfloat16."""
+    first = tensors[0]
+    for t in tensors if half is None else (half, *tensors):
+        known = t.dtype == torch.float32 or (t is half and t.dtype == torch.bfloat16)
+        if t.device.type != 'cpu' or not known or t.stride() != first.stride():
+            return None
+    if not (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))):
+        return None
+    return library()
+
+
+def kernel(name: str, dtype: torch.dtype):
+    """One of the kernels that also exist for bfloat16, for this data type."""
+    return getattr(library(), f'{name}_half' if dtype == torch.bfloat16 else name)
+
+
+def chunk_sums(numel: int) -> Tensor:
+    """Room for one partial sum a chunk."""
+    return torch.empty(max(1, -(-numel // CHUNK)), dtype=torch.float64)

@@ -1,0 +1,241 @@
+"""The float net behind a unit, up to the end of its stage or of the net, as a function of the unit's output.
+
+Supervision of what follows (RepAPQ's across-block calibration, PD-Quant's prediction difference) needs its gradient at
+the unit's output. The module around, the stage or the whole model, is run with the unit's last call answered by a given
+tensor. Calls in front of it are answered by placeholders; where the rest needs their values (a shortcut around the
+unit), they are computed anew, in float and without gradient.
+"""
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from mmengine.logging import print_log
+from torch.utils._pytree import tree_map
+
+from mmquant.calibration.stream import Stream, completed_calls, leaking_calls
+from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
+from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
+from mmquant.models.layers import enabled
+from mmquant.models.quantized_model import QuantizedModel
+from mmquant.quantizers import Quantizer
+from mmquant.structures.unit import Unit
+
+
+@dataclass(frozen=True)
+class TailLoss:
+    """How much a unit's own output and that of what follows count.
+
+    Attributes:
+        end (str): ``'stage'`` (default) or ``'net'``: where the outputs are compared.
+        unit_weight (float): Factor of the loss at the unit's output. Default 1.
+        weight (float): Factor of the loss at the end. Default 1; 0 is plain reconstruction.
+    """
+    end: str = 'stage'
+    unit_weight: float = 1.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.end not in ('stage', 'net'):
+            raise ValueError(f"end must be 'stage' or 'net', got {self.end!r}")
+        if min(self.unit_weight, self.weight) < 0 or self.unit_weight + self.weight == 0:
+            raise ValueError(f'weights must be at least 0 and not both 0, got unit_weight={self.unit_weight}, '
+                             f'weight={self.weight}')
+
+
+@dataclass(frozen=True)
+class TailTerm:
+    """The second loss of a unit.
+
+    Attributes:
+        run (Callable): ``run(output, rows)`` -> output at the end, with gradients; see :class:`Tail`.
+        targets (Tensor): Float output at the end for all calibration rows.
+        channel_dim (int): Channel axis of the targets.
+        share (TailLoss): Weights of both losses.
+    """
+    run: Callable
+    targets: torch.Tensor
+    channel_dim: int
+    share: TailLoss
+
+
+def last_call(flow: DataFlow, unit: Unit) -> Call:
+    """The call that returns a unit's output: of the activation behind it, if it has one, else of the unit itself."""
+    name, tick = (unit.activation, unit.exit) if unit.activation else (unit.name, unit.enter - 1)
+    return next(c for c in flow.calls if c.name == name and c.enter > tick)
+
+
+def end_of(model: QuantizedModel, unit: Unit, end: str) -> Unit | None:
+    """The stage or the net around a unit; None where there is none, or the unit returns the same.
+
+    Units that are called several times, and outputs of several tensors, have none.
+    """
+    around = model.units('net') if end == 'net' else [u for u in model.units('stage') if u.kind == 'stage']
+    for outer in around:
+        if outer.enter < unit.enter and unit.exit < outer.exit and not outer.more and not unit.more:
+            call = next(c for c in model.flow.calls if c.name == outer.name and c.enter == outer.enter)
+            last = last_call(model.flow, unit)
+            one_tensor = len(call.outputs) == len(last.outputs) == 1
+            return outer if one_tensor and last.outputs != call.outputs else None
+    return None
+
+
+class Tail:
+    """The float net from a unit's output to the output of the module around it.
+
+    Args:
+        model (QuantizedModel): Its quantizers are off inside the tail, whatever they are outside.
+        unit (Unit): Where the tail begins.
+        end (Unit): A unit around it, see :func:`end_of`.
+        data (UnitInput): Float input of ``end`` for all calibration rows.
+    """
+
+    def __init__(self, model: QuantizedModel, unit: Unit, end: Unit, data: UnitInput) -> None:
+        self.model, self.data = model, data
+        self.module = model.architecture.get_submodule(end.name)
+        self.quantizers = [m for m in self.module.modules() if isinstance(m, Quantizer)]
+        flow = model.flow
+        self.last = last_call(flow, unit)
+        around = next(c for c in flow.calls if c.name == end.name and c.enter == end.enter)
+        inside = [c for c in flow.calls if around.enter < c.enter < around.exit]
+        ready = {k: c for k, c in completed_calls(flow, self.last.enter, leaking_calls(flow)).items()
+                 if around.enter < c.enter < around.exit}
+        self.stubs = {} if _is_needed(flow, ready, self.last, around) else {c.index: None for c in ready.values()}
+        skipped = [c for c in inside if c.index in self.stubs or c is self.last]
+        # The calls that a run really makes, by module: those within skipped ones are not made.
+        self.made: dict[str, list[Call]] = defaultdict(list)
+        for call in inside:
+            if not any(s.enter < call.enter < s.exit for s in skipped):
+                self.made[call.name].append(call)
+        self.names = {c.name for c in skipped}
+        if self.stubs:
+            self._learn_shapes()
+
+    @torch.no_grad()
+    def _learn_shapes(self) -> None:
+        """See what the calls in front return, on up to two rows; only their shapes are kept."""
+        count = min(2, len(self.data))
+        few = pick(self.data.data, torch.arange(count))
+        shapes = {}
+
+        def answer(call, forward, args, kwargs):
+            output = forward(*args, **kwargs)
+            if call.index in self.stubs:
+                shapes[call.index] = tree_map(lambda x: _Placeholder.of(x, count), output)
+            return output
+
+        self._run(few, answer)
+        self.stubs = shapes
+
+    def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Output of the module around.
+
+        Args:
+            output (Tensor): The unit's output, (n, ...); gradients flow to it.
+            rows (Tensor): The n calibration rows that it belongs to.
+        """
+
+        def answer(call, forward, args, kwargs):
+            if call is self.last:
+                return output
+            if call.index in self.stubs:
+                return tree_map(lambda x: x.revived(len(output)) if isinstance(x, _Placeholder) else x,
+                                self.stubs[call.index])
+            return forward(*args, **kwargs)
+
+        return self._run(pick(self.data.data, rows), answer)
+
+    def _run(self, data, answer):
+        counts: dict[str, int] = defaultdict(int)
+
+        def wrap(name, module, forward):
+
+            def replayed(*args, **kwargs):
+                calls = self.made[name]
+                call = calls[min(counts[name], len(calls) - 1)]
+                counts[name] += 1
+                return answer(call, forward, args, kwargs)
+
+            return replayed
+
+        args, kwargs = self.data.arguments(data)
+        with enabled(self.quantizers, False), wrapped_forwards(self.model.architecture, wrap, self.names):
+            return output_of(self.module(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class _Placeholder:
+    """Shape of a tensor whose values nobody needs, with its first axis for each row of data."""
+    shape: tuple[int, ...]
+    rows: int
+    like: torch.Tensor
+
+    @classmethod
+    def of(cls, x, rows: int):
+        return cls(tuple(x.shape), rows, x.new_zeros(())) if isinstance(x, torch.Tensor) else x
+
+    def revived(self, rows: int) -> torch.Tensor:
+        first = self.shape[0] * rows // self.rows if self.shape else 0
+        return self.like.expand(first, *self.shape[1:]) if self.shape else self.like
+
+
+def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:
+    """Whether what follows ``last`` reads a tensor that a call in front of it made."""
+    needed = {v for op in flow.ops if last.exit < op.tick < around.exit for v in op.inputs} | set(around.outputs)
+    needed -= set(last.outputs)
+    spans = [(c.enter, c.exit) for c in ready.values()]
+    for op in reversed([op for op in flow.ops if around.enter < op.tick < last.enter]):
+        if needed & set(op.outputs) and not any(a < op.tick < b for a, b in spans):
+            needed |= set(op.inputs)
+    return any(needed & set(c.outputs) for c in ready.values())
+
+
+class Tails:
+    """The tail terms of a model's units; float input and output of a stage are computed once, when it begins.
+
+    Args:
+        model (QuantizedModel): The model.
+        stream (Stream): Of the float net; a unit's terms are asked for before the stream advances to it.
+        share (TailLoss): Where to, and weights.
+        chunk (int): Rows a forward pass.
+    """
+
+    def __init__(self, model: QuantizedModel, stream: Stream, share: TailLoss, chunk: int) -> None:
+        self.model, self.stream, self.share, self.chunk = model, stream, share, chunk
+        self.end: Unit | None = None
+        self.data: dict[tuple, UnitInput] = {}
+        self.targets: dict[tuple, object] = {}
+        if share.weight and not any(self._end(u) for u in model.units()):
+            print_log(f'no block has a {share.end} behind it, so the tail loss does nothing: declare block classes in '
+                      "quantizer.block_types, or use end='net'", 'current', logging.WARNING)
+
+    def _end(self, unit: Unit) -> Unit | None:
+        return end_of(self.model, unit, self.share.end) if self.share.weight else None
+
+    @torch.no_grad()
+    def terms(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, TailTerm]:
+        """The unit's terms by (size of the images, number of the call); ``pending`` as in :meth:`Stream.walk`.
+
+        Empty for the last unit of a stage, whose output is the stage's, and outside of stages.
+        """
+        end = self._end(unit)
+        if end is None:
+            return {}
+        with self.model.quantization(weights=False, activations=False):
+            if end != self.end:
+                self.end, self.data = end, self.stream.gather(end, pending)
+                self.targets = {key: self._run(x) for key, x in self.data.items()}
+            tails = {key: Tail(self.model, unit, end, x) for key, x in self.data.items()}
+        return {key: TailTerm(tail, self.targets[key], end.channel_dim, self.share) for key, tail in tails.items()}
+
+    def _run(self, data: UnitInput):
+        module = self.model.architecture.get_submodule(self.end.name)
+
+        def run(x):
+            args, kwargs = data.arguments(x)
+            return output_of(module(*args, **kwargs))
+
+        return run_in_chunks(run, data.data, self.chunk, self.stream.cache)

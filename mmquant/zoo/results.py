@@ -1,0 +1,156 @@
+"""Results records: what was measured on a saved checkpoint, and what several of them say together.
+
+One record is one evaluation by ``tools/test.py``: plain values, no path of a machine. Published records lie in
+``configs/<algorithm>/results/<config stem>/seed<N>.json``, beside ``cost.json`` with what needs no measurement
+(parameters, operations, size). Tables and metafiles are made from these files alone, by
+:mod:`mmquant.zoo.model_zoo`.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import os.path as osp
+from glob import glob
+from statistics import mean, stdev
+
+from mmquant.utils.building import ConfigError, differing_keys
+from mmquant.utils.versions import found_versions
+
+FORMAT = 1
+COST_KEYS = ('params', 'macs', 'bops', 'size_mb', 'float_size_mb')
+# What a checkpoint's meta must hold for a record; older checkpoints lack it.
+META_KEYS = ('seed', 'stages', 'records', 'settings', 'cost', 'device', 'versions', 'calibration', 'seconds',
+             'peak_memory_bytes', 'evaluated_images')
+FLOAT_BITS = 32
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(
+            f.read()).hexdigest()
+
+
+def repository_path(path: str) -> str:
+    """A config's path from ``configs/`` on, with forward slashes; the bare file name where it lies elsewhere."""
+    parts = osp.abspath(path).split(os.sep)
+    start = len(parts) - 1 - parts[::-1].index('configs') if 'configs' in parts else len(parts) - 1
+    return '/'.join(parts[start:])
+
+
+def baseline(stages: list[dict], *names: str) -> dict | None:
+    """Metrics of the first of the named stages that a run evaluated."""
+    found = {s['name']: s['metrics'] for s in stages}
+    return next((found[n] for n in names if n in found), None)
+
+
+def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: dict) -> dict:
+    """The record of one evaluation.
+
+    Args:
+        config (str): Path of the config.
+        checkpoint (str): Path of the checkpoint that was evaluated.
+        meta (dict): Its meta, as :class:`CalibrationLoop` wrote it.
+        metrics (dict): What the evaluation gave.
+        data (dict): ``name``, ``type`` and number of ``images`` of the test set.
+
+    Returns:
+        dict: ``metrics``, ``float`` and ``nearest`` (the run's own baselines), bits, ``cost`` (parameters, MACs and bit
+        operations of one image, packed size in 10**6 bytes), seed, settings, calibration list, time, memory, versions.
+
+    Raises:
+        ConfigError: If the checkpoint's meta lacks something.
+    """
+    lost = [k for k in META_KEYS if k not in meta]
+    if lost:
+        raise ConfigError(f'{checkpoint}: its meta has no {lost[0]!r}, which a results record needs; it was written by '
+                          'an older mmquant or by mmquant.quantize. Quantize again with tools/ptq.py')
+    settings = meta['settings']
+    return dict(
+        format=FORMAT, config=repository_path(config), data=data, metrics=metrics,
+        float=baseline(meta['stages'], 'float'), nearest=baseline(meta['stages'], 'nearest', 'nearest_weights'),
+        w_bits=_bits(settings['quantizer']['weight']), a_bits=_bits(settings['quantizer']['activation']),
+        cost={k: meta['cost'][k] for k in COST_KEYS}, seed=meta['seed'], settings=settings,
+        calibration=meta['calibration'], minutes=meta['seconds'] / 60, peak_memory_bytes=meta['peak_memory_bytes'],
+        device=meta['device'], versions=dict(quantized=meta['versions'], evaluated=found_versions()),
+        checkpoint=dict(sha256=file_sha256(checkpoint), bytes=osp.getsize(checkpoint)))
+
+
+def _bits(quantizer: dict) -> int:
+    return quantizer.get('bits', 8) or FLOAT_BITS
+
+
+def check_publishable(meta: dict, settings: dict, data: dict) -> None:
+    """Refuse to publish what the config as it stands would not give.
+
+    Args:
+        meta (dict): Meta of the checkpoint.
+        settings (dict): ``steps``, ``quantizer`` and ``dataset`` (calibration, without roots) of the config file, plain
+            values.
+        data (dict): Of the record.
+
+    Raises:
+        ConfigError: If the run had other settings, calibrated on evaluation images, or took its baselines on another
+            number of images than the evaluation.
+    """
+    own = dict(meta['settings'], dataset=meta['calibration']['dataset'])
+    changed = differing_keys({k: own[k] for k in settings}, settings)
+    if changed:
+        raise ConfigError(f'--update-results: the checkpoint was made with other settings than the config has: '
+                          f'{", ".join(changed[:5])}. Quantize with the config as it is, or write a config of its own')
+    shared = [r for r in meta['records'] if r['kind'] == 'shared_images']
+    if shared:
+        raise ConfigError(f'--update-results: {shared[0]["count"]} calibration images of this run are also evaluation '
+                          'images; calibrate on training images (train_cfg.dataloader)')
+    if meta['evaluated_images'] != data['images']:
+        raise ConfigError(f'--update-results: the run took its baselines on {meta["evaluated_images"]} images, this '
+                          f'evaluation on {data["images"]}; let val_dataloader and test_dataloader have the same data')
+
+
+def write_json(path: str, data: dict) -> str:
+    """Write with sorted keys and a line end; returns the path."""
+    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+    with open(path, 'w') as f:
+        f.write(json.dumps(data, indent=1, sort_keys=True) + '\n')
+    return path
+
+
+def results_folder(config: str) -> str:
+    """Where the published records of a config lie: ``configs/<algorithm>/results/<config stem>``."""
+    return osp.join(osp.dirname(config), 'results', osp.splitext(osp.basename(config))[0])
+
+
+def read_records(config: str) -> list[dict]:
+    """Published records of a config, by seed; empty if there are none."""
+    found = []
+    for path in glob(osp.join(results_folder(config), 'seed*.json')):
+        with open(path) as f:
+            found.append(json.load(f))
+    return sorted(found, key=lambda r: r['seed'])
+
+
+def read_cost(config: str, records: list[dict]) -> dict | None:
+    """Cost of a config's model: of its first record, else of ``cost.json``, else None."""
+    if records:
+        return records[0]['cost']
+    path = osp.join(results_folder(config), 'cost.json')
+    if not osp.exists(path):
+        return None
+    with open(path) as f:
+        return json.load(f)
+
+
+def values_of(records: list[dict], key: str, part: str = 'metrics') -> list[float]:
+    """One metric of each record; empty if any lacks it."""
+    found = [(r.get(part) or {}).get(key) for r in records]
+    return [] if None in found else found
+
+
+def spread(values: list[float], digits: int = 2, factor: float = 1.0) -> str:
+    """``'71.20'``, or mean and sample standard deviation of several, ``'71.20 ± 0.15'``; ``'-'`` of none."""
+    if not values:
+        return '-'
+    scaled = [v * factor for v in values]
+    text = f'{mean(scaled):.{digits}f}'
+    return f'{text} ± {stdev(scaled):.{digits}f}' if len(scaled) > 1 else text
