@@ -12,7 +12,8 @@ from tools_for_tests import ROOT, STEPS, quantized_of, results_of, runner_of
 from mmquant.algorithms.step import Step
 from mmquant.apis.config import build_runner, calibration_config, load_config
 from mmquant.datasets import digits_det
-from mmquant.engine import CalibrationLoop, loops
+from mmquant.engine import CalibrationLoop
+from mmquant.engine.loops import calibration_loop as loops
 from mmquant.engine.progress_file import ProgressFile
 from mmquant.models.checkpoint import write_atomically
 
