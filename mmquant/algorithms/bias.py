@@ -9,12 +9,12 @@ farther from the float one with corrected layers keeps the biases it had.
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.calibration.cache import Kept, load
 from mmquant.losses.divergence import float_tensors
+from mmquant.models.layers import output_axis
 from mmquant.models.units import unit_module
 from mmquant.registry import STEPS
 from mmquant.structures.unit import Unit
@@ -116,7 +116,7 @@ class UnitPass:
         totals, counts = [], []
 
         def add(owner, args, output) -> None:
-            rows = output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).double()
+            rows = output.movedim(output_axis(layer), 0).flatten(1).double()
             totals.append(rows.sum(1))
             counts.append(rows.shape[1])
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.dataflow import DataFlow
-from mmquant.models.layers import LAYER_TYPES, channel_axis, is_layer
+from mmquant.models.layers import LAYER_TYPES, channel_axis, is_layer, num_outputs, output_axis
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
 
 
 def _same_channels(layer: nn.Module, shape: tuple[int, ...]) -> bool:
-    """BatchNorm's channels are axis 1 of its input, a linear layer's the last one."""
-    return not isinstance(layer, nn.Linear) or len(shape) == 2
+    """BatchNorm's channels are axis 1 of its input, those of the layer's output must be, too."""
+    return output_axis(layer) % len(shape) == 1
 
 
 @torch.no_grad()
@@ -99,8 +99,7 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
 def ensure_bias(layer: nn.Module) -> None:
     """Give a layer without bias a zero one."""
     if layer.bias is None:
-        width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        layer.bias = nn.Parameter(layer.weight.new_zeros(width))
+        layer.bias = nn.Parameter(layer.weight.new_zeros(num_outputs(layer)))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

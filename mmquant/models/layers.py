@@ -145,6 +145,16 @@ def channel_axis(layer: nn.Module) -> int:
     return 1 if isinstance(layer, TRANSPOSED_TYPES) else 0
 
 
+def output_axis(layer: nn.Module) -> int:
+    """Axis of a layer's output that counts its channels: the last one of a linear layer, else 1."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def num_outputs(layer: nn.Module) -> int:
+    """Output channels of a layer."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
 def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module, input_quantizer: nn.Module | None = None) -> None:
     """Turn a float layer into a quantized one, in place."""
     layer.__class__ = quantized_class(type(layer))

@@ -6,18 +6,15 @@ from math import prod
 from torch import nn
 
 from mmquant.models.dataflow import Call, DataFlow
-from mmquant.models.layers import TRANSPOSED_TYPES
+from mmquant.models.layers import TRANSPOSED_TYPES, num_outputs
 from mmquant.models.units import layer_calls
 
 
 def _macs(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one call for one image (shapes include the batch)."""
-    if isinstance(layer, nn.Linear):
-        return prod(in_shape) * layer.out_features // in_shape[0]
-    kernel = prod(layer.kernel_size)
-    if isinstance(layer, TRANSPOSED_TYPES):
-        return prod(in_shape[1:]) * layer.out_channels // layer.groups * kernel
-    return prod(out_shape[1:]) * layer.in_channels // layer.groups * kernel
+    if isinstance(layer, TRANSPOSED_TYPES):  # every element of the input meets all weights of its channel
+        return prod(in_shape[1:]) // layer.in_channels * layer.weight.numel()
+    return prod(out_shape[1:]) // num_outputs(layer) * layer.weight.numel()
 
 
 def macs_of_calls(model: nn.Module, flow: DataFlow, batch: int = 1) -> list[tuple[Call, int]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmquant.models.dataflow import Call, DataFlow, Op
-from mmquant.models.layers import has_own_weight
+from mmquant.models.layers import has_own_weight, output_axis
 from mmquant.structures.unit import GRANULARITIES, Unit
 
 ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
@@ -98,7 +98,7 @@ def _layer_unit(model: nn.Module, flow: DataFlow, calls: list[Call]) -> Unit:
                 c.name != around.name or not flow.is_closed(c) for c in mates):
             break
         outer = mates
-    dim = -1 if isinstance(modules[layer], nn.Linear) else 1
+    dim = output_axis(modules[layer])
     behind = {_following_activation(modules, flow, c) for c in outer}
     return Unit(outer[0].name, 'layer', (layer,), outer[0].enter, outer[0].exit, dim,
                 behind.pop() if len(behind) == 1 else None, tuple((c.enter, c.exit) for c in outer[1:]))
