@@ -40,6 +40,10 @@ class _Dead:
 
 def leaking_calls(flow: DataFlow) -> set[int]:
     """Calls that a stub cannot stand for: a tensor made inside is read outside, but is not among their outputs."""
+    return flow.once('leaking calls', lambda: _leaking_calls(flow))
+
+
+def _leaking_calls(flow: DataFlow) -> set[int]:
     reads = [(op.tick, v) for op in flow.ops for v in op.inputs]
     reads += [(flow.calls[0].exit - 0.5, v) for v in flow.calls[0].outputs]
     found = set()
@@ -53,20 +57,24 @@ def leaking_calls(flow: DataFlow) -> set[int]:
     return found
 
 
-def completed_calls(flow: DataFlow, tick: int, leaking: set[int]) -> dict[Key, Call]:
-    """Outermost calls that ended before ``tick`` and do not leak."""
-    found, inside = {}, set()
-    for call in flow.calls:  # callers before what they call
-        if call.parent in inside:
-            inside.add(call.index)
-        elif 0 <= call.exit < tick and call.index not in leaking:
-            inside.add(call.index)
-            found[call.key] = call
-    return found
+def completed_calls(flow: DataFlow, tick: float, leaking: set[int]) -> dict[Key, Call]:
+    """Outermost calls that ended before ``tick`` and do not leak; looks into calls that are open or leak only."""
+
+    def ended(calls):
+        for call in calls:  # in order of entry
+            if call.enter >= tick:
+                return
+            if 0 <= call.exit < tick and call.index not in leaking:
+                yield call
+            else:
+                yield from ended(flow.calls[i] for i in call.children)
+
+    return {c.key: c for c in ended(flow.once('outermost', lambda: [c for c in flow.calls if c.parent < 0]))}
 
 
-def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: int) -> set[int]:
-    """Values that are needed behind ``tick``, by later operations or through re-executed glue."""
+def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: float) -> set[int]:
+    """Values, made by completed calls or between them, that are needed after ``tick``: by operations that are still to
+    run, or to run operations between the completed calls again, which no stub answers."""
     spans = sorted((c.enter, c.exit) for c in completed.values())  # disjoint
     begins = [enter for enter, _ in spans]
 
@@ -74,12 +82,17 @@ def _live_values(flow: DataFlow, completed: dict[Key, Call], tick: int) -> set[i
         place = bisect(begins, tick) - 1
         return place >= 0 and tick < spans[place][1]
 
-    open_ops = [op for op in flow.ops if not is_inside(op.tick)]
-    needed = {v for op in open_ops if op.tick > tick for v in op.inputs} | set(flow.calls[0].outputs)
-    for op in reversed(open_ops):
-        if op.tick < tick and needed & set(op.outputs):
-            needed |= set(op.inputs)
-    return needed
+    before = [span for span in spans if span[1] < tick]
+    gaps = zip((0, *(leave for _, leave in before)), (*(enter for enter, _ in before), tick))
+    between = [op for begin, end in gaps for op in flow.ops_between(begin, end)]
+    made = {v for call in completed.values() for v in call.outputs} | {v for op in between for v in op.outputs}
+    returned = set(flow.calls[0].outputs)
+    live = {v for v in made if v in returned
+            or any(op.tick > tick and not is_inside(op.tick) for op in flow.readers.get(v, ()))}
+    for op in reversed(between):
+        if not live.isdisjoint(op.outputs):
+            live.update(op.inputs)
+    return live
 
 
 def _outermost(flow: DataFlow, targets: list[Call], accept) -> dict[Key, Call]:
@@ -96,11 +109,13 @@ def _outermost(flow: DataFlow, targets: list[Call], accept) -> dict[Key, Call]:
 
 def _pending_values(flow: DataFlow, pending: frozenset[str]) -> set[int]:
     """Values computed from the output of a layer that is still to be tuned."""
-    calls = {c.index for c in flow.calls if any(a.name in pending for a in flow.ancestors(c.index))}
-    values = set()
+    calls, values = set(), set()
+    for call in flow.calls:  # callers before what they call
+        if call.name in pending or call.parent in calls:
+            calls.add(call.index)
     for op in flow.ops:
-        if op.call in calls or values & set(op.inputs):
-            values |= set(op.outputs)
+        if op.call in calls or not values.isdisjoint(op.inputs):
+            values.update(op.outputs)
     return values
 
 
@@ -108,7 +123,7 @@ def _ancestor_values(flow: DataFlow, targets: list[Call]) -> set[int]:
     """Values that the inputs of some calls were computed from, these included."""
     needed = {v for t in targets for v in t.inputs}
     for op in reversed(flow.ops):
-        if op.tick < targets[-1].enter and needed & set(op.outputs):
+        if op.tick < targets[-1].enter and not needed.isdisjoint(op.outputs):
             needed |= set(op.inputs)
     return needed
 

@@ -6,9 +6,12 @@ calls and a ``TorchDispatchMode`` records each ATen call with its scope and its 
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +96,13 @@ class DataFlow:
         self.mutated: set[int] = set()
         self.decoded: set[int] = set()
         self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
+        self._answers: dict[Hashable, object] = {}
+
+    def once(self, key: Hashable, find: Callable[[], object]):
+        """What ``find()`` returned when ``key`` was asked for first: a finished record does not change any more."""
+        if key not in self._answers:
+            self._answers[key] = find()
+        return self._answers[key]
 
     @cached_property
     def producer(self) -> dict[int, Op]:
@@ -106,6 +116,33 @@ class DataFlow:
         for call in self.calls:
             table[call.name].append(call)
         return dict(table)
+
+    @cached_property
+    def returned_by(self) -> dict[int, list[Call]]:
+        """Value -> calls that returned it, in order of entry."""
+        table = defaultdict(list)
+        for call in self.calls:
+            for v in dict.fromkeys(call.outputs):
+                table[v].append(call)
+        return dict(table)
+
+    @cached_property
+    def taken_by(self) -> dict[int, list[Call]]:
+        """Value -> calls that were given it, in order of entry."""
+        table = defaultdict(list)
+        for call in self.calls:
+            for v in dict.fromkeys(call.inputs):
+                table[v].append(call)
+        return dict(table)
+
+    @cached_property
+    def last_read(self) -> dict[int, float]:
+        """Value -> tick of the last operation that reads it; infinite where the network returns it."""
+        return {v: op.tick for op in self.ops for v in op.inputs} | dict.fromkeys(self.calls[0].outputs, inf)
+
+    @cached_property
+    def _ticks(self) -> list[int]:
+        return [op.tick for op in self.ops]
 
     @cached_property
     def readers(self) -> dict[int, list[Op]]:
@@ -133,14 +170,14 @@ class DataFlow:
                 found.append(op)
         return found
 
-    def depends_on(self, value: int, source: int) -> bool:
-        """Whether ``value`` was computed from ``source``."""
-        stack, seen = [value], set()
+    def depends_on(self, value: int, *sources: int) -> bool:
+        """Whether ``value`` is one of some values or was computed from one; later values have greater numbers."""
+        first, stack, seen = min(sources), [value], set()
         while stack:
             v = stack.pop()
-            if v == source:
+            if v in sources:
                 return True
-            if v > source and v not in seen and v in self.producer:
+            if v > first and v not in seen and v in self.producer:
                 seen.add(v)
                 stack.extend(self.producer[v].inputs)
         return False
@@ -153,20 +190,25 @@ class DataFlow:
             call = self.calls[call].parent
         return chain
 
+    def ops_between(self, begin: float, end: float) -> list[Op]:
+        """Operations between two ticks."""
+        return self.ops[bisect_left(self._ticks, begin):bisect_left(self._ticks, end)]
+
     def ops_within(self, call: Call) -> list[Op]:
         """Operations run between entry and exit of a call, by it or its children."""
-        return [op for op in self.ops if call.enter < op.tick < call.exit]
+        return self.ops_between(call.enter, call.exit)
 
     def is_closed(self, call: Call, single: bool = True) -> bool:
         """One tensor in, one out (several if not ``single``), no other one read, and none inside read outside."""
         if not call.inputs or not call.outputs or (single and len(call.inputs) + len(call.outputs) != 2):
             return False
-        inner = {v for op in self.ops_within(call) for v in op.outputs} - set(call.outputs)
-        outside = {v for op in self.ops if not call.enter < op.tick < call.exit for v in op.inputs}
-        returned = set(self.calls[0].outputs)
-        known = {*inner, *call.inputs, *call.outputs}
-        reads_other = any(v not in known for op in self.ops_within(call) for v in op.inputs)
-        return not inner & (outside | returned) and not reads_other
+        return self.once(('closed', call.index), lambda: self._keeps_to_itself(call))
+
+    def _keeps_to_itself(self, call: Call) -> bool:
+        ops = self.ops_within(call)
+        made, passed = {v for op in ops for v in op.outputs}, {*call.inputs, *call.outputs}
+        leaks = any(self.last_read.get(v, 0) > call.exit for v in made.difference(call.outputs))
+        return not leaks and all(v in made or v in passed for op in ops for v in op.inputs)
 
 
 class _Memory:

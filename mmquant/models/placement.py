@@ -13,7 +13,7 @@ from torch import nn
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
 from mmquant.models.layers import has_own_weight, is_layer
 from mmquant.models.policy import BitPolicy
-from mmquant.models.units import find_blocks, layer_calls
+from mmquant.models.units import find_blocks, first_layers, layer_calls
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNREACHED = 'not reached through its own forward by the observed batch'
@@ -85,8 +85,9 @@ class _Placer:
         self.calls = layer_calls(model, flow)
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)
                        if c.bare and len(c.outputs) == 1}
-        self.first = {c.name for c in self.calls if flow.root(c.inputs[0]) in flow.network_inputs}
+        self.first = first_layers(model, flow)
         self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
+        self.of_first = self._values_of_first()
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)
@@ -110,10 +111,21 @@ class _Placer:
             stack += [] if layer else op.inputs
         return found
 
+    def _values_of_first(self) -> set[int]:
+        """Values whose nearest layers are first layers, in one walk along the record."""
+        of_first, of_any = set(), set()
+        for op in self.flow.ops:
+            layer = self._layer_around(op.call)
+            known = [v for v in op.inputs if v in of_any]
+            if layer in self.first if layer else known and of_first.issuperset(known):
+                of_first.update(op.outputs)
+            if layer or known:
+                of_any.update(op.outputs)
+        return of_first
+
     def _bits(self, value: int, readers: list[str]) -> int | None:
         feeds_last = bool(readers) and set(readers) <= self.last
-        sources = self._sources([value])
-        return self.policy.activation_bits(readers, from_first=bool(sources) and sources <= self.first,
+        return self.policy.activation_bits(readers, from_first=value in self.of_first,
                                            into_last=feeds_last)
 
     def _readers(self, value: int, through=MOVEMENT) -> tuple[list[str], bool]:
@@ -124,7 +136,7 @@ class _Placer:
 
     def _producer(self, value: int) -> Call | None:
         """The innermost module, called once and no container, that returns the tensor itself."""
-        calls = [c for c in self.flow.calls if c.bare and c.outputs == (value,) and len(self.flow.calls_of[c.name]) == 1
+        calls = [c for c in self.flow.returned_by.get(value, ()) if c.bare and len(self.flow.calls_of[c.name]) == 1
                  and c.parent >= 0 and not isinstance(self.modules[c.name], CONTAINERS)]
         return calls[-1] if calls else None
 

@@ -1,6 +1,7 @@
 """Discovery of reconstruction units from the data flow: layer, block, stage, net."""
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import replace
 
 import torch
@@ -16,13 +17,30 @@ ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU,
 
 def layer_calls(model: nn.Module, flow: DataFlow) -> list[Call]:
     """Calls of modules whose weights can be quantized, in execution order."""
-    modules = dict(model.named_modules())
-    return [c for c in flow.calls if has_own_weight(modules[c.name]) and c.inputs and c.outputs]
+
+    def find() -> list[Call]:
+        modules = dict(model.named_modules())
+        return [c for c in flow.calls if has_own_weight(modules[c.name]) and c.inputs and c.outputs]
+
+    return flow.once('layer calls', find)
 
 
 def layers_within(model: nn.Module, flow: DataFlow, call: Call) -> tuple[str, ...]:
     """Distinct layers called inside a call, in execution order."""
-    return tuple(dict.fromkeys(c.name for c in layer_calls(model, flow) if call.enter <= c.enter < call.exit))
+
+    def find() -> tuple[str, ...]:
+        calls = layer_calls(model, flow)
+        begins = flow.once('entries of layer calls', lambda: [c.enter for c in calls])
+        inside = calls[bisect_left(begins, call.enter):bisect_left(begins, call.exit)]
+        return tuple(dict.fromkeys(c.name for c in inside))
+
+    return flow.once(('layers within', call.index), find)
+
+
+def first_layers(model: nn.Module, flow: DataFlow) -> set[str]:
+    """Layers that read an input of the network, moved at most."""
+    return flow.once('first layers', lambda: {c.name for c in layer_calls(model, flow)
+                                              if flow.root(c.inputs[0]) in flow.network_inputs})
 
 
 def _is_residual_add(flow: DataFlow, op: Op) -> bool:
@@ -35,10 +53,23 @@ def _is_unit_call(model: nn.Module, flow: DataFlow, call: Call, times: int = 1, 
             and bool(layers_within(model, flow, call)))
 
 
+def _computed_inside(flow: DataFlow, call: Call) -> set[int]:
+    """Values that a closed call computes from its input, the input included."""
+
+    def find() -> set[int]:
+        values = {call.inputs[0]}
+        for op in flow.ops_within(call):
+            if not values.isdisjoint(op.inputs):
+                values.update(op.outputs)
+        return values
+
+    return flow.once(('computed inside', call.index), find)
+
+
 def _smallest_block(model: nn.Module, flow: DataFlow, op: Op) -> Call | None:
     """The innermost closed call around an add both of whose operands come from the call's input."""
     for call in flow.ancestors(op.call):
-        if _is_unit_call(model, flow, call) and all(flow.depends_on(v, call.inputs[0]) for v in op.inputs):
+        if _is_unit_call(model, flow, call) and _computed_inside(flow, call).issuperset(op.inputs):
             return call
     return None
 
@@ -56,35 +87,47 @@ def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] =
         block_types (tuple[str, ...]): Names of further module classes that are blocks; these may have several tensors
             in and out (a feature pyramid).
     """
+    return list(flow.once(('blocks', block_types), lambda: _find_blocks(model, flow, block_types)))
+
+
+def _find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...]) -> list[Call]:
     modules = dict(model.named_modules())
-    found = {c.index: c for op in flow.ops if _is_residual_add(flow, op)
+    found = {c.index: c for op in flow.ops if op.name == 'add' and _is_residual_add(flow, op)
              if (c := _smallest_block(model, flow, op)) is not None}
     found = _without_outer(found)
     classes = {type(modules[c.name]) for c in found.values()} - {nn.Sequential, nn.ModuleList}
     declared = {c.index: c for c in flow.calls if c.index not in found
                 and (type(modules[c.name]) in classes or type(modules[c.name]).__name__ in block_types)
                 and _is_unit_call(model, flow, c, single=type(modules[c.name]).__name__ not in block_types)}
-    inside = [c for c in declared.values() if any(b.enter < c.enter < b.exit for b in found.values())]
-    found.update({i: c for i, c in declared.items() if c not in inside})
+    # Blocks seen by their add come first: what merely has the class of one is none inside of another.
+    begins = sorted(c.enter for c in found.values())
+    exits = {c.enter: c.exit for c in found.values()}
+    for index, call in declared.items():
+        place = bisect_left(begins, call.enter)
+        if not place or exits[begins[place - 1]] < call.enter:
+            found[index] = call
     return sorted(_without_outer(found).values(), key=lambda c: c.enter)
 
 
 def _without_outer(found: dict[int, Call]) -> dict[int, Call]:
-    return {i: c for i, c in found.items() if not any(c.enter < o.enter and o.exit < c.exit for o in found.values())}
+    """Without calls around others: as calls nest, whatever lies inside of one is entered right after it."""
+    ordered = sorted(found.values(), key=lambda c: c.enter)
+    outer = {c.index for c, following in zip(ordered, ordered[1:]) if following.exit < c.exit}
+    return {i: c for i, c in found.items() if i not in outer}
 
 
 def _together(flow: DataFlow, calls: list[Call]) -> list[Call]:
     """Calls of one layer that do not depend on one another: the first one, and what other pyramid levels call."""
     kept = calls[:1]
     for call in calls[1:]:
-        if not any(flow.depends_on(v, out) for v in call.inputs for first in kept for out in first.outputs):
+        outputs = [out for first in kept for out in first.outputs]
+        if not any(flow.depends_on(v, *outputs) for v in call.inputs):
             kept.append(call)
     return kept
 
 
-def _layer_unit(model: nn.Module, flow: DataFlow, calls: list[Call]) -> Unit:
+def _layer_unit(model: nn.Module, modules: dict, flow: DataFlow, calls: list[Call]) -> Unit:
     """A layer with what belongs to it alone: its ConvModule, or the activation that alone reads its output."""
-    modules = dict(model.named_modules())
     layer, outer, times = calls[0].name, calls, len(calls)
     for level, around in enumerate(flow.ancestors(calls[0].parent)):
         if not _is_unit_call(model, flow, around, times) or len(layers_within(model, flow, around)) > 1:
@@ -105,9 +148,11 @@ def _layer_unit(model: nn.Module, flow: DataFlow, calls: list[Call]) -> Unit:
 
 
 def _following_activation(modules: dict, flow: DataFlow, call: Call) -> str | None:
-    readers = flow.readers.get(call.outputs[0], [])
-    for after in flow.calls:
-        alone = readers and all(after.enter < op.tick < after.exit for op in readers)
+    """The activation module that alone reads what a call returned."""
+    value = call.outputs[0]
+    readers = flow.readers.get(value)
+    for after in flow.taken_by.get(value, ()) if readers else ():
+        alone = all(after.enter < op.tick < after.exit for op in readers)
         if (alone and after.enter > call.exit and after.inputs == call.outputs
                 and isinstance(modules[after.name], ACTIVATION_TYPES)):
             return after.name
@@ -124,7 +169,7 @@ def _stage_calls(model: nn.Module, flow: DataFlow, blocks: list[Call]) -> list[C
     stages = {}
     for block in blocks:
         around = flow.calls[block.parent]
-        holds_all = all(around.enter < b.enter < around.exit for b in blocks)
+        holds_all = around.enter < blocks[0].enter and blocks[-1].enter < around.exit
         stage = around if _is_unit_call(model, flow, around) and not holds_all else block
         stages[stage.index] = stage
     return list(_without_outer(stages).values())
@@ -145,6 +190,11 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f'unknown unit granularity {granularity!r}; choose one of {", ".join(GRANULARITIES)}')
+    return list(flow.once(('units', granularity, block_types),
+                          lambda: _find_units(model, flow, granularity, block_types)))
+
+
+def _find_units(model: nn.Module, flow: DataFlow, granularity: str, block_types: tuple[str, ...]) -> list[Unit]:
     if granularity == 'net':
         return [_call_unit(model, flow, flow.calls[0], 'net')]
     calls = [] if granularity == 'layer' else find_blocks(model, flow, block_types)
@@ -156,7 +206,8 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
     for call in layer_calls(model, flow):
         if call.name not in covered:
             called.setdefault(call.name, []).append(call)
-    units += [_layer_unit(model, flow, _together(flow, calls)) for calls in called.values()]
+    modules = dict(model.named_modules())
+    units += [_layer_unit(model, modules, flow, _together(flow, calls)) for calls in called.values()]
     return _each_layer_once(sorted(units, key=lambda u: u.enter))
 
 
