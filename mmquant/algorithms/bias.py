@@ -9,30 +9,27 @@ farther from the float one with corrected layers keeps the biases it had.
 from __future__ import annotations
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.calibration.cache import Kept, load
-from mmquant.losses.divergence import float_tensors
+from mmquant.calibration.cache import load
+from mmquant.calibration.unit_inputs import tensors_in
+from mmquant.calibration.visits import Visit
 from mmquant.models.layers import output_axis
-from mmquant.models.units import unit_module
 from mmquant.registry import STEPS
-from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError
-from mmquant.utils.distributed import sum_over_ranks
+from mmquant.utils.distributed import sum_over_ranks, sum_tensor_over_ranks
 
 
 @STEPS.register_module()
 class CorrectBias(Step):
     """Give each output channel its float mean back, block by block; activations and the float net stay as they are.
 
-    Runs behind ``InsertOutputAffine(layers='all')``, whose biases hold only while weights are quantized, and behind
+    Runs after ``InsertOutputAffine(layers='all')``, whose biases hold only while weights are quantized, and after
     the step that fixed the weights. Layers without an output affine (transposed convolutions) stay as they are.
 
     Raises:
         ConfigError: If no layer has an output affine.
     """
-    distributed = True
     evaluates = (True, False)
 
     def __init__(self, name: str = 'biases') -> None:
@@ -41,90 +38,53 @@ class CorrectBias(Step):
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
         """Correct the layers of each block in execution order; reports their largest shifts."""
-        model = context.model
-        layers = {n: x for n, x in model.quantized_layers().items() if x.output_affine is not None}
+        layers = {n: x for n, x in context.model.quantized_layers().items() if x.output_affine is not None}
         if not layers:
             raise ConfigError("CorrectBias found no bias to change: put InsertOutputAffine with layers='all' before it")
-        todo = [(i, u) for i, u in enumerate(model.units('block')) if layers.keys() & set(u.layers)]
-        todo = [(i, u) for i, u in todo if i >= context.first_unit]
-        streams = context.stream(), context.stream()
-        with context.progress(f'{self.name} ({len(todo)} units)', len(todo)) as bar:
-            for done, (index, unit) in enumerate(todo):
-                pending = frozenset(n for _, u in todo[done:] for n in u.layers)
-                own = {n: layers[n] for n in unit.layers if n in layers}
-                before, after, shifts = self._correct(context, unit, own, *streams, pending)
-                kept = 'corrected' if after < before else 'initial'
-                context.records += [dict(kind='bias', layer=n, shift=s, kept=kept) for n, s in shifts.items()]
-                context.unit_done(index)
-                bar.update(done + 1, f'{unit.name or "net"} error {before:.4g} -> {after:.4g}')
-
-    def _correct(self, context: CalibrationContext, unit: Unit, layers: dict, exact, quantized, pending: frozenset[str]
-                 ) -> tuple[float, float, dict[str, float]]:
-        """Squared error of the unit's output before and after, and the largest shift of each layer."""
-        model = context.model
-        with model.quantization(weights=False, activations=False):
-            run = UnitPass(context, unit, exact, pending)
-            targets = [context.cache.put(x) for x in run()]
-            means = {name: run.mean(name) for name in layers}
-        biases = {name: layer.output_affine.bias for name, layer in layers.items()}
-        initial = {name: bias.clone() for name, bias in biases.items()}
-        with model.quantization(weights=True, activations=False):
-            run = UnitPass(context, unit, quantized, pending)
-            before = run.error(targets)
+        for visit in context.visits('block', lambda unit: bool(layers.keys() & set(unit.layers)),
+                                    ('float', 'weights'), self.name):
+            biases = {n: layers[n].output_affine.bias for n in visit.unit.layers if n in layers}
+            initial = {name: bias.clone() for name, bias in biases.items()}
+            before, after = self._correct(visit, biases)
+            shifts = {name: (bias - initial[name]).abs().max().item() for name, bias in biases.items()}
+            kept = 'corrected' if after < before else 'initial'
             for name, bias in biases.items():
-                bias.add_((means[name] - run.mean(name)).to(bias))
-            after = run.error(targets)
-        shifts = {name: (bias - initial[name]).abs().max().item() for name, bias in biases.items()}
-        if not after < before:
-            for name, bias in biases.items():
-                bias.copy_(initial[name])
-        return before, after, shifts
+                visit.record('bias', layer=name, shift=shifts[name], kept=kept)
+                if kept == 'initial':
+                    bias.copy_(initial[name])
+            visit.tick(1, f'error {before:.4g} -> {after:.4g}')
+
+    def _correct(self, visit: Visit, biases: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """Shift the biases one after another; squared error of the unit's output before and after."""
+        cache = visit.context.cache
+        targets = [cache.put(x) for _, _, y in visit.outputs('float', activation=False) for x in tensors_in(y)]
+        means = {name: channel_means(visit, 'float', name) for name in biases}
+        before = self._error(visit, targets)
+        for name, bias in biases.items():
+            bias.add_((means[name] - channel_means(visit, 'weights', name)).to(bias))
+        return before, self._error(visit, targets)
+
+    def _error(self, visit: Visit, targets: list) -> float:
+        outputs = (x for _, _, y in visit.outputs('weights', activation=False) for x in tensors_in(y))
+        return sum_over_ranks(sum((x - load(t)).double().square().sum().item() for x, t in zip(outputs, targets)))[0]
 
 
-class UnitPass:
-    """All calls of a unit on all images, as often as needed, in the quantization mode that is active.
+def channel_means(visit: Visit, stream: str, name: str) -> torch.Tensor:
+    """Mean of each output channel of a layer within the unit over all images, calls and places; float64 (channels,)."""
+    layer = visit.context.model.architecture.get_submodule(name)
+    totals, counts = [], []
 
-    Args:
-        context (CalibrationContext): Of the run.
-        unit (Unit): The unit.
-        stream (Stream): Moves to the entry of the unit.
-        pending (frozenset[str]): See :meth:`Stream.walk`.
-    """
+    def add(owner, args, output) -> None:
+        rows = output.movedim(output_axis(layer), 0).flatten(1).double()
+        totals.append(rows.sum(1))
+        counts.append(rows.shape[1])
 
-    def __init__(self, context: CalibrationContext, unit: Unit, stream, pending: frozenset[str]) -> None:
-        self.model, self.unit = context.model, unit
-        self.calls = [(call, tree_map_only(torch.Tensor, context.cache.put, arguments))
-                      for _, call, arguments in stream.walk(unit, pending)]
-
-    def __call__(self):
-        """Yields the floating-point outputs of each call."""
-        module = unit_module(self.model.architecture, self.unit)
-        for call, arguments in self.calls:
-            for quantizer, position in self.model.per_call_within(self.unit, call):
-                quantizer.position = position
-            # the unit may write into its arguments
-            args, kwargs = tree_map_only((torch.Tensor, Kept), lambda x: load(x).clone(), arguments)
-            yield from float_tensors(module(*args, **kwargs))
-
-    def error(self, targets: list) -> float:
-        """Summed squared error of the outputs."""
-        return sum_over_ranks(sum((x - load(t)).double().square().sum().item() for x, t in zip(self(), targets)))[0]
-
-    def mean(self, name: str) -> torch.Tensor:
-        """Mean of each output channel of a layer within, float64 (channels,)."""
-        layer = self.model.architecture.get_submodule(name)
-        totals, counts = [], []
-
-        def add(owner, args, output) -> None:
-            rows = output.movedim(output_axis(layer), 0).flatten(1).double()
-            totals.append(rows.sum(1))
-            counts.append(rows.shape[1])
-
-        handle = layer.register_forward_hook(add)
+    for _, call, arguments in visit.calls(stream):
+        handle = layer.register_forward_hook(add)  # here: hooks also see the answers that a stream gives for a layer
         try:
-            for _ in self():
-                pass
+            with visit.mode(stream):
+                visit.run(arguments, call, activation=False)
         finally:
             handle.remove()
-        *total, count = sum_over_ranks(*torch.stack(totals).sum(0).tolist(), sum(counts))
-        return torch.tensor(total, dtype=torch.float64, device=totals[0].device) / max(count, 1)
+    count = sum_over_ranks(sum(counts))[0]
+    return sum_tensor_over_ranks(torch.stack(totals).sum(0)) / max(count, 1)

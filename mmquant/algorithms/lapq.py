@@ -20,9 +20,9 @@ from mmengine.logging import print_log
 
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.losses import Objective
+from mmquant.losses.objectives import Objective, build_objective
 from mmquant.registry import OBJECTIVES, OBSERVERS, SEARCHERS, STEPS
-from mmquant.search import Calibration, ClipProblem, fit_parabola
+from mmquant.search import ClipProblem, fit_parabola
 from mmquant.utils.building import ConfigError, build
 from mmquant.utils.distributed import share
 
@@ -31,11 +31,9 @@ OBSERVER = {'type': 'mmquant.LpNormObserver', 'max_samples': 2**17, 'refinements
 WHOLE_RANGE = {'type': 'mmquant.MinMaxObserver'}
 
 
-def calibration_of(context: CalibrationContext, num_images: int | None = None) -> Calibration:
-    """This process's part of the first ``num_images`` calibration images of a context; None: all."""
-    count = share(num_images) if num_images else sum(len(chunk) for chunk in context.chunks)
-    chunks, samples = zip(*context.batches(count))
-    return Calibration(context.model, list(chunks), None if samples[0] is None else list(samples), cache=context.cache)
+def _images(context: CalibrationContext, num_images: int | None = None) -> CalibrationContext:
+    """The context on this process's part of the first ``num_images`` calibration images; None: all."""
+    return context.subset(share(num_images) if num_images else None)
 
 
 def _checked_count(num_images: int | None) -> int | None:
@@ -61,7 +59,6 @@ class NormSweep(Step):
     Raises:
         ConfigError: For an empty list, a p that is not above 0, or no images.
     """
-    distributed = True
     evaluates = (True, True)
 
     def __init__(self, norms: Sequence[float] = NORMS, observer: dict | None = None, num_images: int | None = 512,
@@ -86,17 +83,17 @@ class NormSweep(Step):
         """
         if context.first_unit == 0:
             context.state = dict(losses=[])
-        calibration = calibration_of(context, self.num_images)
-        objective = calibration.objective(self.objective, 'NormSweep.objective')
+        images = _images(context, self.num_images)
+        objective = build_objective(images, self.objective, 'NormSweep.objective')
         candidates = [None, *self.norms]
         with context.progress(f'{self.name} ({len(candidates)} values of p)', len(candidates)) as bar:
             for index in range(context.first_unit, len(candidates)):
-                loss = self._try(context, calibration, objective, index, candidates[index])
+                loss = self._try(context, images, objective, index, candidates[index])
                 bar.update(index + 1, f'p {candidates[index] or "-"} loss {loss:.4g}')
         losses = dict(context.state['losses'])
         fit = fit_parabola(self.norms, [losses[p] for p in self.norms])
         if fit.vertex is not None and len(context.state['losses']) == len(candidates):
-            self._try(context, calibration, objective, len(candidates), fit.vertex)
+            self._try(context, images, objective, len(candidates), fit.vertex)
         losses = dict(context.state['losses'])
         best = min(losses, key=losses.get)
         if math.isinf(losses[best]):
@@ -109,10 +106,10 @@ class NormSweep(Step):
         print_log(f'{self.name}: parabola {fit.branch}, p* {fit.vertex}; best p {best}, loss {losses[best]:.5f} '
                   f'(whole range {losses[None]:.5f})', 'current')
 
-    def _try(self, context: CalibrationContext, calibration: Calibration, objective: Objective, index: int,
-             p: float | None) -> float:
+    def _try(self, context: CalibrationContext, images: CalibrationContext, objective: Objective,
+             index: int, p: float | None) -> float:
         self._initialize(context, p)
-        with ClipProblem(calibration, objective, context.amp) as problem:
+        with ClipProblem(images, objective, context.amp) as problem:
             loss = problem.loss([0.0] * problem.size)
         context.state['losses'].append((p, loss))
         context.records.append(dict(kind='norm', step=self.name, p=p, loss=loss if math.isfinite(loss) else None))
@@ -139,7 +136,6 @@ class JointSearch(Step):
             ``OutputDivergence`` (default where not), ``LogitDistance``, or ``TrainingLoss`` for detectors of one stage.
         num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
     """
-    distributed = True
     evaluates = (True, True)
 
     def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = 512,
@@ -159,11 +155,11 @@ class JointSearch(Step):
         """
         if context.first_unit == 0:
             context.state = {}
-        calibration = calibration_of(context, self.num_images)
-        objective = calibration.objective(self.objective, 'JointSearch.objective')
+        images = _images(context, self.num_images)
+        objective = build_objective(images, self.objective, 'JointSearch.objective')
         units = self.searcher.num_units
         with context.progress(f'{self.name} ({units} units)', units) as bar, \
-                ClipProblem(calibration, objective, context.amp) as problem:
+                ClipProblem(images, objective, context.amp) as problem:
             problem.on_evaluation = lambda loss: bar.update(
                 index, f'{problem.counts.evaluations} evaluations, loss {problem.best_loss:.5g}')
             for index in range(context.first_unit, units):

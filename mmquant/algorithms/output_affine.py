@@ -37,7 +37,6 @@ class InsertOutputAffine(Step):
         ValueError: If there is no such layer, or ``'dense_bn'`` lacks the statistics.
     """
     structural = True
-    distributed = True
 
     def __init__(self, layers: str = 'merged', init: str = 'identity', name: str | None = None) -> None:
         super().__init__(name)
@@ -78,7 +77,6 @@ class FoldOutputAffine(Step):
     With one scale a tensor a factor cannot be folded: it stays, as the multiplier of each channel that integer kernels
     requantize with.
     """
-    distributed = True
     evaluates = (True, True)
 
     def __init__(self, name: str = 'folded') -> None:

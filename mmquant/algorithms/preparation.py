@@ -26,7 +26,6 @@ class Reparameterize(Step):
         RuntimeError: If merging changed the output by more.
     """
     structural = True
-    distributed = True
 
     def __init__(self, tolerance: float = 1e-3, name: str | None = None) -> None:
         super().__init__(name)
@@ -57,7 +56,6 @@ class Reparameterize(Step):
 class FoldBatchNorm(Step):
     """Fold every BatchNorm that alone reads the output of a convolution or linear layer, found by data flow."""
     structural = True
-    distributed = True
 
     def run(self, context: CalibrationContext) -> None:
         """Fold."""
@@ -73,7 +71,6 @@ class InsertQuantizers(Step):
         ValueError: If nothing would be quantized.
     """
     structural = True
-    distributed = True
 
     def run(self, context: CalibrationContext) -> None:
         """Plan, insert, and record the data flow of the quantized model."""

@@ -23,7 +23,6 @@ class InitWeightRange(Step):
     Args:
         observer (dict): Default: the p = 2.4 search (BRECQ).
     """
-    distributed = True
     evaluates = (True, False)
 
     def __init__(self, observer: dict | None = None, name: str = 'nearest_weights') -> None:
@@ -57,7 +56,6 @@ class InitActivationRange(Step):
         chunk (int): Images of one size that pass the model together. Default 64: usually one pass; with more, the
             first ones meet ranges upstream that later ones may still change.
     """
-    distributed = True
     evaluates = (True, True)
 
     def __init__(self, observer: dict | None = None, num_images: int = 64, chunk: int = 64,

@@ -21,10 +21,11 @@ import torch
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.calibration.cache import load
 from mmquant.calibration.stream import Stream
-from mmquant.calibration.unit_inputs import UnitInput, join, output_of, run_in_chunks, tensors_in
-from mmquant.models import QuantizedModel
+from mmquant.calibration.unit_inputs import join, run_in_chunks, tensors_in
+from mmquant.calibration.unit_run import UnitRun
+from mmquant.losses.objectives import build_objective
 from mmquant.models.layers import fixed_weights
-from mmquant.models.units import activation_of, unit_module
+from mmquant.models.units import unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
 from mmquant.reconstruction.rest_of_net import TailLoss, Tails
@@ -32,7 +33,6 @@ from mmquant.reconstruction.several_sizes import RaggedProblem
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
 from mmquant.reconstruction.variables import ROLES, SCALE_FLOOR, UnitVariables
 from mmquant.registry import LOSSES, MIXERS, ROUNDINGS, STEPS
-from mmquant.search.calibration import Calibration
 from mmquant.structures.unit import GRANULARITIES, Unit
 from mmquant.utils.building import ConfigError, build, check_keys, check_types
 from mmquant.utils.random import seeded
@@ -48,20 +48,6 @@ def _rates(lr: float | dict) -> dict[str, float]:
     if not any(rates.values()):
         raise ConfigError(f'lr must be positive, got {lr!r}' if rates else 'lr names no role')
     return rates
-
-
-class UnitRun:
-    """One call of a unit as a function of its data, with the activation behind it."""
-
-    def __init__(self, model: QuantizedModel, unit: Unit, call: int, data: UnitInput) -> None:
-        self.module, self.data = unit_module(model.architecture, unit), data
-        self.behind, self.per_call = activation_of(model.architecture, unit), model.per_call_within(unit, call)
-
-    def __call__(self, x):
-        for quantizer, position in self.per_call:
-            quantizer.position = position
-        args, kwargs = self.data.arguments(x)
-        return self.behind(output_of(self.module(*args, **kwargs)))
 
 
 @STEPS.register_module()
@@ -97,8 +83,6 @@ class Reconstruction(Step):
     Raises:
         ConfigError: For unknown choices and values out of range.
     """
-
-    distributed = True
 
     def __init__(self, target: str = 'weight', unit: str = 'block', num_iters: int = 20000, batch_size: int = 32,
                  lr: float | dict = 1e-3, loss: dict | None = None, rounding: dict | None = None,
@@ -143,8 +127,8 @@ class Reconstruction(Step):
         todo = [(i, u) for i, u in todo if i >= context.first_unit]
         if not todo:
             return
-        float_stream = context.stream()
-        quant_stream = context.stream() if self.inputs == 'quant' else None
+        float_stream = context.stream('float')
+        quant_stream = context.stream(self._mode()) if self.inputs == 'quant' else None
         slopes = self._output_gradients(context) if self.loss.needs_fisher else None
         tails = Tails(model, float_stream, self.tail, self.chunk) if self.tail else None
         with context.progress(f'{self.name} ({len(todo)} units)', len(todo) * self.num_iters) as bar:
@@ -220,8 +204,7 @@ class Reconstruction(Step):
         if quant_stream is not None:
             del data
             exact = exact if self.mix else None
-            with model.quantization(*self._mode()):
-                data = quant_stream.gather(unit, pending)
+            data = quant_stream.gather(unit, pending)
         for what, found in (('input', [x.data for x in data.values()]), ('float output', list(targets.values()))):
             if not all(torch.isfinite(load(x)).all() for x in tensors_in(tuple(found)) if x.dtype.is_floating_point):
                 raise FloatingPointError(f'{what} of unit {unit.name or "net"} holds NaN or infinite values; check the '
@@ -232,8 +215,7 @@ class Reconstruction(Step):
     def _output_gradients(self, context: CalibrationContext):
         """Of the loss whose squared gradients weigh the errors, at the outputs of the net."""
         if self.loss.objective is not None:
-            calibration = Calibration(context.model, context.chunks, context.samples, context.decisions, context.cache)
-            return of_loss(calibration.objective(self.loss.objective, 'Reconstruction.loss.objective'))
+            return of_loss(build_objective(context, self.loss.objective, 'Reconstruction.loss.objective'))
         with context.model.quantization(weights=False, activations=False):
             return of_divergence([context.run(index) for index in range(len(context.chunks))])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,9 +17,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 from mmquant.calibration.cache import Cache, Kept, load
+from mmquant.calibration.decisions import Decisions
 from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
-from mmquant.models.detection import Decisions
 from mmquant.models.layers import PerCall
 from mmquant.models.quantized_model import QuantizedModel
 from mmquant.structures.unit import Unit
@@ -129,7 +130,9 @@ def _ancestor_values(flow: DataFlow, targets: list[Call]) -> set[int]:
 
 
 class Stream:
-    """Activations of all calibration chunks, in the quantization mode that is active while it advances.
+    """Activations of all calibration chunks in one quantization mode, which the stream switches to where it advances.
+
+    Outside of that the model is as it was: streams of different modes can be walked in turns.
 
     Args:
         model (QuantizedModel): Model whose data flow has been recorded.
@@ -137,13 +140,18 @@ class Stream:
         samples (list[list] | None): Data samples of each chunk.
         decisions (Decisions | None): Proposals that stay the same in all runs of a chunk.
         cache (Cache | None): Where activations are kept. Default: memory without limit.
+        mode (tuple[bool, bool] | Callable | None): Whether (weights, activations) are quantized, or a function that
+            returns a context manager. Default None: as the model stands.
     """
 
     def __init__(self, model: QuantizedModel, chunks: list, samples: list | None = None,
-                 decisions: Decisions | None = None, cache: Cache | None = None) -> None:
+                 decisions: Decisions | None = None, cache: Cache | None = None,
+                 mode: tuple[bool, bool] | Callable | None = None) -> None:
         self.model, self.flow, self.chunks = model, model.flow, chunks
         self.samples, self.decisions, self.cache = samples, decisions or Decisions(), cache or Cache()
+        self.mode = mode if callable(mode) else partial(model.quantization, *mode) if mode else contextlib.nullcontext
         self.leaking = leaking_calls(self.flow)
+        self._front = -1.0  # where it stands on the data flow's clock
         self.stores: list[dict] = [{} for _ in chunks]
         self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
         self.per_call = {n for n, m in model.architecture.named_modules()
@@ -181,6 +189,7 @@ class Stream:
         """
         begins = {enter for enter, _ in unit.spans}
         targets = [c for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        self._move(targets[0].enter, unit.name or 'the net')
         completed = completed_calls(self.flow, targets[0].enter, self.leaking)
         skipped: dict[Key, Call] = {}
         if len(targets) > 1:
@@ -193,7 +202,8 @@ class Stream:
             skipped |= {t.key: t for t in targets[:-1]}
         live = _live_values(self.flow, completed, targets[0].enter)
         for index, store in enumerate(self.stores):
-            found = self._reach(index, unit, targets, self._capture(index, completed, live), skipped)
+            with self.mode():
+                found = self._reach(index, unit, targets, self._capture(index, completed, live), skipped)
             _prune(store, completed, live)
             while found:
                 yield index, len(targets) - len(found), found.pop(0)
@@ -205,18 +215,28 @@ class Stream:
         A hook of such a call, its output quantizer for example, still runs on what the stub answers.
         """
         target = next((c for c in self.flow.calls if c.enter > tick), None)
+        self._move(tick, f'time {tick}')
         completed = completed_calls(self.flow, tick, self.leaking)
         live = _live_values(self.flow, completed, tick)
         for index, store in enumerate(self.stores):
             fresh = {}
             captures = {k: partial(put, fresh) for k, put in self._capture(index, completed, live).items()}
-            with contextlib.suppress(_Reached):
+            with self.mode(), contextlib.suppress(_Reached):
                 self._run(index, captures, {target.key: _stop} if target else {})
             store.update(fresh)
             _prune(store, completed, live)
 
+    def _move(self, tick: float, where: str) -> None:
+        if tick < self._front:
+            raise RuntimeError(f'a stream was asked to go to {where}, which it has passed; streams only move forward, '
+                               'since what is not needed further on is forgotten')
+        self._front = tick
+
     def run_rest(self, index: int):
-        """Outputs of the net for chunk ``index``; calls before the frontier are stubs. Gradients flow if enabled."""
+        """Outputs of the net for chunk ``index`` in the mode that is active; calls before the frontier are stubs.
+
+        Gradients flow if enabled.
+        """
         return self._run(index, {}, {})
 
     def _reach(self, index: int, unit: Unit, targets: list[Call], captures: dict, skipped: dict) -> list:
@@ -242,11 +262,12 @@ class Stream:
                            'data flow was recorded; units need the same control flow for every image')
 
     def run_behind(self, unit: Unit, index: int, replace, begin=None):
-        """Run chunk ``index`` through the net; ``replace(forward, args, kwargs)`` answers the last call of the unit.
+        """Run chunk ``index`` through the net, in the mode that is active, with another answer at the end of the unit.
 
-        That is the call of the activation behind the unit, if it has one, else of the unit itself; a unit with several
-        calls has several last ones. ``begin(forward, args, kwargs)`` answers the unit itself where an activation
-        follows. Calls before the frontier are stubs. Gradients flow if enabled outside.
+        ``replace(forward, args, kwargs)`` answers its last call: that of the activation that follows the unit, if it
+        has one, else of the unit itself; a unit with several calls has several last ones. ``begin(forward, args,
+        kwargs)`` answers the unit itself where an activation follows. Calls before the frontier are stubs. Gradients
+        flow if enabled outside.
         """
         answers = {}
         for enter, leave in unit.spans:

@@ -13,14 +13,6 @@ from mmquant.registry import OBJECTIVES
 from mmquant.utils.building import ConfigError, build
 
 
-def labels_of(samples: list[list] | None) -> list[Tensor] | None:
-    """Class numbers (images,) of each chunk's data samples; None where an image has none, or several."""
-    found = [[getattr(x, 'gt_label', None) for x in chunk] for chunk in samples or ()]
-    if not found or any(not isinstance(x, Tensor) or x.numel() != 1 for chunk in found for x in chunk):
-        return None
-    return [torch.stack([x.reshape(()) for x in chunk]).long() for chunk in found]
-
-
 class Objective(ABC):
     """A loss of some images, given the quantized network's output for them.
 
@@ -32,8 +24,9 @@ class Objective(ABC):
         """Take in what the calibration set is compared with.
 
         Args:
-            calibration (Calibration): ``run(chunk)`` gives the float network's output, ``sizes`` the images of each
-                chunk, ``labels`` their class numbers or None, ``samples`` their data samples, ``model`` the network.
+            calibration (CalibrationContext): ``run(chunk)`` gives the float network's output, ``sizes`` the images of
+                each chunk, ``labels`` their class numbers or None, ``samples`` their data samples, ``model`` the
+                network.
 
         Raises:
             ConfigError: If something is missing or of the wrong shape.
@@ -110,8 +103,21 @@ class LogitDistance(OutputDivergence):
         return (got - exact).square().mean(1).sum()
 
 
-def build_objective(cfg: dict | None, labels: list[Tensor] | None, where: str) -> Objective:
-    """The objective of a config; without one, :class:`CrossEntropy` with labels, :class:`OutputDivergence` without."""
-    if cfg is not None:
-        return build(OBJECTIVES, cfg, where)
-    return OutputDivergence() if labels is None else CrossEntropy()
+@torch.no_grad()
+def build_objective(context, cfg: dict | None, where: str) -> Objective:
+    """Build an objective and let it take in the float network's outputs.
+
+    Args:
+        context (CalibrationContext): The images it is evaluated on.
+        cfg (dict | None): Its config. Default: :class:`CrossEntropy` for images with labels, :class:`OutputDivergence`
+            for others.
+        where (str): Place in the config, for messages.
+    """
+    if cfg is None:
+        objective = OutputDivergence() if context.labels is None else CrossEntropy()
+    else:
+        objective = build(OBJECTIVES, cfg, where)
+    context.settle_decisions()
+    with context.model.quantization(weights=False, activations=False):
+        objective.prepare(context)
+    return objective

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from mmquant.calibration.stream import Stream, completed_calls, leaking_calls
 from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
+from mmquant.calibration.unit_run import UnitRun
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
 from mmquant.models.layers import enabled
 from mmquant.models.quantized_model import QuantizedModel
@@ -232,10 +233,5 @@ class Tails:
         return {key: TailTerm(tail, self.targets[key], end.channel_dim, self.share) for key, tail in tails.items()}
 
     def _run(self, data: UnitInput):
-        module = self.model.architecture.get_submodule(self.end.name)
-
-        def run(x):
-            args, kwargs = data.arguments(x)
-            return output_of(module(*args, **kwargs))
-
-        return run_in_chunks(run, data.data, self.chunk, self.stream.cache)
+        return run_in_chunks(UnitRun(self.model, self.end, data=data, activation=False), data.data, self.chunk,
+                             self.stream.cache)

@@ -1,7 +1,6 @@
-from mmquant.search.calibration import Calibration
 from mmquant.search.parabola import fit_parabola
 from mmquant.search.problem import ClipProblem
 from mmquant.search.searcher import CoordinateDescent, GradientSearch, PatternSearch, PowellSearch, Searcher
 
-__all__ = ['Calibration', 'ClipProblem', 'CoordinateDescent', 'GradientSearch', 'PatternSearch', 'PowellSearch',
+__all__ = ['ClipProblem', 'CoordinateDescent', 'GradientSearch', 'PatternSearch', 'PowellSearch',
            'Searcher', 'fit_parabola']

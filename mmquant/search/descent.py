@@ -32,7 +32,7 @@ def descend(problem: ClipProblem, num_steps: int, batch_size: int, lr: float, nu
     """
     x = torch.zeros(problem.size, dtype=torch.float64)
     optimizer = torch.optim.Adam([x], lr=lr, betas=(0.9, 0.99))
-    batches = minibatches(problem.calibration.sizes, share(batch_size), torch.Generator().manual_seed(seed))
+    batches = minibatches(problem.context.sizes, share(batch_size), torch.Generator().manual_seed(seed))
     checks = {round(num_steps * (k + 1) / num_checks) for k in range(num_checks)}
     for step in range(num_steps):
         _, slopes = problem.gradient(x.tolist(), *next(batches))

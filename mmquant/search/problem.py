@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
+from mmquant.calibration.context import CalibrationContext
 from mmquant.losses.objectives import Objective
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import enabled, fix_weight, fixed_weights
 from mmquant.ops import SCALE_FLOOR
-from mmquant.search.calibration import Calibration
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.utils.amp import autocast
 from mmquant.utils.building import ConfigError
@@ -56,7 +56,7 @@ class ClipProblem:
     construction or at the last :meth:`settle`.
 
     Args:
-        calibration (Calibration): Images and model; its quantizers have ranges and its data flow is recorded.
+        context (CalibrationContext): Images and model; its quantizers have ranges and its data flow is recorded.
         objective (Objective): Prepared with the same calibration images.
         amp (bool): Run in bfloat16 autocast.
         use_cache (bool): Keep prefixes. Default True; off, every evaluation runs the whole network.
@@ -70,9 +70,9 @@ class ClipProblem:
         ConfigError: If no quantizer is there to be searched, or a module is in training mode.
     """
 
-    def __init__(self, calibration: Calibration, objective: Objective, amp: bool = False, use_cache: bool = True,
+    def __init__(self, context: CalibrationContext, objective: Objective, amp: bool = False, use_cache: bool = True,
                  on_evaluation: Callable[[float], None] | None = None) -> None:
-        self.calibration, self.model, self.objective = calibration, calibration.model, objective
+        self.context, self.model, self.objective = context, context.model, objective
         check_eval_mode(self.model)
         self.amp, self.use_cache, self.on_evaluation = amp, use_cache, on_evaluation
         self.clips = find_clips(self.model)
@@ -82,7 +82,7 @@ class ClipProblem:
         ticks = [clip.tick for clip in self.clips]
         self.shares = shares_behind(self.model, ticks)
         self.heads = [ticks.index(t) for t in ticks]  # first coordinate of the same tick
-        self.num_images, self.device = int(sum_over_ranks(sum(calibration.sizes))[0]), calibration.device
+        self.num_images, self.device = int(sum_over_ranks(sum(context.sizes))[0]), context.device
         self.counts = Counts()
         self._stack: contextlib.ExitStack | None = None
         self._stale: set = set()  # layers whose quantized weight is out of date
@@ -151,9 +151,9 @@ class ClipProblem:
         self._fix_weights()
         share = self._advance(x)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for chunk in range(len(self.calibration.chunks)):
+        for chunk in range(len(self.context.chunks)):
             with autocast(self.device, self.amp):
-                output = self._stream.run_rest(chunk) if self._stream else self.calibration.run(chunk)
+                output = self._stream.run_rest(chunk) if self._stream else self.context.run(chunk)
             total += self.objective(output, chunk)
         loss = sum_over_ranks(total.item())[0] / self.num_images
         counts = self.counts
@@ -180,7 +180,7 @@ class ClipProblem:
             self._stream = None
             return 1.0
         if self._stream is None or x[:max(self._front, 0)] != self._prefix[:max(self._front, 0)]:
-            self._stream, self._front = self.calibration.stream(), -1
+            self._stream, self._front = self.context.stream(None), -1
         share = 1.0 if self._front < 0 else self.shares[self._front]
         last = self._last or (math.nan, ) * self.size
         changed = next(i for i, (a, b) in enumerate(zip(x, last)) if a != b)
@@ -202,15 +202,15 @@ class ClipProblem:
         """
         self._install(tuple(float(v) for v in x))
         scales = [clip.quantizer.scale for clip in self.clips]
-        rows = None if self.calibration.decisions.made else rows.to(self.device)
-        count = self.calibration.sizes[chunk] if rows is None else len(rows)
+        rows = None if self.context.decisions.made else rows.to(self.device)
+        count = self.context.sizes[chunk] if rows is None else len(rows)
         for scale in scales:
             scale.requires_grad_(True)
         layers = self.weight_layers
         try:
             with torch.enable_grad(), enabled([layer.weight_quantizer for layer in layers], True):
                 with autocast(self.device, self.amp):
-                    output = self.calibration.run(chunk, rows)
+                    output = self.context.run(chunk, rows)
                 loss = self.objective(output, chunk, rows) / count
             grads = torch.autograd.grad(loss, scales, materialize_grads=True)
         finally:

@@ -54,6 +54,15 @@ def sum_over_ranks(*values: float) -> list[float]:
     return totals.tolist()
 
 
+def sum_tensor_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum of a tensor over all processes; the same everywhere. Of one process: the tensor itself."""
+    if alone():
+        return x
+    total = x.to(dist.get_comm_device(), copy=True)
+    dist.all_reduce(total, 'sum')
+    return total.to(x.device)
+
+
 def mean_over_ranks(value: float) -> float:
     """Mean of a number over all processes; the same everywhere."""
     return sum_over_ranks(value)[0] / dist.get_world_size()

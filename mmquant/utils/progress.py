@@ -41,3 +41,14 @@ def progress(description: str, total: int):
         TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), TextColumn('{task.fields[note]}')
     with Progress(*columns, console=console) as bar:
         yield _Bar(description, total, bar)
+
+
+class _Silent:
+
+    def update(self, done: float, text: str = '') -> None:
+        """Show nothing."""
+
+
+def silent(description: str, total: int):
+    """As :func:`progress`, for nobody to see."""
+    return contextlib.nullcontext(_Silent())

@@ -25,6 +25,7 @@ class BiasCorrection(Step):
         num_images (int): Calibration images to measure on, in one forward pass. Default 64.
     """
     evaluates = (True, False)
+    distributed = False  # means are of the images of one process
 
     def __init__(self, num_images: int = 64, name: str = 'bias_correction') -> None:
         super().__init__(name)

@@ -4,7 +4,6 @@ from detectors_for_tests import context_of, detector, needs_detectors
 from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
 from mmquant.algorithms import CorrectBias, InsertOutputAffine
-from mmquant.algorithms.bias import UnitPass
 from mmquant.calibration.cache import Cache
 from mmquant.utils.building import ConfigError
 
@@ -93,13 +92,13 @@ def test_a_block_that_gets_worse_keeps_its_biases(monkeypatch):
     InsertOutputAffine(layers='all').run(context)
     layers = context.model.quantized_layers()
     before = {n: x.output_affine.bias.clone() for n, x in layers.items()}
-    worse, seen, error = 'layer1.1', [], UnitPass.error
+    worse, seen, error = 'layer1.1', [], CorrectBias._error
 
-    def told(self, targets):
-        seen.append(self.unit.name)
-        return error(self, targets) if self.unit.name != worse else float(seen.count(worse))
+    def told(self, visit, targets):
+        seen.append(visit.unit.name)
+        return error(self, visit, targets) if visit.unit.name != worse else float(seen.count(worse))
 
-    monkeypatch.setattr(UnitPass, 'error', told)
+    monkeypatch.setattr(CorrectBias, '_error', told)
     CorrectBias().run(context)
     same = {n for n, x in layers.items() if torch.equal(x.output_affine.bias, before[n])}
     assert same == {'layer1.1.conv1', 'layer1.1.conv2'} and seen.count(worse) == 2

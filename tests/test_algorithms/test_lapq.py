@@ -9,8 +9,8 @@ from models_for_tests import Chain, ResNet, images, inserted, randomize
 from torch import nn
 
 from mmquant.algorithms import InsertQuantizers, JointSearch, NormSweep
-from mmquant.algorithms.lapq import calibration_of
 from mmquant.apis.quantize import quantize, run_steps
+from mmquant.losses.objectives import build_objective
 from mmquant.models import QuantizedModel
 from mmquant.search import ClipProblem
 from mmquant.utils.building import ConfigError
@@ -32,8 +32,7 @@ def context_of(model=None, labels=False, count=8, **cfg):
 
 
 def loss_now(context, objective=None):
-    calibration = calibration_of(context)
-    with ClipProblem(calibration, calibration.objective(objective, 'test')) as problem:
+    with ClipProblem(context, build_objective(context, objective, 'test')) as problem:
         return problem.loss([0.0] * problem.size)
 
 
@@ -72,7 +71,7 @@ def test_the_other_family_is_untouched():
 def test_eight_bits_are_next_to_float():
     context = context_of(labels=True, w_bits=8, a_bits=8)
     run_steps(context, [NormSweep(**SWEEP), JointSearch(SMALL)])
-    objective = calibration_of(context).objective(None, 'test')
+    objective = build_objective(context, None, 'test')
     with torch.no_grad(), context.model.quantization(False, False):
         total = sum(objective(context.model.run(c), i) for i, c in enumerate(context.chunks))
     assert of_kind(context, 'search')[-1]['loss'] < 1.01 * total.item() / 8
@@ -85,7 +84,7 @@ def fake_losses(monkeypatch, function):
     def initialize(self, context, p):
         initialized.append(p)
 
-    def try_(self, context, calibration, objective, index, p):
+    def try_(self, context, images, objective, index, p):
         self._initialize(context, p)
         context.state['losses'].append((p, function(p)))
         context.records.append(dict(kind='norm', step=self.name, p=p, loss=function(p)))

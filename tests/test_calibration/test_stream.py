@@ -385,7 +385,7 @@ def test_inputs_of_shared_heads_are_those_of_full_forward_passes(name):
     model = context.model
     units = model.units('block')
     for weights in (False, True):
-        stream = context.stream()
+        stream = context.stream((weights, False))
         with torch.no_grad(), model.quantization(weights=weights, activations=False):
             seen = inputs_of(context, units)
             for i, unit in enumerate(units):

@@ -1,13 +1,15 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
-from models_for_tests import images
+from models_for_tests import MLP, images, inserted
 
+from mmquant.calibration.context import labels_of
 from mmquant.losses import CrossEntropy, LogitDistance, OutputDivergence
-from mmquant.losses.objectives import build_objective, labels_of
+from mmquant.losses.objectives import build_objective
 from mmquant.registry import OBJECTIVES
 from mmquant.utils.building import ConfigError
 
@@ -93,8 +95,10 @@ def test_labels():
 
 
 def test_choice_without_a_config():
-    assert isinstance(build_objective(None, [torch.tensor([0])], 'x'), CrossEntropy)
-    assert isinstance(build_objective(None, None, 'x'), OutputDivergence)
+    context = inserted(MLP(), images(4, 8), chunk=2)
+    assert isinstance(build_objective(context, None, 'x'), OutputDivergence)
+    context = replace(context, samples=[samples(0, 1), samples(2, 3)])
+    assert isinstance(build_objective(context, None, 'x'), CrossEntropy)
     assert OBJECTIVES.get('mmquant.OutputDivergence') is OutputDivergence
 
 
@@ -108,4 +112,4 @@ def test_what_does_not_fit():
     with pytest.raises(ConfigError, match='OutputDivergence found no floating point tensor'):
         prepared(OutputDivergence(), [torch.zeros(2, dtype=torch.long)])
     with pytest.raises(ConfigError, match=r"JointSearch\.objective: unknown type 'mmquant.OutputD'"):
-        build_objective(dict(type='mmquant.OutputD'), None, 'JointSearch.objective')
+        build_objective(inserted(MLP(), images(2, 8)), dict(type='mmquant.OutputD'), 'JointSearch.objective')

@@ -6,10 +6,10 @@ from models_for_tests import images
 from tools_for_tests import results_of, run_tool
 
 from mmquant.algorithms import Reconstruction
-from mmquant.algorithms.lapq import calibration_of
 from mmquant.apis.config import load_config
 from mmquant.datasets import digits_det
 from mmquant.losses import TrainingLoss
+from mmquant.losses.objectives import build_objective
 from mmquant.models.detection import plain_samples
 from mmquant.registry import OBJECTIVES
 from mmquant.search import ClipProblem
@@ -41,7 +41,7 @@ def calibration_with(samples_of, name='retinanet'):
     chunks = images(3, 3, 64, 64).split(2)
     context = context_of(detector(name), chunks)
     context.samples = samples_of and [samples_of(chunk) for chunk in chunks]
-    return calibration_of(context)
+    return context
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def calibration():
 
 
 def test_the_value_is_that_of_training(calibration):
-    objective = calibration.objective(dict(type='mmquant.TrainingLoss'), 'test')
+    objective = build_objective(calibration, dict(type='mmquant.TrainingLoss'), 'test')
     assert isinstance(objective, TrainingLoss) and OBJECTIVES.get('mmquant.TrainingLoss') is TrainingLoss
     model = calibration.model.architecture
     with calibration.model.quantization(weights=False, activations=False), torch.no_grad():
@@ -67,7 +67,7 @@ def test_the_value_is_that_of_training(calibration):
 def test_searched_with_cached_prefixes(calibration):
     """Every value is that of a full forward pass, again and again; clips have slopes."""
     losses = []
-    with ClipProblem(calibration, calibration.objective(dict(type='mmquant.TrainingLoss'), 'test')) as problem:
+    with ClipProblem(calibration, build_objective(calibration, dict(type='mmquant.TrainingLoss'), 'test')) as problem:
         last = problem.size - 1
         walk = [{}, {0: 0.2}, {last // 2: -0.3}, {last: 0.3}]
         walk = [[moves.get(i, 0.0) for i in range(problem.size)] for moves in walk]
@@ -88,7 +88,7 @@ def test_searched_with_cached_prefixes(calibration):
 ])
 def test_what_it_cannot_be_used_for(name, samples_of, text):
     with pytest.raises(ConfigError, match=text):
-        calibration_with(samples_of, name).objective(dict(type='mmquant.TrainingLoss'), 'test')
+        build_objective(calibration_with(samples_of, name), dict(type='mmquant.TrainingLoss'), 'test')
 
 
 def test_weighs_the_errors_of_a_unit():

@@ -8,9 +8,10 @@ from models_for_tests import calibrated, images
 from torch import nn
 
 from mmquant.algorithms import Reconstruction
+from mmquant.calibration.decisions import Decisions
 from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
-from mmquant.models.detection import Decisions, is_detector, plain_samples
+from mmquant.models.detection import is_detector, plain_samples
 from mmquant.utils.building import ConfigError
 
 pytestmark = needs_detectors

@@ -81,7 +81,7 @@ def test_a_limited_cache_changes_nothing(tmp_path):
 @needs_detectors
 def test_fisher_weights_of_a_shared_head():
     context = context_of(detector(), [images(2, 3, 64, 64)])
-    model, stream = context.model, context.stream()
+    model, stream = context.model, context.stream((True, False))
     unit = next(u for u in model.units() if u.name == 'bbox_head.cls_convs.0')
     with torch.no_grad(), model.quantization(weights=False, activations=False):
         reference = context.run(0)

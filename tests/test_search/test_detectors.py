@@ -7,10 +7,10 @@ from mmengine.registry import init_default_scope
 from models_for_tests import MIN_MAX, images, silent
 
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange, InsertQuantizers
-from mmquant.algorithms.lapq import calibration_of
 from mmquant.apis.config import load_config
 from mmquant.apis.quantize import run_steps
 from mmquant.losses import OutputDivergence
+from mmquant.losses.objectives import build_objective
 from mmquant.registry import MODELS
 from mmquant.search import ClipProblem
 
@@ -27,8 +27,7 @@ def problem_of(name) -> ClipProblem:
     context = CalibrationContext(model, list(images(3, 3, 64, 64).split(2)), progress=silent)
     run_steps(context, [FoldBatchNorm(), InsertQuantizers(), InitWeightRange(observer=MIN_MAX),
                         InitActivationRange(observer=MIN_MAX)])
-    calibration = calibration_of(context)
-    return ClipProblem(calibration, calibration.objective(None, 'test'))
+    return ClipProblem(context, build_objective(context, None, 'test'))
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])

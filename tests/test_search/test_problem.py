@@ -9,8 +9,10 @@ import torch
 from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images, randomize
 from torch import nn
 
+from mmquant.calibration.context import CalibrationContext
+from mmquant.losses.objectives import build_objective
 from mmquant.models.layers import fixed_weights
-from mmquant.search import Calibration, ClipProblem
+from mmquant.search import ClipProblem
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.utils.building import ConfigError
 
@@ -34,8 +36,7 @@ MODELS = dict(chain=Chain, residual=ResNet, vit=ViT, heads=TwoHeads)
 def problem_of(name='residual', count=6, chunk=4, **more):
     torch.manual_seed(0)
     context = calibrated(randomize(MODELS[name]()), images(count, 3, 16, 16), chunk=chunk, w_bits=3, a_bits=3)
-    calibration = Calibration(context.model, context.chunks)
-    return ClipProblem(calibration, calibration.objective(None, 'test'), **more)
+    return ClipProblem(context, build_objective(context, None, 'test'), **more)
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def plain_loss(problem, x, base):
         clip.quantizer.scale.copy_(scale * math.exp(v))
     total = torch.zeros((), dtype=torch.float64)
     with fixed_weights(()), model.quantization(True, True):
-        for index, chunk in enumerate(problem.calibration.chunks):
+        for index, chunk in enumerate(problem.context.chunks):
             total += problem.objective(model.run(chunk), index)
     for clip, scale in zip(problem.clips, now):
         clip.quantizer.scale.copy_(scale)
@@ -72,7 +73,7 @@ def points(size, count=14, seed=0):
 @pytest.mark.parametrize('name', MODELS)
 def test_every_value_is_that_of_a_full_forward_pass(name):
     problem = problem_of(name)
-    base, pristine = [b.clone() for b in problem.base], [c.clone() for c in problem.calibration.chunks]
+    base, pristine = [b.clone() for b in problem.base], [c.clone() for c in problem.context.chunks]
     with problem:
         walk = list(points(problem.size))
         found = [problem.loss(x) for x in walk]
@@ -81,7 +82,7 @@ def test_every_value_is_that_of_a_full_forward_pass(name):
     assert problem.counts.image_forwards_saved > 0
     assert problem.counts.image_forwards + problem.counts.image_forwards_saved \
         == pytest.approx(problem.counts.evaluations * problem.num_images)
-    assert all(torch.equal(a, b) for a, b in zip(problem.calibration.chunks, pristine))
+    assert all(torch.equal(a, b) for a, b in zip(problem.context.chunks, pristine))
     assert not any('forward' in m.__dict__ or m.__dict__.get('_active_weight') is not None
                    for m in problem.model.architecture.modules())
 
@@ -159,7 +160,7 @@ def test_gradient_is_that_of_straight_through_scales():
         assert (problem.counts.gradients, len(slopes)) == (1, problem.size)
     scales = [c.quantizer.scale.requires_grad_() for c in problem.clips]
     with problem.model.quantization(True, True):
-        total = problem.objective(problem.model.run(problem.calibration.chunks[0][rows]), 0, rows) / 2
+        total = problem.objective(problem.model.run(problem.context.chunks[0][rows]), 0, rows) / 2
     grads = torch.autograd.grad(total, scales)
     assert loss == pytest.approx(total.item()) and sum(abs(s) for s in slopes) > 0
     assert slopes == pytest.approx([(g * s).sum().item() for g, s in zip(grads, scales)], rel=1e-4, abs=1e-7)
@@ -188,15 +189,15 @@ def test_two_processes_see_the_loss_of_one(monkeypatch):
         with problem:
             walk = list(points(problem.size, count=6))
             losses, counts = [problem.loss(x) for x in walk], vars(problem.counts).copy()
-            return losses, problem.gradient(walk[-1], 0, rows[:problem.calibration.sizes[0]]), counts
+            return losses, problem.gradient(walk[-1], 0, rows[:problem.context.sizes[0]]), counts
 
     losses, (loss, slopes), counts = follow(problem_of('chain', chunk=6))
     ranks = [problem_of('chain', chunk=6) for _ in range(2)]
 
     def work(rank):
-        model, (chunk, ) = ranks[rank].model, ranks[rank].calibration.chunks
-        calibration = Calibration(model, [chunk[rank::2]])
-        return follow(ClipProblem(calibration, calibration.objective(None, 'test')))
+        model, (chunk, ) = ranks[rank].model, ranks[rank].context.chunks
+        context = CalibrationContext(model, [chunk[rank::2]])
+        return follow(ClipProblem(context, build_objective(context, None, 'test')))
 
     first, second = two_ranks(monkeypatch, work)
     assert first == second
@@ -221,8 +222,7 @@ def test_one_clip_for_each_call_of_a_shared_head():
     torch.manual_seed(0)
     cfg = dict(w_bits=3, a_bits=3, per_call=True)
     context = calibrated(randomize(TwoHeads()), images(4, 3, 16, 16), chunk=4, **cfg)
-    calibration = Calibration(context.model, context.chunks)
-    with ClipProblem(calibration, calibration.objective(None, 'test')) as problem:
+    with ClipProblem(context, build_objective(context, None, 'test')) as problem:
         base = [b.clone() for b in problem.base]
         walk = list(points(problem.size))
         assert [problem.loss(x) for x in walk] == [plain_loss(problem, x, base) for x in walk]
@@ -233,12 +233,12 @@ def test_refusals():
     problem = problem_of('chain')
     problem.model.architecture.convs[1].training = True
     with pytest.raises(ConfigError, match=r'1 modules are in training mode \(first: convs\.1\), so dropout'):
-        ClipProblem(problem.calibration, problem.objective)
+        ClipProblem(problem.context, problem.objective)
     problem.model.architecture.convs[1].training = False
     problem.model.plan = SimpleNamespace(layers=[])
     problem.model.activation_quantizers = dict
     with pytest.raises(ConfigError, match='no quantizer is selected, so there are no clips to search: give bits to'):
-        ClipProblem(problem.calibration, problem.objective)
+        ClipProblem(problem.context, problem.objective)
 
 
 def test_random_loss_is_noticed():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from models_for_tests import Chain, calibrated, images, randomize
 
+from mmquant.losses.objectives import build_objective
 from mmquant.registry import SEARCHERS
-from mmquant.search import Calibration, ClipProblem, CoordinateDescent, GradientSearch, PatternSearch, PowellSearch
+from mmquant.search import ClipProblem, CoordinateDescent, GradientSearch, PatternSearch, PowellSearch
 from mmquant.search.descent import minibatches
 from mmquant.search.problem import Counts
 
@@ -17,7 +18,7 @@ class Function:
     """A problem without a network."""
 
     def __init__(self, function, size: int) -> None:
-        self.function, self.size, self.calibration = function, size, SimpleNamespace(sizes=[4])
+        self.function, self.size, self.context = function, size, SimpleNamespace(sizes=[4])
         self.best, self.best_loss, self.counts = (0.0, ) * size, math.inf, Counts()
         self.loss(self.best)
 
@@ -117,15 +118,15 @@ def test_all_searchers_improve_a_network_and_repeat_to_the_bit():
     torch.manual_seed(0)
     context = calibrated(randomize(Chain()), images(8, 3, 8, 8), chunk=4, w_bits=2, a_bits=3)
     state = {k: v.clone() for k, v in context.model.architecture.state_dict().items()}
-    calibration = Calibration(context.model, context.chunks)
-    objective = calibration.objective(None, 'test')
+    context = context.subset(None)
+    objective = build_objective(context, None, 'test')
     small = GradientSearch(num_steps=10, batch_size=3, lr=0.05, num_checks=2)
     powell = PowellSearch(num_iters=1, max_evaluations=40)
     for searcher in (powell, CoordinateDescent(num_sweeps=1), PatternSearch(num_sweeps=1), small):
         results = []
         for _ in range(2):
             context.model.architecture.load_state_dict(state)
-            with ClipProblem(calibration, objective) as problem:
+            with ClipProblem(context, objective) as problem:
                 start = problem.loss([0.0] * problem.size)
                 run(searcher, problem)
                 results.append((problem.best, problem.settle(), problem.counts))

@@ -14,10 +14,9 @@ from torch import nn
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
-from mmquant.algorithms.reconstruction import UnitRun
 from mmquant.apis.cli import run_as_script
-from mmquant.calibration.stream import Stream
 from mmquant.calibration.unit_inputs import UnitInput
+from mmquant.calibration.unit_run import UnitRun
 from mmquant.models import QuantizedModel
 from mmquant.reconstruction import LpLoss
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, make_adam, make_update
@@ -144,7 +143,7 @@ def compare_depths(args: argparse.Namespace) -> str:
         context = CalibrationContext(wrapped, images)
         for s in (FoldBatchNorm(), InsertQuantizers()):
             s.run(context)
-        units, stream = wrapped.units('block'), Stream(wrapped, images)
+        units, stream = wrapped.units('block'), context.stream('float')
         with wrapped.quantization(False, False):
             wrapped.run(images[0])
             started = time.perf_counter()

@@ -13,11 +13,12 @@ import time
 import mmengine
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.algorithms.lapq import NormSweep, calibration_of
+from mmquant.algorithms.lapq import NormSweep
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
 from mmquant.apis.prepare import prepare_context
 from mmquant.apis.quantize import run_steps
+from mmquant.losses.objectives import build_objective
 from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem
 from mmquant.search.clips import find_clips
@@ -43,11 +44,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def search(context, calibration, objective, start: dict, searcher, use_cache: bool = True) -> dict:
+def search(context, images, objective, start: dict, searcher, use_cache: bool = True) -> dict:
     """One search from ``start``: losses, costs, and the course of (image-forwards, best loss)."""
     context.model.architecture.load_state_dict(start)
     course, state = [], {}
-    with ClipProblem(calibration, objective, context.amp, use_cache) as problem:
+    with ClipProblem(images, objective, context.amp, use_cache) as problem:
         problem.on_evaluation = lambda loss: course.append((problem.counts.image_forwards, problem.best_loss))
         started = time.perf_counter()
         first = problem.loss([0.0] * problem.size)
@@ -73,14 +74,14 @@ def compare(cfg, args: argparse.Namespace) -> dict:
     runner, context = prepare_context(cfg)
     run_steps(context, [NormSweep(args.norms, num_images=args.num_images, objective=objective_cfg)])
     start = copy.deepcopy(context.model.architecture.state_dict())
-    calibration = calibration_of(context, args.num_images)
-    objective = calibration.objective(objective_cfg, 'objective')
+    images = context.subset(args.num_images)
+    objective = build_objective(images, objective_cfg, 'objective')
     powell = build(SEARCHERS, dict(POWELL, num_iters=args.iters, max_evaluations=args.max_evaluations), 'searcher')
-    results = {'Powell, whole network': search(context, calibration, objective, start, powell, use_cache=False),
-               'Powell, cached prefixes': search(context, calibration, objective, start, powell)}
+    results = {'Powell, whole network': search(context, images, objective, start, powell, use_cache=False),
+               'Powell, cached prefixes': search(context, images, objective, start, powell)}
     for name in args.others:
         searcher = build(SEARCHERS, {'type': f'mmquant.{name}'}, name)
-        results[name] = search(context, calibration, objective, start, searcher)
+        results[name] = search(context, images, objective, start, searcher)
     target, whole = results['Powell, whole network']['loss'], results['Powell, whole network']['image_forwards']
     if results['Powell, cached prefixes']['loss'] != target:
         raise RuntimeError('cached prefixes changed the result of the search; please report this')

@@ -12,12 +12,13 @@ import os.path as osp
 import mmengine
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.algorithms.lapq import NORMS, NormSweep, calibration_of
+from mmquant.algorithms.lapq import NORMS, NormSweep
 from mmquant.analysis.landscape import chosen_clips, curvature, surface
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
 from mmquant.apis.prepare import prepare_context
 from mmquant.apis.quantize import run_steps
+from mmquant.losses.objectives import build_objective
 from mmquant.search import ClipProblem
 from mmquant.visualization import plot_hessian, plot_norms, plot_surface
 
@@ -66,9 +67,9 @@ def landscape(cfg, bits: int, args: argparse.Namespace) -> dict:
     sampled = [(r['p'], r['loss']) for r in context.records if r['kind'] == 'norm' and r['p'] and r['loss'] is not None]
     plot_norms(path('norms'), *zip(*sampled), fit['coefficients'], fit['p_star'], f'{bits} bits')
 
-    calibration = calibration_of(context, args.num_images)
-    objective = calibration.objective(None, 'objective')
-    with ClipProblem(calibration, objective, context.amp) as problem:
+    images = context.subset(args.num_images)
+    objective = build_objective(images, None, 'objective')
+    with ClipProblem(images, objective, context.amp) as problem:
         clips = chosen_clips(problem.size, args.hessian or problem.size)
         if args.clips and not all(0 <= c < problem.size for c in args.clips):
             raise ValueError(f'--clips {args.clips}: the clips of this model are numbered 0 to {problem.size - 1}')

@@ -1,0 +1,193 @@
+"""What all steps of a run share: the model, the calibration images, and how far the run is."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from mmengine.logging import MMLogger
+
+from mmquant.calibration.cache import Cache
+from mmquant.calibration.decisions import Decisions
+from mmquant.calibration.stream import Stream
+from mmquant.calibration.visits import Visit, visits
+from mmquant.models import QuantizedModel
+from mmquant.models.detection import decoders
+from mmquant.models.layers import mmcv_operators
+from mmquant.structures.unit import Unit
+from mmquant.utils.building import closest
+from mmquant.utils.hardware import computes_bfloat16, reuse_freed_memory
+from mmquant.utils.progress import silent
+
+# What a stream of this name quantizes: (weights, activations).
+MODES = {'float': (False, False), 'weights': (True, False), 'quantized': (True, True)}
+
+
+@dataclass
+class CalibrationContext:
+    """What every step works on.
+
+    Attributes:
+        model (QuantizedModel): Changed by the steps.
+        chunks (list[Tensor]): Preprocessed calibration inputs, one forward pass each.
+        samples (list[list] | None): Data samples of each chunk (labels, image sizes), one an input; None where the
+            caller gave tensors alone.
+        seed (int): Base of all random numbers.
+        amp (bool): bfloat16 autocast inside reconstruction; off, with a warning, where the processor or an operator of
+            mmcv in the model cannot compute it.
+        step_index (int): Number of the running step.
+        first_unit (int): Unit to begin with, when the run is resumed.
+        unit_done (Callable[[int], None]): Called after each finished unit.
+        progress (Callable): ``progress(description, total)`` -> context manager with ``update(done, text)``. Default:
+            nothing is shown.
+        state (dict): What the running step needs beside the model to go on when it is resumed: tensors and plain
+            values, saved after each unit. Empty when a step begins.
+        records (list[dict]): Plain facts the steps report, for results and logs.
+        decisions (Decisions): Proposals of the float model for each chunk.
+        cache (Cache): Where activations are kept.
+    """
+    model: QuantizedModel
+    chunks: list
+    seed: int = 0
+    amp: bool = False
+    step_index: int = 0
+    first_unit: int = 0
+    unit_done: Callable[[int], None] = lambda index: None
+    progress: Callable = silent
+    records: list[dict] = field(default_factory=list)
+    samples: list[list] | None = None
+    decisions: Decisions = field(default_factory=Decisions)
+    cache: Cache = field(default_factory=Cache)
+    state: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.cache.limited:  # a budget wants freed memory back
+            reuse_freed_memory()
+        reason = self._against_bfloat16() if self.amp else None
+        if reason:
+            MMLogger.get_current_instance().warning(f'amp: {reason}; reconstructing in float32')
+            self.amp = False
+
+    def _against_bfloat16(self) -> str | None:
+        if not computes_bfloat16(self.device):
+            return 'this processor has no bfloat16 instructions, so bfloat16 would be slower than float32'
+        operators = {type(m).__name__ for m in mmcv_operators(self.model.architecture)}
+        return f'operators of mmcv compute no bfloat16 ({", ".join(sorted(operators))})' if operators else None
+
+    # ---- the images ------------------------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.architecture.parameters()).device
+
+    @property
+    def sizes(self) -> list[int]:
+        """Images of each chunk."""
+        return [len(chunk) for chunk in self.chunks]
+
+    @cached_property
+    def labels(self) -> list[torch.Tensor] | None:
+        """Class numbers of each chunk, on the model's device; None where images have none, or several."""
+        labels = labels_of(self.samples)
+        return labels and [x.to(self.device) for x in labels]
+
+    @property
+    def sample(self):
+        """One or two images, enough to see the data flow."""
+        return self.chunks[0][:2]
+
+    @property
+    def sample_info(self) -> list | None:
+        """Data samples of :attr:`sample`."""
+        return None if self.samples is None else self.samples[0][:2]
+
+    def samples_of(self, index: int) -> list | None:
+        """Data samples of a chunk."""
+        return None if self.samples is None else self.samples[index]
+
+    def batches(self, count: int) -> list[tuple]:
+        """The first ``count`` images with their data samples, in chunks."""
+        batches, left = [], count
+        for index, chunk in enumerate(self.chunks):
+            if left <= 0:
+                break
+            samples = self.samples_of(index)
+            batches.append((chunk[:left], samples and samples[:left]))
+            left -= len(batches[-1][0])
+        return batches
+
+    def images(self, count: int) -> list:
+        """The first ``count`` images, in chunks."""
+        return [images for images, _ in self.batches(count)]
+
+    def subset(self, count: int | None) -> 'CalibrationContext':
+        """This context on its first ``count`` images, with proposals of its own; None: on all of them."""
+        chunks, samples = zip(*self.batches(sum(self.sizes) if count is None else count))
+        return replace(self, chunks=list(chunks), samples=None if samples[0] is None else list(samples),
+                       decisions=Decisions())
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+    def run(self, chunk: int, rows: torch.Tensor | None = None):
+        """Raw outputs for a chunk, or some images of it; a second stage gets the proposals of the chunk's first run."""
+        images, samples = self.chunks[chunk], self.samples_of(chunk)
+        if rows is not None:
+            images, samples = images[rows], samples and [samples[i] for i in rows.tolist()]
+        with self.decisions.pinned(self.model.architecture, chunk):
+            return self.model.run(images, samples)
+
+    def stream(self, mode: str | tuple[bool, bool] | Callable | None) -> Stream:
+        """Activations of all chunks, before the first unit; proposals are those of the float model.
+
+        Args:
+            mode (str | tuple | Callable | None): ``'float'``, ``'weights'`` or ``'quantized'`` (weights and
+                activations), or what :class:`Stream` takes.
+        """
+        if isinstance(mode, str) and mode not in MODES:
+            raise ValueError(f'unknown stream {mode!r}; {closest(mode, MODES)}')
+        self.settle_decisions()
+        return Stream(self.model, self.chunks, self.samples, self.decisions, self.cache,
+                      MODES[mode] if isinstance(mode, str) else mode)
+
+    @torch.no_grad()
+    def settle_decisions(self) -> None:
+        """Let the float model select proposals for every chunk, if it selects any and has not yet."""
+        if self.decisions.settled:
+            return
+        if decoders(self.model.architecture):
+            with self.model.quantization(weights=False, activations=False):
+                for index in range(len(self.chunks)):
+                    self.run(index)
+                    if not self.decisions.made:  # a detector of one stage
+                        break
+        self.decisions.settled = True
+
+    def visits(self, kind: str, wanted: Callable[[Unit], bool] | None = None,
+               streams: Sequence[str] | Mapping[str, object] = ('float', 'quantized'), name: str = '',
+               ticks: int = 1) -> Iterator[Visit]:
+        """Go from unit to unit in execution order; a resumed run begins behind the last finished one.
+
+        Args:
+            kind (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``.
+            wanted (Callable | None): ``wanted(unit)``: whether to stop there. Default: everywhere.
+            streams (Sequence[str] | Mapping): Streams to carry along: names that :meth:`stream` knows, or a mapping of
+                any names to what it takes.
+            name (str): Of the step, for progress and records.
+            ticks (int): Parts that the progress of a unit is shown in, see :meth:`Visit.tick`. Default 1.
+
+        Yields:
+            Visit: The unit, done when the next visit is asked for.
+        """
+        yield from visits(self, kind, wanted, streams, name, ticks)
+
+    def seed_for(self, unit: int) -> int:
+        """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""
+        return (self.seed * 1_000_003 + self.step_index * 10_007 + unit * 101) % 2**31
+
+
+def labels_of(samples: list[list] | None) -> list[torch.Tensor] | None:
+    """Class numbers (images,) of each chunk's data samples; None where an image has none, or several."""
+    labels = [[getattr(x, 'gt_label', None) for x in chunk] for chunk in samples or ()]
+    if not labels or any(not isinstance(x, torch.Tensor) or x.numel() != 1 for chunk in labels for x in chunk):
+        return None
+    return [torch.stack([x.reshape(()) for x in chunk]).long() for chunk in labels]
