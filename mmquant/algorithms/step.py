@@ -16,6 +16,7 @@ class Step:
         name (str): Name of the stage in results.
     """
     structural = False
+    distributed = True
     evaluates: tuple[bool, bool] | None = None
     unit = 'block'
 
