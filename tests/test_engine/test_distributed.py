@@ -204,7 +204,12 @@ def test_processes_with_other_images_say_so(monkeypatch):
         loops.check_shares([torch.zeros(3, 7)])
 
 
+class Alone(Step):
+    """Looks at the images of its own process."""
+    distributed = False
+
+
 def test_steps_that_need_one_process_say_so(monkeypatch):
     monkeypatch.setattr(loops, 'alone', lambda: False)
     with pytest.raises(ValueError, match='the steps own do not run in several processes; start tools/ptq.py without'):
-        CalibrationLoop(None, None, [*STEPS, dict(type=Step, name='own')])
+        CalibrationLoop(None, None, [*STEPS, dict(type=Alone, name='own')])
