@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import TensorWeakRef
+
+from mmquant.models.layers import is_layer
 
 # Products of two tensors, by the place of their operands.
 MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor.__matmul__: 'matmul',
@@ -42,12 +44,17 @@ def operands(args: tuple, kwargs: dict) -> tuple:
 
 @dataclass(frozen=True)
 class Op:
-    """One ATen call. ``inputs`` and ``outputs`` are value numbers of tensors that depend on the network's input."""
+    """One ATen call.
+
+    ``inputs`` and ``outputs`` are value numbers of tensors that depend on the network's input; ``args`` are its
+    arguments that are no tensors (sizes, axes, numbers), in order.
+    """
     tick: int
     name: str  # without namespace and overload, in-place mark removed: 'add', 'convolution', ...
     call: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    args: tuple = ()
 
 
 @dataclass
@@ -74,6 +81,14 @@ class Call:
         return self.name, self.occurrence
 
 
+def _by_value(pairs: Iterable[tuple[object, tuple[int, ...]]]) -> dict[int, list]:
+    table = defaultdict(list)
+    for item, values in pairs:
+        for v in dict.fromkeys(values):
+            table[v].append(item)
+    return dict(table)
+
+
 class DataFlow:
     """Record of one forward pass.
 
@@ -86,6 +101,7 @@ class DataFlow:
         decoded (set[int]): Values that a detector's float post-processing takes between its parts.
         matmuls (dict[str, dict[int, str]]): Module -> position among its own matrix products -> kind, for products of
             two tensors that both depend on the input.
+        layers (frozenset[str]): Names of convolution and linear layers.
     """
 
     def __init__(self) -> None:
@@ -96,6 +112,7 @@ class DataFlow:
         self.mutated: set[int] = set()
         self.decoded: set[int] = set()
         self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
+        self.layers: frozenset[str] = frozenset()
         self._answers: dict[Hashable, object] = {}
 
     def once(self, key: Hashable, find: Callable[[], object]):
@@ -120,20 +137,12 @@ class DataFlow:
     @cached_property
     def returned_by(self) -> dict[int, list[Call]]:
         """Value -> calls that returned it, in order of entry."""
-        table = defaultdict(list)
-        for call in self.calls:
-            for v in dict.fromkeys(call.outputs):
-                table[v].append(call)
-        return dict(table)
+        return _by_value((call, call.outputs) for call in self.calls)
 
     @cached_property
     def taken_by(self) -> dict[int, list[Call]]:
         """Value -> calls that were given it, in order of entry."""
-        table = defaultdict(list)
-        for call in self.calls:
-            for v in dict.fromkeys(call.inputs):
-                table[v].append(call)
-        return dict(table)
+        return _by_value((call, call.inputs) for call in self.calls)
 
     @cached_property
     def last_read(self) -> dict[int, float]:
@@ -141,17 +150,9 @@ class DataFlow:
         return {v: op.tick for op in self.ops for v in op.inputs} | dict.fromkeys(self.calls[0].outputs, inf)
 
     @cached_property
-    def _ticks(self) -> list[int]:
-        return [op.tick for op in self.ops]
-
-    @cached_property
     def readers(self) -> dict[int, list[Op]]:
         """Value -> operations that read it directly."""
-        table = defaultdict(list)
-        for op in self.ops:
-            for v in dict.fromkeys(op.inputs):
-                table[v].append(op)
-        return dict(table)
+        return _by_value((op, op.inputs) for op in self.ops)
 
     def root(self, value: int) -> int:
         """The value this one is a view or a rearrangement of."""
@@ -169,6 +170,61 @@ class DataFlow:
             else:
                 found.append(op)
         return found
+
+    def maker(self, value: int) -> Call | None:
+        """The innermost call that made a value itself and returned it; None for what is passed on inside a call."""
+        made = self.producer.get(value)
+        return next((c for c in self.ancestors(made.call) if value in c.outputs), None) if made else None
+
+    def layer_around(self, op: Op) -> Call | None:
+        """The innermost call of a layer that an operation belongs to."""
+        return next((c for c in self.ancestors(op.call) if c.name in self.layers), None)
+
+    def layers_reading(self, value: int, through: frozenset[str] = MOVEMENT) -> tuple[list[Call], bool]:
+        """Calls of layers that read a value, looking through operations as :meth:`final_readers` does, in order; and
+        whether anything else reads it, or the network returns it."""
+        around = [self.layer_around(op) for op in self.final_readers(value, through)]
+        calls = {c.index: c for c in around if c is not None}
+        return list(calls.values()), None in around or value in self.calls[0].outputs
+
+    def layers_before(self, values: Iterable[int]) -> set[str]:
+        """The nearest layers that some values were computed from."""
+        names, stack, seen = set(), list(values), set()
+        while stack:
+            op = self.producer.get(stack.pop())
+            if op is None or op.tick in seen:
+                continue
+            seen.add(op.tick)
+            layer = self.layer_around(op)
+            names |= {layer.name} if layer else set()
+            stack += () if layer else op.inputs
+        return names
+
+    def path(self, first: Call, last: Call) -> list[Op] | None:
+        """Operations that lead from what one call returned to what a later one was given, in order; None where that
+        was not computed from it, and empty where it is the same tensor."""
+        reached, ops = set(first.outputs), []
+        for op in self.ops_between(first.exit, last.enter):
+            if not reached.isdisjoint(op.inputs):
+                reached.update(op.outputs)
+                ops.append(op)
+        if reached.isdisjoint(last.inputs):
+            return None
+        needed, path = set(last.inputs), []
+        for op in reversed(ops):
+            if not needed.isdisjoint(op.outputs):
+                needed.update(op.inputs)
+                path.append(op)
+        return path[::-1]
+
+    def adds(self) -> list[Op]:
+        """Additions of two different tensors of one shape, such as a shortcut and a branch."""
+        return [op for op in self.ops if op.name == 'add' and len({self.shapes[v] for v in op.inputs}) == 1
+                and len({self.root(v) for v in op.inputs}) == 2]
+
+    def concats(self) -> list[Op]:
+        """Operations that join several tensors along an axis."""
+        return [op for op in self.ops if op.name in ('cat', 'stack') and len(op.inputs) > 1]
 
     def depends_on(self, value: int, *sources: int) -> bool:
         """Whether ``value`` is one of some values or was computed from one; later values have greater numbers."""
@@ -192,7 +248,8 @@ class DataFlow:
 
     def ops_between(self, begin: float, end: float) -> list[Op]:
         """Operations between two ticks."""
-        return self.ops[bisect_left(self._ticks, begin):bisect_left(self._ticks, end)]
+        ticks = self.once('ticks', lambda: [op.tick for op in self.ops])
+        return self.ops[bisect_left(ticks, begin):bisect_left(ticks, end)]
 
     def ops_within(self, call: Call) -> list[Op]:
         """Operations run between entry and exit of a call, by it or its children."""
@@ -260,8 +317,8 @@ class _Recorder(TorchDispatchMode):
         return self.memories[storage._cdata]
 
     def lookup(self, tree) -> tuple[int, ...]:
-        found = (self.value_of(x) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
-        return tuple(dict.fromkeys(v for v in found if v is not None))
+        values = (self.value_of(x) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+        return tuple(dict.fromkeys(v for v in values if v is not None))
 
     def value_of(self, tensor: torch.Tensor) -> int | None:
         """Value of a tensor; one that was a constant becomes a value when data were written into a part of it."""
@@ -271,9 +328,9 @@ class _Recorder(TorchDispatchMode):
             value = self.known(tensor)
         return value
 
-    def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor]) -> None:
-        values = tuple(self.new_value(x) for x in outputs)
-        self.flow.ops.append(Op(self.tick(), name, self.stack[-1] if self.stack else 0, inputs, values))
+    def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor], args: tuple = ()) -> None:
+        call = self.stack[-1] if self.stack else 0
+        self.flow.ops.append(Op(self.tick(), name, call, inputs, tuple(map(self.new_value, outputs)), args))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         inputs = self.lookup((args, kwargs or {}))
@@ -284,7 +341,8 @@ class _Recorder(TorchDispatchMode):
                 memory = self.memory_of(x)
                 self.flow.mutated |= {value for _, value in memory.values}
                 outputs += [y for y in memory.tensors() if y is not x]
-            self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs)
+            constants = tuple(x for x in tree_leaves((args, kwargs or {})) if not isinstance(x, torch.Tensor))
+            self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs, constants)
         return out
 
     def enter(self, name: str, args, kwargs) -> Call:
@@ -360,6 +418,7 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
     """
     make_out_of_place(model)
     flow = DataFlow()
+    flow.layers = frozenset(name for name, module in model.named_modules() if is_layer(module))
     recorder = _Recorder(flow)
     flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
 

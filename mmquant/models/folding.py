@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.dataflow import DataFlow
-from mmquant.models.layers import LAYER_TYPES, channel_axis, is_layer, num_outputs, output_axis
+from mmquant.models.layers import LAYER_TYPES, channel_axis, num_outputs, output_axis
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,19 @@ class FoldedBatchNorm:
 def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
     """Pairs (layer, BatchNorm) where the BatchNorm alone reads the layer's output and each is called once."""
     modules = dict(model.named_modules())
-    makers = {c.outputs[0]: c for c in flow.calls
-              if is_layer(modules[c.name]) and hasattr(modules[c.name], 'bias') and len(c.outputs) == 1}
     pairs = []
     for call in flow.calls:
         bn = modules[call.name]
         if not isinstance(bn, _BatchNorm) or bn.running_mean is None or len(call.inputs) != 1:
             continue
-        maker = makers.get(call.inputs[0])
-        if maker is None or len(flow.calls_of[maker.name]) > 1 or len(flow.calls_of[call.name]) > 1:
+        maker = flow.maker(call.inputs[0])
+        if maker is None or maker.name not in flow.layers:
+            continue
+        if len(flow.calls_of[maker.name]) > 1 or len(flow.calls_of[call.name]) > 1:
             continue
         layer = modules[maker.name]
+        if not hasattr(layer, 'bias') or len(maker.outputs) != 1:
+            continue
         if call.inputs[0] in flow.calls[0].outputs or not _same_channels(layer, flow.shapes[call.inputs[0]]):
             continue
         if len(maker.inputs) != 1 or not is_linear_in_weight(layer, flow.shapes[maker.inputs[0]]):

@@ -43,9 +43,9 @@ def first_layers(model: nn.Module, flow: DataFlow) -> set[str]:
                                               if flow.root(c.inputs[0]) in flow.network_inputs})
 
 
-def _is_residual_add(flow: DataFlow, op: Op) -> bool:
-    roots = {flow.root(v) for v in op.inputs}
-    return op.name == 'add' and len(roots) == 2 and len({flow.shapes[v] for v in op.inputs}) == 1
+def last_layers(flow: DataFlow) -> set[str]:
+    """The nearest layers before what the network returns, or what the float post-processing of a detector takes."""
+    return flow.once('last layers', lambda: flow.layers_before((*flow.calls[0].outputs, *flow.decoded)))
 
 
 def _is_unit_call(model: nn.Module, flow: DataFlow, call: Call, times: int = 1, single: bool = True) -> bool:
@@ -92,8 +92,7 @@ def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] =
 
 def _find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...]) -> list[Call]:
     modules = dict(model.named_modules())
-    found = {c.index: c for op in flow.ops if op.name == 'add' and _is_residual_add(flow, op)
-             if (c := _smallest_block(model, flow, op)) is not None}
+    found = {c.index: c for op in flow.adds() if (c := _smallest_block(model, flow, op)) is not None}
     found = _without_outer(found)
     classes = {type(modules[c.name]) for c in found.values()} - {nn.Sequential, nn.ModuleList}
     declared = {c.index: c for c in flow.calls if c.index not in found
