@@ -39,11 +39,9 @@ class InitWeightRange(Step):
         for name, layer in context.model.quantized_layers().items():
             quantizer = layer.weight_quantizer
             try:
-                low, high = self.observer.range_of(layer.quantized_tensor, quantizer.grid, quantizer.granularity)
+                quantizer.fit(layer.quantized_tensor, self.observer)
             except ValueError as error:
                 raise ValueError(f'weight of {name}: {error}') from error
-            quantizer.clear_codes()
-            quantizer.set_range(low, high)
 
 
 @STEPS.register_module()
@@ -91,13 +89,13 @@ class InitActivationRange(Step):
     def _observe(self, name: str, quantizer: Quantizer, running: list[int]) -> Quantizer:
         observer = copy.deepcopy(self.observer)
         observer.reset(quantizer.granularity)
-        observer.share(quantizer.scale.numel())
+        observer.share(quantizer.num_scales)
         original = type(quantizer).forward
 
         def forward(x):
             try:
                 observer.observe(gather_rows(x, running[0]))
-                quantizer.set_range(*observer.range(quantizer.grid))
+                quantizer.set_range(*observer.range(quantizer))
             except ValueError as error:
                 raise ValueError(f'activation at {name}: {error}') from error
             return original(quantizer, x)

@@ -31,7 +31,7 @@ from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_los
 from mmquant.reconstruction.rest_of_net import TailLoss, Tails
 from mmquant.reconstruction.several_sizes import RaggedProblem
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, fit, split_rows
-from mmquant.reconstruction.variables import ROLES, SCALE_FLOOR, UnitVariables
+from mmquant.reconstruction.variables import ROLES, UnitVariables
 from mmquant.registry import LOSSES, MIXERS, ROUNDINGS, STEPS
 from mmquant.structures.unit import GRANULARITIES, Unit
 from mmquant.utils.building import ConfigError, build, check_keys, check_types
@@ -158,7 +158,7 @@ class Reconstruction(Step):
         own = [layers[n] for n in unit.layers if n in layers]
         first = {c.name for c in context.model.flow.calls
                  if c.inputs and context.model.flow.root(c.inputs[0]) in context.model.flow.network_inputs}
-        stem = self.skip_first and set(unit.layers) <= first and all(x.weight_quantizer.grid.bits >= 8 for x in own)
+        stem = self.skip_first and set(unit.layers) <= first and all(x.weight_quantizer.bit_width >= 8 for x in own)
         return bool(own) and not stem or self.target == 'joint' and bool(self._tunable(context, unit))
 
     def _unit_activations(self, context: CalibrationContext, unit: Unit) -> dict[str, Quantizer]:
@@ -171,7 +171,7 @@ class Reconstruction(Step):
     def _tunable(self, context: CalibrationContext, unit: Unit) -> list[Quantizer]:
         """Quantizers of activations of the unit whose step sizes are learned."""
         return [q for q in self._unit_activations(context, unit).values()
-                if not self.max_activation_bits or q.grid.bits <= self.max_activation_bits]
+                if not self.max_activation_bits or q.bit_width <= self.max_activation_bits]
 
     def _mode(self) -> tuple[bool, bool]:
         return True, self.target != 'weight'
@@ -283,7 +283,8 @@ class Reconstruction(Step):
 
     def _tune_activations(self, context: CalibrationContext, unit: Unit, problem: Problem, seed: int, report) -> dict:
         layers = context.model.quantized_layers()
-        scales = [q.scale for q in self._tunable(context, unit)]
+        quantizers = self._tunable(context, unit)
+        scales = [x for q in quantizers for xs in q.trainables().values() for x in xs]
         initial = [s.clone() for s in scales]
         every = max(1, self.num_iters // 4)
         own = [layers[n] for n in unit.layers if n in layers]
@@ -293,9 +294,8 @@ class Reconstruction(Step):
 
             def after_step(step):
                 nonlocal best, best_loss
-                with torch.no_grad():
-                    for scale in scales:
-                        scale.clamp_(min=SCALE_FLOOR)
+                for quantizer in quantizers:
+                    quantizer.constrain()
                 if (step + 1) % every == 0 or step + 1 == self.num_iters:
                     held = problem.held_loss(self.chunk)
                     if held < best_loss or not self.keep_best:

@@ -25,7 +25,7 @@ class Histogram:
     Attributes:
         name (str): Layer of the weights, or place of the activations.
         bits (int): Bit width.
-        edges (tuple[float, ...]): Ends of the bins in steps of the grid; level k of the grid lies at k.
+        edges (tuple[float, ...]): Ends of the bins in levels of the grid; level k lies at k.
         counts (tuple[float, ...]): Values in each bin; what lies further out than the edges counts in the last bins.
         low, high (float): Clip lines: half a step beyond the lowest and the highest level.
         clipped (float): Share of the values beyond them, in [0, 1].
@@ -55,20 +55,20 @@ def _finite(x: float) -> float | None:
 
 def histogram(name: str, x: torch.Tensor, quantizer: Quantizer) -> Histogram:
     """Histogram of ``x`` in the grid steps of an initialized quantizer (each channel in its own)."""
-    scale, zero_point = quantizer.expanded(x.shape)
-    return _histogram(name, (x / scale + zero_point).flatten(), quantizer)
+    return _histogram(name, quantizer.positions(x).flatten(), quantizer)
 
 
 def _histogram(name: str, steps: torch.Tensor, quantizer: Quantizer) -> Histogram:
     steps = steps.float()
-    low, high = quantizer.grid.q_min - 0.5, quantizer.grid.q_max + 0.5
+    first_code, last_code = quantizer.code_range
+    low, high = first_code - 0.5, last_code + 0.5
     room = high - low
     first, last = (min(max(float(end), low - room), high + room) for end in steps.aminmax())
     first, last = min(first, low), max(last, high)
     counts = torch.histc(steps.clamp(first, last), BINS, first, last)
     edges = torch.linspace(first, last, BINS + 1)
     clipped = ((steps < low) | (steps > high)).float().mean().item()
-    return Histogram(name, quantizer.grid.bits, tuple(edges.tolist()), tuple(counts.tolist()), low, high, clipped)
+    return Histogram(name, quantizer.bit_width, tuple(edges.tolist()), tuple(counts.tolist()), low, high, clipped)
 
 
 @torch.no_grad()
@@ -161,8 +161,7 @@ def _watch(quantizers: dict[str, Quantizer], met):
     def make(name):
 
         def hook(module, args):
-            scale, zero_point = module.expanded(args[0].shape)
-            steps = (args[0].detach() / scale + zero_point).flatten()
+            steps = module.positions(args[0].detach()).flatten()
             met[name].append(steps[::max(1, len(steps) // SAMPLES)].float())
 
         return hook

@@ -54,7 +54,7 @@ class LayerQuantizers:
     @property
     def a_bits(self) -> int | None:
         """Bits of the input; None: float."""
-        return self.inputs[0].grid.bits if self.inputs else None
+        return self.inputs[0].bit_width if self.inputs else None
 
 
 def quantizers_of(model: QuantizedModel) -> dict[str, LayerQuantizers]:

@@ -10,6 +10,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from mmquant.quantizers import Quantizer
+
 FORMAT = 1
 
 
@@ -153,8 +155,9 @@ def _read_state(source: str) -> dict:
 def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], list[str]]:
     """Missing keys, unexpected keys, and keys of another shape."""
     own = model.state_dict()
+    adopted = {f'{n}.{b}' for n, m in model.named_modules() if isinstance(m, Quantizer) for b in m._buffers}
     wrong = [f'{k}: {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in own
-             if k in state and state[k].shape != own[k].shape and not k.endswith(('scale', 'zero_point', 'codes'))]
+             if k in state and state[k].shape != own[k].shape and k not in adopted]
     return [k for k in own if k not in state], [k for k in state if k not in own], wrong
 
 

@@ -41,8 +41,8 @@ class ModelCost:
         params (int): All parameters of the float model after folding.
         macs (int): Multiply-accumulates of layers with weights, one image.
         bops (int): Bit operations of these layers, one image.
-        size_mb (float): Packed size in 10**6 bytes: weights at their bits, scale (32 bit) and zero point (at the
-            weights' bits) for each group, everything else at 32 bits.
+        size_mb (float): Packed size in 10**6 bytes: what the weight quantizers say that they store, everything
+            else at 32 bits.
         float_size_mb (float): All parameters at 32 bits.
     """
     params: int
@@ -78,8 +78,8 @@ def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
         w_bits = item.w_bits or FLOAT_BITS
         layers.append(LayerCost(item.name, params, macs.get(item.name, 0), w_bits, a_bits, item.note))
         if item.w_bits:
-            groups = layer.weight_quantizer.scale.numel()
-            bits_saved += layer._parameters['weight'].numel() * (FLOAT_BITS - w_bits) - groups * (FLOAT_BITS + w_bits)
+            count = layer._parameters['weight'].numel()
+            bits_saved += count * FLOAT_BITS - layer.weight_quantizer.stored_bits(count)
     params = sum(p.numel() for p in model.architecture.parameters())
     total_bits = params * FLOAT_BITS - bits_saved
     return ModelCost(params, sum(x.macs for x in layers), sum(x.bops for x in layers), total_bits / 8e6,

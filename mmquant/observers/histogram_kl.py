@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmquant.registry import OBSERVERS
-from mmquant.structures import Granularity, IntegerGrid
+from mmquant.structures import Granularity
 
 from .sampled import SampledObserver
 
@@ -14,9 +14,9 @@ class HistogramKLObserver(SampledObserver):
     """Searches one threshold on ``|x|`` per scale that minimises ``KL(float || quantized)`` of the histograms.
 
     The reference histogram moves all mass beyond the threshold into its last bin; the quantized one merges the bins
-    into the grid's levels and spreads each level evenly over its occupied bins. Both ends are clipped at the threshold.
-    Where a scale has fewer than four values per bin (small weight channels) there are fewer bins: a few levels can tell
-    any sparse histogram.
+    into the grid's evenly spaced levels and spreads each level evenly over its occupied bins. Both ends are clipped at
+    the threshold. Where a scale has fewer than four values per bin (small weight channels) there are fewer bins: a few
+    levels can tell any sparse histogram.
 
     Args:
         num_bins: Bins of the histogram of ``|x|``, >= 16. Default: 2048.
@@ -36,10 +36,14 @@ class HistogramKLObserver(SampledObserver):
         self.num_bins, self.num_candidates = num_bins, num_candidates
         super().__init__(max_samples, granularity)
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         limit = torch.maximum(-low, high)  # (num_scales,)
-        two_sided = bool((low < 0).any()) or grid.symmetric
-        num_levels = grid.num_levels // 2 if two_sided else grid.num_levels
+        levels = quantizer.levels()
+        if levels is None or not bool((levels.diff() == levels.diff()[0]).all()):
+            raise ValueError('HistogramKLObserver merges bins into evenly spaced levels, which '
+                             f'{type(quantizer).__name__} has not: use LpNormObserver')
+        two_sided = bool((low < 0).any()) or levels[0] < 0
+        num_levels = len(levels) // 2 if two_sided else len(levels)
         num_bins = max(num_levels, min(self.num_bins, self.samples.shape[1] // 4))
         histogram = self._histogram(limit, num_bins)
         candidates = torch.linspace(num_bins, num_levels, self.num_candidates).round().int().unique().flip(0)

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from mmquant.registry import OBSERVERS
-from mmquant.structures import IntegerGrid
 
 from .observer import Observer
 
@@ -16,5 +15,5 @@ class MinMaxObserver(Observer):
         granularity: See ``Observer``.
     """
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         return low, high

@@ -4,18 +4,21 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from mmquant.structures import Granularity, IntegerGrid, PerTensor, build_granularity
+from mmquant.structures import Granularity, PerTensor, build_granularity
 
 
 class Observer(ABC):
     """Collects what it needs from one or several tensors, then names a range per scale.
 
-    Activations: ``observe`` every batch, then ``range(grid)``. A complete tensor such as a weight:
-    ``range_of(weight, grid, quantizer.granularity)``, which uses every element.
+    Activations: ``observe`` every batch, then ``range(quantizer)``. A complete tensor such as a weight:
+    ``range_of(weight, quantizer, quantizer.granularity)``, which uses every element. The observer proposes ranges; what
+    a range is worth on a grid, the quantizer says (``errors``, ``levels``).
 
     Args:
         granularity: Which elements share a range, see ``build_granularity``. Default: ``'tensor'``.
     """
+
+    takes_importance = False  # whether elements may count differently
 
     def __init__(self, granularity: str | dict | Granularity = 'tensor') -> None:
         self.granularity = build_granularity(granularity)
@@ -27,6 +30,7 @@ class Observer(ABC):
             self.granularity = build_granularity(granularity)
         self.low: Tensor | None = None  # (num_scales,) exact minimum
         self.high: Tensor | None = None  # (num_scales,) exact maximum
+        self.importance: Tensor | None = None  # of each element, (num_scales, n)
 
     def share(self, num_scales: int) -> None:  # noqa: B027 (optional)
         """Divide what is kept of activations among so many scales."""
@@ -61,11 +65,11 @@ class Observer(ABC):
         self.high = high if self.high is None else torch.maximum(self.high, high)
         self._collect(x.detach())
 
-    def range(self, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    def range(self, quantizer) -> tuple[Tensor, Tensor]:
         """The range to quantize with.
 
         Args:
-            grid: The integers that will be used; some observers search the range that suits them.
+            quantizer (Quantizer): The grid that will be used; some observers search the range that suits it.
 
         Returns:
             low and high, float32, shape (num_scales,), ``low <= 0 <= high``.
@@ -77,14 +81,32 @@ class Observer(ABC):
             raise RuntimeError(f'{type(self).__name__} has seen no tensor: call observe() before range(). If this '
                                'belongs to a layer of a model, the calibration batches never reached that layer.')
         with torch.no_grad():
-            return self._range(self.low.clamp(max=0), self.high.clamp(min=0), grid)
+            return self._range(self.low.clamp(max=0), self.high.clamp(min=0), quantizer)
 
-    def range_of(self, x: Tensor, grid: IntegerGrid,
-                 granularity: str | dict | Granularity | None = None) -> tuple[Tensor, Tensor]:
-        """The range of one complete tensor, from all its elements; what was observed before is forgotten."""
+    def range_of(self, x: Tensor, quantizer, granularity: str | dict | Granularity | None = None,
+                 importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The range of one complete tensor, from all its elements; what was observed before is forgotten.
+
+        Args:
+            x: The tensor.
+            quantizer (Quantizer): As in :meth:`range`.
+            granularity: As in :meth:`reset`.
+            importance: Non-negative weight of each element's error, shape of ``x``.
+
+        Raises:
+            ValueError: An observer that minimises no error was given ``importance``, or it does not fit ``x``.
+        """
         self.reset(granularity)
         self.observe(x)
-        low_high = self.range(grid)
+        if importance is not None:
+            if not self.takes_importance:
+                raise ValueError(f'{type(self).__name__} minimises no error, so importance means nothing to it: use '
+                                 'LpNormObserver')
+            if importance.shape != x.shape or not bool((torch.isfinite(importance) & (importance >= 0)).all()):
+                raise ValueError(f'importance of shape {tuple(importance.shape)} for a tensor of {tuple(x.shape)}: '
+                                 'expected finite values >= 0, one per element')
+            self.importance = self.granularity.to_groups(importance.float())[0].contiguous()
+        low_high = self.range(quantizer)
         self.reset()
         return low_high
 
@@ -92,5 +114,5 @@ class Observer(ABC):
         """Keep more of ``x`` (finite, detached) than its minimum and maximum."""
 
     @abstractmethod
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         """The range, given the exact one (widened to 0), shapes (num_scales,)."""

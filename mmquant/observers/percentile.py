@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmquant.registry import OBSERVERS
-from mmquant.structures import Granularity, IntegerGrid
+from mmquant.structures import Granularity
 
 from .sampled import SampledObserver
 
@@ -30,7 +30,7 @@ class PercentileObserver(SampledObserver):
         self.percentile = percentile
         super().__init__(max_samples, granularity)
 
-    def _range(self, low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    def _range(self, low: Tensor, high: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         if self.percentile == 100:
             return low, high
         samples = self.samples

@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmquant.structures import Granularity, IntegerGrid
+from mmquant.structures import Granularity
 
 from .observer import Observer
 
@@ -43,11 +43,11 @@ class SampledObserver(Observer):
         if self.max_samples is not None and num_scales > 1:
             self.max_samples = min(self.max_samples, max(2**10, self.max_samples // num_scales))
 
-    def range_of(self, x: Tensor, grid: IntegerGrid,
-                 granularity: str | dict | Granularity | None = None) -> tuple[Tensor, Tensor]:
+    def range_of(self, x: Tensor, quantizer, granularity: str | dict | Granularity | None = None,
+                 importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         max_samples, self.max_samples = self.max_samples, None
         try:
-            return super().range_of(x, grid, granularity)
+            return super().range_of(x, quantizer, granularity, importance)
         finally:
             self.max_samples = max_samples
 

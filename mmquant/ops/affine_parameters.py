@@ -10,10 +10,10 @@ SCALE_FLOOR = 1e-8
 
 
 def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that cover ``[low, high]`` and, unless the grid has no level at zero, represent 0 exactly.
+    """Scale and zero point that cover ``[low, high]`` and represent 0 exactly.
 
     Affine: ``scale = (high - low) / (q_max - q_min)``, ``zero_point = clamp(round(q_min - low / scale))``. Symmetric:
-    ``scale = max(|low|, |high|) / q_max``, zero point 0; with half steps ``max(|low|, |high|) / (q_max + 1/2)``.
+    ``scale = max(|low|, |high|) / q_max``, zero point 0.
 
     Args:
         low: Lower ends, any shape; widened to at most 0.
@@ -25,7 +25,7 @@ def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Ten
     """
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     if grid.symmetric:
-        scale = (torch.maximum(-low, high) / (grid.q_max + grid.offset)).clamp_(min=SCALE_FLOOR)
+        scale = (torch.maximum(-low, high) / grid.q_max).clamp_(min=SCALE_FLOOR)
         return scale, torch.zeros_like(scale)
     scale = ((high - low) / (grid.q_max - grid.q_min)).clamp_(min=SCALE_FLOOR)
     return scale, (grid.q_min - low / scale).round_().clamp_(grid.q_min, grid.q_max)

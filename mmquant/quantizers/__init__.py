@@ -1,5 +1,6 @@
+from .columns import Columns
 from .no_zero import NoZeroQuantizer
 from .quantizer import Quantizer
 from .uniform_affine import UniformAffineQuantizer
 
-__all__ = ['NoZeroQuantizer', 'Quantizer', 'UniformAffineQuantizer']
+__all__ = ['Columns', 'NoZeroQuantizer', 'Quantizer', 'UniformAffineQuantizer']

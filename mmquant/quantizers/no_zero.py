@@ -1,11 +1,12 @@
 """Symmetric quantizer without a level at zero: values ``scale * (code + 1/2)``, the weight grid of LAPQ's code."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from mmquant.ops import dequantize, fake_quantize, quantize
+from mmquant.ops import SCALE_FLOOR, dequantize, fake_quantize, quantize
 from mmquant.registry import QUANTIZERS
-from mmquant.structures import Granularity, IntegerGrid
+from mmquant.structures import Granularity
 
 from .uniform_affine import UniformAffineQuantizer
 
@@ -14,31 +15,34 @@ from .uniform_affine import UniformAffineQuantizer
 class NoZeroQuantizer(UniformAffineQuantizer):
     """``2 ** bits`` evenly spaced levels from ``-alpha`` to ``alpha``: a zero becomes half a step.
 
-    ``alpha = scale * (2 ** bits - 1) / 2``. For weights; a zero, as in padding or behind ReLU, is not representable.
+    ``alpha = scale * (2 ** bits - 1) / 2``. For weights; a zero, as in padding or after ReLU, is not representable.
 
     Args:
         bits: Bit width, 2..16. Default: 8.
-        granularity, channel_axis, group_size, keep_mean: See ``UniformAffineQuantizer``.
+        granularity, channel_axis, group_size, keep_mean: See ``Quantizer``.
     """
+
+    half = 0.5
 
     def __init__(self, bits: int = 8, granularity: str | dict | Granularity = 'tensor', channel_axis: int = 0,
                  group_size: int | None = None, keep_mean: bool = False) -> None:
         super().__init__(bits, True, granularity, channel_axis, group_size, keep_mean)
-        self._grid = IntegerGrid(bits, True, half_step=True)
+
+    def _step_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        scale = (torch.maximum(-low, high) / (self.grid.q_max + self.half)).clamp_(min=SCALE_FLOOR)
+        return scale, torch.zeros_like(scale)
+
+    def _values(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        half = scale / 2
+        return (fake_quantize(x - half, scale, zero_point, *self.code_range) + half).to(x.dtype)
 
     def encode(self, x: Tensor) -> Tensor:
         scale, zero_point = self.expanded(x.shape)
-        codes = quantize(x - scale / 2, scale, zero_point, self._grid.q_min, self._grid.q_max)
-        return codes.to(self._grid.code_dtype)
+        return quantize(x - scale / 2, scale, zero_point, *self.code_range).to(self.grid.code_dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
         scale, zero_point = self.expanded(codes.shape)
         return dequantize(codes, scale, zero_point) + scale / 2
 
-    def _nearest(self, x: Tensor) -> Tensor:
-        scale, zero_point = self.expanded(x.shape)
-        half = scale / 2
-        return fake_quantize(x - half, scale, zero_point, self._grid.q_min, self._grid.q_max) + half
-
-    def _adopt_bits(self, bits: int) -> None:
-        self._grid = IntegerGrid(bits, True, half_step=True)
+    def affine_form(self, shape: tuple[int, ...]) -> None:
+        return None

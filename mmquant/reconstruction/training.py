@@ -189,12 +189,14 @@ def make_update(problem: Problem, optimizer: torch.optim.Optimizer, schedule: Ro
         optimizer.zero_grad(set_to_none=True)
 
     def step(rows, beta):
+        for rounding in roundings:
+            rounding.beta = beta
+        total = loss = problem.loss_on(rows)
         if beta is not None:
-            for rounding in roundings:
-                rounding.sharpen(beta)
-        loss = problem.loss_on(rows)
-        total = loss if beta is None else loss + schedule.weight * sum(r.regularizer(beta) for r in roundings)
+            total = loss + schedule.weight * sum(r.penalty for r in roundings if r.penalty is not None)
         total.backward()
+        for rounding in roundings:
+            rounding.beta = rounding.penalty = None
         optimizer.step()
         return loss.detach()
 

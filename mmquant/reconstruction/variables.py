@@ -12,7 +12,6 @@ from mmquant.roundings import Rounding
 
 # rounding: AdaRound's variables; weight, weight_scale: of straight-through rounding; affine, bias: of output affines.
 ROLES = ('rounding', 'weight', 'weight_scale', 'affine', 'bias', 'activation_scale')
-SCALE_FLOOR = 1e-8
 
 
 class UnitVariables:
@@ -37,7 +36,9 @@ class UnitVariables:
                 found[role] += params
         found['affine'] = [a.scale for a in self.affines]
         found['bias'] = [a.bias for a in self.affines]
-        found['activation_scale'] = [q.scale for q in self.activations]
+        for quantizer in self.activations:
+            for role, buffers in quantizer.trainables().items():
+                found[role] += buffers
         return {role: params for role, params in found.items() if params}
 
     def start(self, rates: Mapping[str, float]) -> list[ParamGroup]:
@@ -71,12 +72,13 @@ class UnitVariables:
         for affine in self.affines:
             affine.clamp()
         for quantizer in self.activations:
-            quantizer.scale.clamp_(min=SCALE_FLOOR)
+            quantizer.constrain()
 
     def _decided(self) -> list[torch.Tensor]:
         """Buffers that go with the codes."""
-        return [*(x.weight_quantizer.scale for x in self.layers.values()), *(a.scale for a in self.affines),
-                *(a.bias for a in self.affines), *(q.scale for q in self.activations)]
+        quantizers = [*(x.weight_quantizer for x in self.layers.values()), *self.activations]
+        return [*(x for q in quantizers for x in q.state()), *(a.scale for a in self.affines),
+                *(a.bias for a in self.affines)]
 
     @torch.no_grad()
     def nearest(self) -> tuple[dict, list]:
@@ -87,11 +89,10 @@ class UnitVariables:
     @torch.no_grad()
     def tuned(self) -> tuple[dict, list]:
         """State with what was learnt, decided."""
-        for name, layer in self.layers.items():
-            scale = self.roundings[name].learnt_scale()
-            if scale is not None:
-                layer.weight_quantizer.scale.copy_(scale)
-        return {n: r.codes() for n, r in self.roundings.items()}, [x.clone() for x in self._decided()]
+        for name, rounding in self.roundings.items():
+            rounding.harden(self.layers[name].weight_quantizer)
+        codes = {n: x.weight_quantizer.codes for n, x in self.layers.items()}
+        return codes, [x.clone() for x in self._decided()]
 
     @torch.no_grad()
     def restore(self, state: tuple[dict, list]) -> None:

@@ -1,6 +1,10 @@
 """AdaRound: Up or Down? Adaptive Rounding for Post-Training Quantization (arXiv 2004.10568).
 
     min_v  |f(x; w~(v)) - f(x; w)|^2 + lambda * sum(1 - |2 h(v) - 1|^beta),
+    w~ = lower(w) + h(v) * (upper(w) - lower(w))
+
+between the neighbours of w on any grid; on the uniform one that is
+
     w~ = scale * (clip(floor(w / scale) + h(v) + zero_point, q_min, q_max) - zero_point)
 
 The loss and its schedule belong to the reconstruction; this file holds the variables of one weight.
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from mmquant.ops import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 from mmquant.registry import ROUNDINGS
+from mmquant.structures import code_dtype
 
 from .rounding import Rounding
 
@@ -35,15 +40,26 @@ class AdaRound(Rounding):
             raise ValueError(f'AdaRound got gamma={gamma}, zeta={zeta}: expected gamma < 0 and zeta > 1, such as -0.1 '
                              'and 1.1.')
         self.gamma, self.zeta = gamma, zeta
-        self._axes = []
-        self._beta, self._penalty = None, None  # what sharpen announced, and the regularizer that forward computed
+        self._axes: list[int] = []
+        self._ends: tuple[int, int] | None = None  # of the codes of a uniform grid, which has kernels of its own
+        self.grid: nn.Module | None = None
         self.register_parameter('dense_v', None)
-        self.register_buffer('base', None, persistent=False)
+        for name in ('base', 'scale', 'zero_point', 'lower', 'upper'):  # rebuilt by start
+            self.register_buffer(name, None, persistent=False)
 
-    def _start(self, weight: Tensor) -> None:
-        steps = torch.div(weight, self.scale)
-        self.base = steps.floor()
-        fraction = steps.sub_(self.base)  # [0, 1]
+    def _start(self, weight: Tensor, quantizer: nn.Module) -> None:
+        form = quantizer.affine_form(weight.shape)
+        if form is None:
+            self.grid, self._ends = quantizer.twin(), None
+            self.lower, self.upper = quantizer.neighbours(weight)
+            width = self.upper - self.lower
+            fraction = torch.where(width > 0, (weight - self.lower) / width, 0.0)
+        else:
+            scale, zero_point, *self._ends = form
+            self.scale, self.zero_point = scale.detach().float().clone(), zero_point.detach().float().clone()
+            steps = torch.div(weight, self.scale)
+            self.base = steps.floor()
+            fraction = steps.sub_(self.base)  # [0, 1]
         odds = fraction.sub_(self.gamma).reciprocal_().mul_(self.zeta - self.gamma).sub_(1)
         v = odds.log_().neg_()
         order = sorted(range(v.dim()), key=lambda d: -v.stride(d))
@@ -56,26 +72,24 @@ class AdaRound(Rounding):
         return self.dense_v.permute(self._axes)
 
     def forward(self) -> Tensor:
-        variables = self.v, self.base, self.scale, self.zero_point, self.grid.q_min, self.grid.q_max
-        if self._beta is None:
+        if self._ends is None:
+            if self.beta is not None:
+                self.penalty = rounding_regularizer(self.v, self.beta, self.gamma, self.zeta)
+            h = rectified_sigmoid(self.v, self.gamma, self.zeta)
+            return (self.lower + h * (self.upper - self.lower)).to(self.weight_dtype)
+        variables = self.v, self.base, self.scale, self.zero_point, *self._ends
+        if self.beta is None:
             return soft_weight(*variables, self.gamma, self.zeta).to(self.weight_dtype)
-        weight, self._penalty = regularized_soft_weight(*variables, self._beta, self.gamma, self.zeta)
+        weight, self.penalty = regularized_soft_weight(*variables, self.beta, self.gamma, self.zeta)
         return weight if weight.dtype == torch.bfloat16 else weight.to(self.weight_dtype)
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        codes = self.base + (self.v >= 0).to(self.base.dtype)
-        return codes.add_(self.zero_point).clamp_(self.grid.q_min, self.grid.q_max).to(self.grid.code_dtype)
-
-    def sharpen(self, beta: float | Tensor) -> None:
-        self._beta = beta
-
-    def regularizer(self, beta: float | Tensor) -> Tensor:
-        penalty, known = self._penalty, self._beta is beta
-        self._beta = self._penalty = None
-        if penalty is not None and known:
-            return penalty
-        return rounding_regularizer(self.v, beta, self.gamma, self.zeta)
+        up = self.v >= 0
+        if self._ends is None:
+            return self.grid.encode(torch.where(up, self.upper, self.lower))
+        codes = self.base + up.to(self.base.dtype)
+        return codes.add_(self.zero_point).clamp_(*self._ends).to(code_dtype(*self._ends))
 
     @torch.no_grad()
     def undecided(self) -> float:

@@ -1,7 +1,6 @@
-"""Round to nearest, half to even: nothing to learn."""
-from torch import Tensor
+"""Round to nearest: nothing to learn."""
+from torch import Tensor, nn
 
-from mmquant.ops import dequantize, quantize
 from mmquant.registry import ROUNDINGS
 
 from .rounding import Rounding
@@ -13,14 +12,15 @@ class NearestRounding(Rounding):
 
     def __init__(self) -> None:
         super().__init__()
+        self.grid: nn.Module | None = None
         self.register_buffer('nearest', None, persistent=False)
 
-    def _start(self, weight: Tensor) -> None:
-        codes = quantize(weight, self.scale, self.zero_point, self.grid.q_min, self.grid.q_max)
-        self.nearest = codes.to(self.grid.code_dtype)
+    def _start(self, weight: Tensor, quantizer: nn.Module) -> None:
+        self.grid = quantizer.twin()
+        self.nearest = quantizer.encode(weight)
 
     def forward(self) -> Tensor:
-        return dequantize(self.nearest, self.scale, self.zero_point).to(self.weight_dtype)
+        return self.grid.decode(self.nearest).to(self.weight_dtype)
 
     def codes(self) -> Tensor:
         return self.nearest.clone()

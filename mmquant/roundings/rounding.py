@@ -4,24 +4,25 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mmquant.structures import IntegerGrid
-
 
 class Rounding(nn.Module):
-    """Chooses a code for each element of one weight on a fixed grid.
+    """Chooses a code for each element of one weight, on any grid.
 
-    Life: ``start`` with the float weight, train the parameters with ``forward`` in place of the weight, then store
-    ``codes()`` in the quantizer, with ``learnt_scale()`` if there is one, and drop the rounding. ``start`` copies scale
-    and zero point; a later change of the quantizer is not seen.
+    Life: ``start`` with the float weight, train the tensors of ``roles`` with ``forward`` in place of the weight, then
+    ``harden``, which writes codes and all else that was learnt into the quantizer, and drop the rounding. ``start``
+    copies what it needs of the grid; a later change of the quantizer is not seen.
+
+    Attributes:
+        beta: Sharpness of the regularizer (see ``ops.rounding_regularizer``), or None; set by the training loop.
+        penalty: Of the last ``forward`` while ``beta`` was set: a scalar that pushes towards a decision. None for
+            roundings that are always decided.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.grid: IntegerGrid | None = None
+        self.beta: float | Tensor | None = None
+        self.penalty: Tensor | None = None
         self.weight_dtype = torch.float32
-        # Rebuilt by start(), hence not in checkpoints.
-        self.register_buffer('scale', None, persistent=False)
-        self.register_buffer('zero_point', None, persistent=False)
 
     @torch.no_grad()
     def start(self, weight: Tensor, quantizer: nn.Module) -> None:
@@ -29,7 +30,7 @@ class Rounding(nn.Module):
 
         Args:
             weight: Float weight, any shape.
-            quantizer: An initialized ``UniformAffineQuantizer`` allocated for this shape.
+            quantizer (Quantizer): With a range, allocated for this shape.
 
         Raises:
             RuntimeError: The quantizer has no range yet.
@@ -38,41 +39,36 @@ class Rounding(nn.Module):
             raise RuntimeError(f'{type(self).__name__} cannot start on a weight of shape {tuple(weight.shape)}: its '
                                'quantizer has no range yet. Call set_range first (in a recipe: the step '
                                'InitWeightRange).')
-        scale, zero_point = quantizer.expanded(weight.shape)
-        self.grid, self.weight_dtype = quantizer.grid, weight.dtype
-        self.scale, self.zero_point = scale.detach().float().clone(), zero_point.detach().float().clone()
-        self._start(weight.detach().float())
+        self.weight_dtype = weight.dtype
+        self._start(weight.detach().float(), quantizer)
 
     @abstractmethod
-    def _start(self, weight: Tensor) -> None:
-        """Set the variables from the float32 weight; grid, scale and zero_point are set already."""
+    def _start(self, weight: Tensor, quantizer: nn.Module) -> None:
+        """Set the variables from the float32 weight, and keep copies of the quantizer's parameters."""
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The weight to train with: soft, differentiable in the parameters, of the weight's shape and dtype."""
+        """The weight to train with: soft, differentiable in the parameters, of the weight's shape and dtype.
+
+        While ``beta`` is set, it leaves ``penalty`` behind, if the rounding has one.
+        """
 
     @abstractmethod
     def codes(self) -> Tensor:
-        """Hard decision: integer codes in ``q_min..q_max``, dtype ``grid.code_dtype``."""
+        """Hard decision: integer codes, as from ``quantizer.encode``."""
 
-    def sharpen(self, beta: float | Tensor) -> None:  # noqa: B027 (optional)
-        """Announces that ``regularizer(beta)`` is asked for behind the next ``forward``, which may compute it too."""
-
-    def regularizer(self, beta: float | Tensor) -> Tensor:
-        """Scalar that pushes towards a decision; ``beta`` is the sharpness (see ``ops.rounding_regularizer``)."""
-        return torch.zeros((), device=self.scale.device)
+    @torch.no_grad()
+    def harden(self, quantizer: nn.Module) -> None:
+        """Write what was learnt, and the codes, into the quantizer."""
+        quantizer.set_codes(self.codes())
 
     def undecided(self) -> float:
         """Fraction (0..1) of elements that hardening may still move by more than 5 % of a step."""
         return 0.0
 
-    def roles(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by what they are: each role has its own learning rate."""
+    def roles(self) -> dict[str, list[Tensor]]:
+        """Tensors to train by what they are: each role has its own learning rate."""
         return {'rounding': list(self.parameters())}
 
     def constrain(self) -> None:  # noqa: B027 (optional)
-        """Bring the parameters back to valid values; called behind each training step."""
-
-    def learnt_scale(self) -> Tensor | None:
-        """The scale that goes with ``codes()``, in the shape of the quantizer's; None where it was not trained."""
-        return None
+        """Bring what trains back to valid values; called after each training step."""

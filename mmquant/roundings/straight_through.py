@@ -1,9 +1,7 @@
-"""Straight-through rounding: weight and scale are trained, the weight always rounded to nearest (AdaQuant's way)."""
+"""Straight-through rounding: weight and grid are trained, the weight always rounded to nearest (AdaQuant's way)."""
 import torch
 from torch import Tensor, nn
 
-from mmquant.ops import fake_quantize, quantize
-from mmquant.ops.affine_parameters import SCALE_FLOOR
 from mmquant.registry import ROUNDINGS
 
 from .rounding import Rounding
@@ -11,44 +9,39 @@ from .rounding import Rounding
 
 @ROUNDINGS.register_module()
 class StraightThrough(Rounding):
-    """Trains a copy of the weight (role ``weight``) and the scale (role ``weight_scale``); the zero point stays.
+    """Trains a copy of the weight (role ``weight``) and what the grid lets train, such as its scale (``weight_scale``).
 
-    The gradient of rounding is taken as that of the identity, 0 where a weight is clipped; the scale's is that of LSQ
-    (see ``ops.fake_quantize``). At 8 and 6 bits small moves of the weights suffice; at 4 and less AdaRound does better.
+    The gradient of rounding is that of the grid's ``nearest``: for uniform grids the identity's, 0 where a weight is
+    clipped, and LSQ's for the scale (see ``ops.fake_quantize``). At 8 and 6 bits small moves of the weights suffice; at
+    4 and less AdaRound does better.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter('weight', None)
-        self.register_parameter('step', None)
-        self.granularity = None
+        self.grid: nn.Module | None = None
 
-    def start(self, weight: Tensor, quantizer: nn.Module) -> None:
-        super().start(weight, quantizer)
-        self.granularity = quantizer.granularity
-        self.step = nn.Parameter(quantizer.scale.detach().float().clone())
-
-    def _start(self, weight: Tensor) -> None:
+    def _start(self, weight: Tensor, quantizer: nn.Module) -> None:
         self.weight = nn.Parameter(weight.clone())
-
-    def _scale(self) -> Tensor:
-        return self.granularity.expand(self.step, self.weight.shape)
+        self.grid = quantizer.twin()
 
     def forward(self) -> Tensor:
-        quantized = fake_quantize(self.weight, self._scale(), self.zero_point, self.grid.q_min, self.grid.q_max)
-        return quantized.to(self.weight_dtype)
+        return self.grid.nearest(self.weight).to(self.weight_dtype)
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        codes = quantize(self.weight, self._scale(), self.zero_point, self.grid.q_min, self.grid.q_max)
-        return codes.to(self.grid.code_dtype)
-
-    def roles(self) -> dict[str, list[nn.Parameter]]:
-        return {'weight': [self.weight], 'weight_scale': [self.step]}
+        return self.grid.encode(self.weight)
 
     @torch.no_grad()
-    def constrain(self) -> None:
-        self.step.clamp_(min=SCALE_FLOOR)
+    def harden(self, quantizer: nn.Module) -> None:
+        for own, learnt in zip(quantizer.state(), self.grid.state(), strict=True):
+            own.copy_(learnt)
+        super().harden(quantizer)
 
-    def learnt_scale(self) -> Tensor:
-        return self.step.detach()
+    def roles(self) -> dict[str, list[Tensor]]:
+        # Grids name their roles for activations; of a weight they are others, with rates of their own.
+        grid = {f'weight_{role.removeprefix("activation_")}': x for role, x in self.grid.trainables().items()}
+        return {'weight': [self.weight], **grid}
+
+    def constrain(self) -> None:
+        self.grid.constrain()

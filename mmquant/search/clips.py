@@ -15,7 +15,7 @@ from mmquant.quantizers import Quantizer
 
 @dataclass(frozen=True)
 class Clip:
-    """One quantizer; its clips are its scales times one factor.
+    """One quantizer; its clips are its values times one factor.
 
     Attributes:
         name (str): ``'weight of <layer>'`` or ``'activation at <place>'``.

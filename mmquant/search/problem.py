@@ -21,7 +21,6 @@ from mmquant.calibration.context import CalibrationContext
 from mmquant.losses.objectives import Objective
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import enabled, fix_weight, fixed_weights
-from mmquant.ops import SCALE_FLOOR
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.utils.amp import autocast
 from mmquant.utils.building import ConfigError
@@ -52,7 +51,7 @@ class Counts:
 class ClipProblem:
     """The loss of a quantized model over the logarithms of its clips' factors.
 
-    Use inside ``with problem:``. Points are vectors relative to the origin, the scales that the model had at
+    Use inside ``with problem:``. Points are vectors relative to the origin, the sizes of values that the model had at
     construction or at the last :meth:`settle`.
 
     Args:
@@ -113,7 +112,7 @@ class ClipProblem:
         self._stream = None
 
     def _read_origin(self) -> None:
-        self.base = [clip.quantizer.scale.detach().clone() for clip in self.clips]
+        self.base = [[x.detach().clone() for x in clip.quantizer.sizes()] for clip in self.clips]
         self._installed = (0.0, ) * self.size
         self._last: tuple[float, ...] | None = None
         self._last_loss = math.inf
@@ -130,7 +129,9 @@ class ClipProblem:
     def _install(self, x: tuple[float, ...]) -> None:
         for i, (clip, old, new) in enumerate(zip(self.clips, self._installed, x)):
             if old != new:
-                clip.quantizer.scale.copy_((self.base[i] * math.exp(new)).clamp_(min=SCALE_FLOOR))
+                for size, origin in zip(clip.quantizer.sizes(), self.base[i], strict=True):
+                    size.copy_(origin * math.exp(new))
+                clip.quantizer.constrain()
                 if clip.layer is not None:
                     self._stale.add(clip.layer)
         self._installed = x
@@ -201,7 +202,7 @@ class ClipProblem:
             rows (Tensor): Their numbers within it; models with pinned proposals take the whole chunk instead.
         """
         self._install(tuple(float(v) for v in x))
-        scales = [clip.quantizer.scale for clip in self.clips]
+        scales = [x for clip in self.clips for x in clip.quantizer.sizes()]
         rows = None if self.context.decisions.made else rows.to(self.device)
         count = self.context.sizes[chunk] if rows is None else len(rows)
         for scale in scales:
@@ -218,7 +219,8 @@ class ClipProblem:
                 scale.requires_grad_(False)
             self._stale.update(layers)  # their forward has let go of the quantized weight
         self.counts.gradients += 1
-        slopes = torch.stack([(g * s).double().sum() for g, s in zip(grads, scales)])
+        left = iter([(g * s).double().sum() for g, s in zip(grads, scales)])
+        slopes = torch.stack([sum(next(left) for _ in clip.quantizer.sizes()) for clip in self.clips])
         world, count, *totals = sum_over_ranks(1, count, loss.item(), *slopes.tolist())
         self.counts.image_forwards += GRADIENT_COST * count
         loss, *slopes = (total / world for total in totals)

@@ -1,4 +1,4 @@
 from .granularity import Granularity, PerChannel, PerGroup, PerTensor, build_granularity
-from .integer_grid import IntegerGrid
+from .integer_grid import IntegerGrid, code_dtype
 
-__all__ = ['Granularity', 'IntegerGrid', 'PerChannel', 'PerGroup', 'PerTensor', 'build_granularity']
+__all__ = ['Granularity', 'IntegerGrid', 'PerChannel', 'PerGroup', 'PerTensor', 'build_granularity', 'code_dtype']

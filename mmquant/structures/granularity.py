@@ -1,7 +1,8 @@
 """Which elements of a tensor share one scale."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
@@ -28,6 +29,14 @@ class PerTensor:
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
         """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable)."""
         return scale
+
+    def on_axis(self, axis: int) -> 'PerTensor':
+        """The same with channels on another axis."""
+        return self
+
+    def of_channels(self, values: Tensor, dim: int) -> Tensor | None:
+        """Values of channels (C,), broadcastable against a stored scale of ``dim`` axes; None: they share it."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -60,20 +69,28 @@ class PerChannel:
         """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable)."""
         return scale
 
+    def on_axis(self, axis: int) -> 'PerChannel':
+        """The same with channels on another axis."""
+        return replace(self, axis=axis)
+
+    def of_channels(self, values: Tensor, dim: int) -> Tensor | None:
+        """Values of channels (C,), broadcastable against a stored scale of ``dim`` axes; None: they share it."""
+        return values.view([-1 if d == self.axis % dim else 1 for d in range(dim)])
+
 
 @dataclass(frozen=True)
 class PerGroup:
     """One scale per ``group_size`` consecutive elements within a channel; scale shape ``(C, groups per channel)``.
 
     A channel's elements are taken in the order of the remaining axes, so a linear weight (O, I) with group size g has
-    scales (O, I / g), and a convolution (O, I, kh, kw) has (O, I * kh * kw / g).
+    scales (O, I / g), and a convolution (O, I, kh, kw) has (O, I * kh * kw / g). The last group may be shorter.
 
     Args:
-        group_size: Elements per group, > 0; must divide the elements of a channel.
+        group_size: Elements per group, > 0.
         axis: The channel axis, as in ``PerChannel``.
 
     Raises:
-        ValueError: ``group_size`` is no positive int, or (on use) does not divide the elements of a channel.
+        ValueError: ``group_size`` is no positive int.
     """
 
     group_size: int
@@ -89,29 +106,40 @@ class PerGroup:
         row = 1
         for dim, size in enumerate(x_shape):
             row *= 1 if dim == axis else size
-        if row == 0 or row % self.group_size:
-            raise ValueError(f'group_size={self.group_size} does not divide the {row} elements of a channel of a '
-                             f'tensor of shape {tuple(x_shape)} (axis {self.axis}): choose a divisor of '
-                             f'{row}, or per-channel scales.')
-        return (x_shape[axis], row // self.group_size)
+        return (x_shape[axis], -(-row // self.group_size))
 
     def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
-        """View ``x`` with one row per scale.
+        """View ``x`` with one row per scale; a shorter last group is filled up with repetitions of its own elements.
 
         Returns:
             x2d of shape (num_scales, group_size), and a function that brings a tensor of x2d's shape back to ``x``'s.
         """
-        self.scale_shape(tuple(x.shape))
+        channels = self.scale_shape(tuple(x.shape))[0]
         axis = _checked_axis(self.axis, x.shape)
         moved = x.movedim(axis, 0)
-        shape = moved.shape
-        return moved.reshape(-1, self.group_size), lambda rows: rows.reshape(shape).movedim(0, axis)
+        shape, row = moved.shape, x.numel() // channels
+        rest = row % self.group_size
+        if not rest:
+            return moved.reshape(-1, self.group_size), lambda rows: rows.reshape(shape).movedim(0, axis)
+        last = row - rest + torch.arange(self.group_size - rest, device=x.device) % rest
+        flat = moved.reshape(channels, row)
+        filled = torch.cat([flat, flat[:, last]], dim=1).reshape(-1, self.group_size)
+        return filled, lambda rows: rows.reshape(channels, -1)[:, :row].reshape(shape).movedim(0, axis)
 
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
         """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable; as large as ``x``)."""
         axis = _checked_axis(self.axis, x_shape)
         moved = (x_shape[axis], *(size for dim, size in enumerate(x_shape) if dim != axis))
-        return scale.unsqueeze(-1).expand(*scale.shape, self.group_size).reshape(moved).movedim(0, axis)
+        each = scale.unsqueeze(-1).expand(*scale.shape, self.group_size).flatten(1)
+        return each[:, :torch.Size(moved[1:]).numel()].reshape(moved).movedim(0, axis)
+
+    def on_axis(self, axis: int) -> 'PerGroup':
+        """The same with channels on another axis."""
+        return replace(self, axis=axis)
+
+    def of_channels(self, values: Tensor, dim: int) -> Tensor | None:
+        """Values of channels (C,), broadcastable against a stored scale; None: they share it."""
+        return values.view(-1, 1)
 
 
 Granularity = PerTensor | PerChannel | PerGroup

@@ -13,20 +13,15 @@ class IntegerGrid:
     Args:
         bits: Bit width, an int in 2..16.
         symmetric: False: ``0 .. 2^bits - 1`` with a zero point; True: ``-2^(bits-1) .. 2^(bits-1) - 1``, zero point 0.
-        half_step: Values lie half a step above the integers: ``scale * (code + 1/2)``, as many below zero as above it
-            and none at zero. Symmetric grids only.
 
     Raises:
-        ValueError: ``bits`` is no int in 2..16, or ``half_step`` on a grid that is not symmetric.
+        ValueError: ``bits`` is no int in 2..16.
     """
 
     bits: int
     symmetric: bool = False
-    half_step: bool = False
 
     def __post_init__(self) -> None:
-        if self.half_step and not self.symmetric:
-            raise ValueError('half_step needs a symmetric grid: an affine one keeps a level at zero.')
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
             raise ValueError(f'bits={self.bits!r} is not supported: expected an int in {MIN_BITS}..{MAX_BITS}. To keep '
                              'a tensor in floating point, disable its quantizer instead.')
@@ -42,11 +37,6 @@ class IntegerGrid:
         return self.q_min + self.num_levels - 1
 
     @property
-    def offset(self) -> float:
-        """Distance of a value from its integer, in steps: 0 or 0.5."""
-        return 0.5 if self.half_step else 0.0
-
-    @property
     def num_levels(self) -> int:
         """How many integers there are, ``2 ** bits``."""
         return 1 << self.bits
@@ -54,8 +44,13 @@ class IntegerGrid:
     @property
     def code_dtype(self) -> torch.dtype:
         """Smallest torch integer dtype that holds every code: uint8, int8, int16 or int32."""
-        for dtype in (torch.uint8, torch.int8, torch.int16):
-            info = torch.iinfo(dtype)
-            if info.min <= self.q_min and self.q_max <= info.max:
-                return dtype
-        return torch.int32
+        return code_dtype(self.q_min, self.q_max)
+
+
+def code_dtype(low: int, high: int) -> torch.dtype:
+    """Smallest torch integer dtype that holds ``low..high``: uint8, int8, int16 or int32."""
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        info = torch.iinfo(dtype)
+        if info.min <= low and high <= info.max:
+            return dtype
+    return torch.int32

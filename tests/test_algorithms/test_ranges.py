@@ -13,7 +13,7 @@ def test_weight_ranges_are_the_observers():
     InitWeightRange(observer=dict(type='mmquant.LpNormObserver', p=2.4)).run(context)
     for layer in context.model.quantized_layers().values():
         quantizer, weight = layer.weight_quantizer, layer._parameters['weight'].detach()
-        low, high = LpNormObserver(p=2.4).range_of(weight, quantizer.grid, quantizer.granularity)
+        low, high = LpNormObserver(p=2.4).range_of(weight, quantizer, quantizer.granularity)
         scale = quantizer.scale.clone()
         quantizer.set_range(low, high)
         assert quantizer.initialized and torch.equal(quantizer.scale, scale) and scale.shape == (len(weight), 1)

@@ -115,7 +115,7 @@ def test_absolute_ranges_keep_the_inliers():
     def high(x, p):
         observer = LpNormObserver(p=p, num_candidates=1000, min_shrink=0.0, max_samples=None)
         observer.observe(x)
-        return float(observer.range(quantizer.grid)[1])
+        return float(observer.range(quantizer)[1])
 
     uniform = torch.rand(10000, generator=torch.Generator().manual_seed(0))
     spiked = torch.cat([uniform, torch.tensor([50., 80.])])

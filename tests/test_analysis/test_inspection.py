@@ -7,7 +7,7 @@ from torch import nn
 
 from mmquant.analysis.inspection import BINS, histogram, inspect
 from mmquant.analysis.sqnr import sqnr_db
-from mmquant.quantizers import UniformAffineQuantizer
+from mmquant.quantizers import NoZeroQuantizer, UniformAffineQuantizer
 
 
 def test_sqnr():
@@ -25,6 +25,16 @@ def test_histogram_counts_in_steps_of_the_grid():
     assert len(h.counts) == BINS and sum(h.counts) == 6 and h.edges[0] == pytest.approx(-0.6)
     zero = next(i for i in range(BINS) if h.edges[i] <= 1 < h.edges[i + 1])
     assert h.counts[zero] == 2
+
+
+def test_levels_of_a_grid_without_a_zero_lie_at_their_codes():
+    """Levels -1.5, -0.5, 0.5, 1.5 are codes -2 .. 1."""
+    quantizer = NoZeroQuantizer(bits=2)
+    quantizer.set_range(torch.tensor(-1.5), torch.tensor(1.5))
+    x = torch.tensor([-1.5, -0.5, 0.5, 1.5])
+    h = histogram('w', torch.cat([x, torch.tensor([-2.1])]), quantizer)
+    assert quantizer.positions(x).tolist() == quantizer.encode(x).tolist() == [-2, -1, 0, 1]
+    assert (h.low, h.high) == (-2.5, 1.5) and h.clipped == pytest.approx(1 / 5)
 
 
 def test_outliers_do_not_stretch_the_picture():

@@ -21,13 +21,13 @@ from mmquant.quantizers import UniformAffineQuantizer
 def weight_quantizer(layer, bits=4):
     quantizer = UniformAffineQuantizer(bits, granularity='channel', channel_axis=channel_axis(layer))
     quantizer.allocate(layer.weight.shape)
-    quantizer.set_range(*MinMaxObserver().range_of(layer.weight.detach(), quantizer.grid, quantizer.granularity))
+    quantizer.set_range(*MinMaxObserver().range_of(layer.weight.detach(), quantizer, quantizer.granularity))
     return quantizer
 
 
 def input_quantizer(x, bits=4):
     quantizer = UniformAffineQuantizer(bits)
-    quantizer.set_range(*MinMaxObserver().range_of(x, quantizer.grid, 'tensor'))
+    quantizer.set_range(*MinMaxObserver().range_of(x, quantizer, 'tensor'))
     return quantizer
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmquant.observers import HistogramKLObserver
-from mmquant.structures import IntegerGrid
+from mmquant.quantizers import UniformAffineQuantizer
 
 
 def normal(size=50000):
@@ -10,24 +10,24 @@ def normal(size=50000):
 
 
 def test_outlier_is_cut():
-    low, high = HistogramKLObserver().range_of(torch.cat([normal(), torch.tensor([40.])]), IntegerGrid(8))
+    low, high = HistogramKLObserver().range_of(torch.cat([normal(), torch.tensor([40.])]), UniformAffineQuantizer(8))
     assert 3 < high < 10 and low == normal().min()
 
 
 def test_uniform_values_are_kept():
-    low, high = HistogramKLObserver().range_of(torch.rand(50000) * 2 - 1, IntegerGrid(8))
+    low, high = HistogramKLObserver().range_of(torch.rand(50000) * 2 - 1, UniformAffineQuantizer(8))
     assert high > 0.95 and low < -0.95
 
 
 def test_fewer_bits_clip_more():
     x = normal()
-    wide, narrow = (HistogramKLObserver().range_of(x, IntegerGrid(bits))[1] for bits in (8, 3))
+    wide, narrow = (HistogramKLObserver().range_of(x, UniformAffineQuantizer(bits))[1] for bits in (8, 3))
     assert 0.5 < narrow < wide <= x.max()
 
 
 def test_few_values_are_not_overclipped():
     x = normal(6400).reshape(64, 100)
-    low, high = HistogramKLObserver().range_of(x, IntegerGrid(4), 'channel')
+    low, high = HistogramKLObserver().range_of(x, UniformAffineQuantizer(4), 'channel')
     assert (high - low > 0.5 * (x.amax(1) - x.amin(1))).all()
 
 

@@ -2,16 +2,17 @@ import pytest
 import torch
 
 from mmquant.observers import HistogramKLObserver, LpNormObserver, MinMaxObserver, PercentileObserver
+from mmquant.quantizers import UniformAffineQuantizer
 from mmquant.registry import OBSERVERS
-from mmquant.structures import IntegerGrid, PerChannel, PerGroup
+from mmquant.structures import PerChannel, PerGroup
 
 ALL = [MinMaxObserver, PercentileObserver, LpNormObserver, HistogramKLObserver]
-GRID = IntegerGrid(4)
+GRID = UniformAffineQuantizer(4)
 
 
 @pytest.mark.parametrize('observer', ALL)
 @pytest.mark.parametrize('granularity, num_scales', [('tensor', 1), ('channel', 6), (PerGroup(10), 12)])
-@pytest.mark.parametrize('grid', [GRID, IntegerGrid(4, symmetric=True)])
+@pytest.mark.parametrize('grid', [GRID, UniformAffineQuantizer(4, symmetric=True)])
 def test_range_shape_and_order(observer, granularity, num_scales, grid):
     x = torch.randn(6, 5, 2, 2) + 0.3
     low, high = observer().range_of(x, grid, granularity)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from mmquant.observers import PercentileObserver
-from mmquant.structures import IntegerGrid
+from mmquant.quantizers import UniformAffineQuantizer
 
-GRID = IntegerGrid(8)
+GRID = UniformAffineQuantizer(8)
 
 
 def test_known_ranks():

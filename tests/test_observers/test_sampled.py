@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmquant.observers import PercentileObserver
-from mmquant.structures import IntegerGrid
+from mmquant.quantizers import UniformAffineQuantizer
 
 
 def test_complete_up_to_the_limit():
@@ -38,14 +38,14 @@ def test_minimum_and_maximum_stay_exact():
     observer = PercentileObserver(100, max_samples=10)
     x = torch.randn(5000)
     observer.observe(x)
-    assert observer.range(IntegerGrid(8)) == (x.min(), x.max())
+    assert observer.range(UniformAffineQuantizer(8)) == (x.min(), x.max())
 
 
 def test_complete_tensor_is_never_sampled():
     x = torch.randn(5000)
-    exact = PercentileObserver(90, max_samples=None).range_of(x, IntegerGrid(8))
+    exact = PercentileObserver(90, max_samples=None).range_of(x, UniformAffineQuantizer(8))
     observer = PercentileObserver(90, max_samples=10)
-    assert observer.range_of(x, IntegerGrid(8)) == exact
+    assert observer.range_of(x, UniformAffineQuantizer(8)) == exact
     assert observer.max_samples == 10
 
 

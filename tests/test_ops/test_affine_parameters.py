@@ -26,9 +26,3 @@ def test_all_zero_range_gets_the_smallest_scale():
         scale, zero_point = affine_parameters(torch.zeros(2), torch.zeros(2), IntegerGrid(4, symmetric))
         torch.testing.assert_close(scale, torch.full((2, ), SCALE_FLOOR))
         assert zero_point.tolist() == [0, 0]
-
-
-def test_range_without_a_zero_level():
-    grid = IntegerGrid(2, True, half_step=True)
-    scale, zero_point = affine_parameters(torch.tensor([-3., 0.]), torch.tensor([1., 6.]), grid)
-    assert scale.tolist() == [2, 4] and zero_point.tolist() == [0, 0]

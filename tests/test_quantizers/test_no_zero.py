@@ -21,6 +21,13 @@ def test_two_bits_by_hand():
     assert NoZeroQuantizer is QUANTIZERS.get('mmquant.NoZeroQuantizer')
 
 
+def test_scales_of_a_range():
+    quantizer = NoZeroQuantizer(2, granularity='channel')
+    quantizer.allocate((2, 1))
+    quantizer.set_range(torch.tensor([-3., 0.]), torch.tensor([1., 6.]))
+    assert quantizer.scale.flatten().tolist() == [2, 4] and not quantizer.zero_point.any()
+
+
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])
 def test_properties(bits):
     x = torch.randn(2000, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ def fitted(weight, bits=4, observer=None, **kind):
     quantizer = UniformAffineQuantizer(bits, **kind)
     quantizer.allocate(weight.shape)
     observer = observer or MinMaxObserver()
-    quantizer.set_range(*observer.range_of(weight, quantizer.grid, quantizer.granularity))
+    quantizer.set_range(*observer.range_of(weight, quantizer, quantizer.granularity))
     return quantizer
 
 
@@ -257,13 +257,22 @@ def test_mean_of_each_channel_is_kept(weight, kind):
     out = kept(weight)
     torch.testing.assert_close(out.mean(others), weight.mean(others), atol=1e-6, rtol=0)
     assert (plain(weight).mean(others) - weight.mean(others)).abs().max() > 1e-3
-    torch.testing.assert_close(plain(weight) + kept.offset(weight), out)
-    assert kept.offset(weight).numel() == weight.shape[kind.get('channel_axis', 0)] and plain.offset(weight) is None
     kept.set_codes(kept.encode(weight))
     torch.testing.assert_close(kept(weight), out)
+    kept.decide(weight)
+    assert kept.offset.numel() == weight.shape[kind.get('channel_axis', 0)] and plain.offset is None
+    torch.testing.assert_close(plain(weight) + kept.offset, out)
+    assert torch.equal(kept(torch.full_like(weight, float('nan'))), kept(weight))  # the weight is not needed any more
+    fresh = UniformAffineQuantizer(keep_mean=True, **kind)
+    fresh.load_state_dict(saved(kept))
+    assert torch.equal(fresh(weight), kept(weight))
+    assert kept.stored_bits(432) - plain.stored_bits(432) == 32 * kept.offset.numel()
+    kept.set_codes(kept.codes)
+    assert kept.offset is None  # of other codes it would be another
 
 
 def test_nothing_to_correct_where_quantization_is_exact():
     exact = torch.arange(-8., 8.).repeat(4, 1)
     quantizer = fitted(exact, 4, granularity='channel', keep_mean=True)
-    assert torch.equal(quantizer(exact), exact) and not quantizer.offset(exact).any()
+    quantizer.decide(exact)
+    assert torch.equal(quantizer(exact), exact) and not quantizer.offset.any()

@@ -124,12 +124,8 @@ def test_regularizer_and_callbacks():
     class Spring:
         """Pulls to zero; notes what it is told."""
 
-        def sharpen(self, beta):
-            betas.append(beta)
-
-        def regularizer(self, beta):
-            assert beta == betas[-1]
-            return guess.square().sum()
+        beta = property(None, lambda self, beta: beta is None or betas.append(beta))
+        penalty = property(lambda self: guess.square().sum(), lambda self, nothing: None)
 
     fit(problem, [ParamGroup([guess], 0.1)], 100, 8, seed=0, schedule=RoundingSchedule(weight=1e4, warmup=0.05),
         roundings=[Spring()], after_step=steps.append, report=lambda step, loss: reports.append((step, loss)))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmquant.observers import LpNormObserver, MinMaxObserver
-from mmquant.ops import rectified_sigmoid
-from mmquant.quantizers import UniformAffineQuantizer
+from mmquant.ops import rectified_sigmoid, rounding_regularizer
+from mmquant.quantizers import NoZeroQuantizer, UniformAffineQuantizer
 from mmquant.registry import ROUNDINGS
 from mmquant.roundings import AdaRound, NearestRounding, StraightThrough
 
@@ -16,9 +16,16 @@ KINDS = dict(tensor=dict(), channel=dict(granularity='channel'), group=dict(gran
 def started(rounding, weight, observer=None, bits=3, **kind):
     quantizer = UniformAffineQuantizer(bits, **kind)
     quantizer.allocate(weight.shape)
-    quantizer.set_range(*(observer or LpNormObserver()).range_of(weight, quantizer.grid, quantizer.granularity))
+    quantizer.set_range(*(observer or LpNormObserver()).range_of(weight, quantizer, quantizer.granularity))
     rounding.start(weight, quantizer)
     return quantizer
+
+
+def penalty(rounding, beta):
+    rounding.beta = beta
+    rounding()
+    rounding.beta = None
+    return rounding.penalty
 
 
 @pytest.fixture
@@ -37,6 +44,25 @@ def test_soft_weight_starts_at_the_float_weight(weight, kind):
     grid = quantizer.grid
     clipped = (steps + zero_point).clamp(grid.q_min, grid.q_max).sub(zero_point) * scale
     torch.testing.assert_close(rounding(), clipped, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('granularity', ['tensor', 'channel'])
+def test_on_a_grid_without_a_zero(weight, granularity):
+    """Soft weights start at the float ones, and hardening goes to the level that training saw."""
+    quantizer = NoZeroQuantizer(3, granularity=granularity)
+    quantizer.allocate(weight.shape)
+    quantizer.fit(weight, MinMaxObserver())
+    rounding = AdaRound()
+    rounding.start(weight, quantizer)
+    torch.testing.assert_close(rounding(), weight, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        rounding.v.copy_(torch.randn(weight.shape).sign() * 4)
+    soft = rounding()
+    rounding.harden(quantizer)
+    torch.testing.assert_close(quantizer(weight), soft, rtol=1e-5, atol=1e-6)
+    assert ((soft - weight).abs() <= quantizer.scale * 1.001).all()
+    penalty(rounding, 2.).backward()
+    assert rounding.dense_v.grad is not None
 
 
 @pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
@@ -73,7 +99,7 @@ def test_decided_soft_and_hard_weights_agree(weight):
     assert rounding.undecided() > 0.5
     with torch.no_grad():
         rounding.v.copy_(torch.randn_like(weight).sign() * 4)
-    assert rounding.undecided() == 0 and rounding.regularizer(3.).item() == 0
+    assert rounding.undecided() == 0 and penalty(rounding, 3.).item() == 0
     quantizer.set_codes(rounding.codes())
     torch.testing.assert_close(rounding(), quantizer(weight), rtol=1e-6, atol=0)
 
@@ -82,7 +108,7 @@ def test_fresh_regularizer_is_near_its_mean():
     weight = torch.rand(100, 1000)
     rounding = AdaRound()
     started(rounding, weight, MinMaxObserver(), bits=4)
-    assert rounding.regularizer(20.).item() / weight.numel() == pytest.approx(0.952, abs=0.01)
+    assert penalty(rounding, 20.).item() / weight.numel() == pytest.approx(0.952, abs=0.01)
 
 
 def test_training_decides_every_weight():
@@ -94,7 +120,8 @@ def test_training_decides_every_weight():
     target = x @ weight.T
     for i in range(200):
         optimizer.zero_grad()
-        loss = (x @ rounding().T - target).square().sum(1).mean() + 0.5 * rounding.regularizer(20 - 18 * i / 200)
+        rounding.beta = 20 - 18 * i / 200
+        loss = (x @ rounding().T - target).square().sum(1).mean() + 0.5 * rounding.penalty
         loss.backward()
         optimizer.step()
     assert rounding.undecided() < 0.05
@@ -131,7 +158,7 @@ def test_nearest(weight, kind):
     quantizer = started(rounding, weight, **kind)
     torch.testing.assert_close(rounding(), quantizer(weight), rtol=1e-6, atol=0)
     assert torch.equal(rounding.codes(), quantizer.encode(weight))
-    assert rounding.regularizer(2.).item() == 0 and rounding.undecided() == 0 and not list(rounding.parameters())
+    assert penalty(rounding, 2.) is None and rounding.undecided() == 0 and not list(rounding.parameters())
 
 
 def test_errors_say_what_to_do(weight):
@@ -145,22 +172,21 @@ def test_registry():
     assert ROUNDINGS.build(dict(type='AdaRound', zeta=1.2)).zeta == 1.2
 
 
-def test_the_announced_regularizer_is_computed_with_the_weight():
-    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    quantizer = UniformAffineQuantizer(3, granularity='channel')
-    quantizer.allocate(weight.shape)
-    quantizer.set_range(*weight.aminmax(dim=1))
+def test_the_penalty_is_computed_with_the_weight(weight):
     rounding = AdaRound()
-    rounding.start(weight, quantizer)
-    plain = rounding.regularizer(5.0)
-    rounding.sharpen(5.0)
-    rounding().sum().backward(retain_graph=False)
-    assert rounding._penalty is not None
-    torch.testing.assert_close(rounding.regularizer(5.0), plain)
-    assert rounding._penalty is None  # nothing is left for a later step
-    rounding.sharpen(5.0)
-    rounding()
-    assert rounding.regularizer(3.0).item() != pytest.approx(plain.item())  # another exponent is computed anew
+    started(rounding, weight, granularity='channel')
+    plain = rounding_regularizer(rounding.v, 5.0)
+    assert rounding.penalty is None
+    with torch.no_grad():
+        soft = rounding()
+    rounding.beta = 5.0
+    torch.testing.assert_close(rounding(), soft)  # one kernel gives both
+    torch.testing.assert_close(rounding.penalty, plain)
+    rounding.penalty.backward()
+    fused = rounding.dense_v.grad.clone()
+    rounding.dense_v.grad = None
+    rounding_regularizer(rounding.v, 5.0).backward()
+    torch.testing.assert_close(fused, rounding.dense_v.grad)
 
 
 # ---- straight-through ---------------------------------------------------------------------------------------------
@@ -169,9 +195,9 @@ def test_straight_through_starts_at_nearest_rounding(weight, kind):
     rounding = StraightThrough()
     quantizer = started(rounding, weight, **kind)
     assert torch.equal(rounding.codes(), quantizer.encode(weight)) and torch.equal(rounding(), quantizer(weight))
-    assert rounding.learnt_scale().shape == quantizer.scale.shape and rounding.weight is not weight
+    assert rounding.grid.scale is not quantizer.scale and rounding.weight is not weight
     assert {role: len(params) for role, params in rounding.roles().items()} == dict(weight=1, weight_scale=1)
-    assert rounding.undecided() == 0 and AdaRound().learnt_scale() is None
+    assert rounding.undecided() == 0
 
 
 @pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
@@ -179,6 +205,7 @@ def test_gradients_of_straight_through(weight, kind):
     """Weights: 1 inside the range, 0 where clipped; scales: those of LSQ summed over what shares the scale."""
     rounding = StraightThrough()
     quantizer = started(rounding, weight, **kind)
+    rounding.grid.scale.requires_grad_(True)
     factor = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     (rounding() * factor).sum().backward()
     scale, zero_point = (t.detach() for t in quantizer.expanded(weight.shape))
@@ -189,7 +216,7 @@ def test_gradients_of_straight_through(weight, kind):
     torch.testing.assert_close(rounding.weight.grad, factor * inside)
     slope = torch.where(inside, rounded - steps, torch.maximum(torch.minimum(rounded, high), low)) * factor
     rows, _ = quantizer.granularity.to_groups(slope)
-    torch.testing.assert_close(rounding.step.grad.flatten(), rows.sum(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rounding.grid.scale.grad.flatten(), rows.sum(1), rtol=1e-4, atol=1e-4)
 
 
 def test_straight_through_learns_weights_and_scales():
@@ -201,14 +228,14 @@ def test_straight_through_learns_weights_and_scales():
     quantizer.set_range(torch.tensor([-2.8]), torch.tensor([2.8]))
     rounding.start(weight, quantizer)
     before = (quantizer(weight) - target).square().sum()
-    optimizer = torch.optim.Adam(rounding.parameters(), lr=5e-3)
+    trained = [x.requires_grad_(True) for xs in rounding.roles().values() for x in xs]
+    optimizer = torch.optim.Adam(trained, lr=5e-3)
     for _ in range(400):
         optimizer.zero_grad()
         (rounding() - target).square().sum().backward()
         optimizer.step()
         rounding.constrain()
-    quantizer.scale.copy_(rounding.learnt_scale())
-    quantizer.set_codes(rounding.codes())
+    rounding.harden(quantizer)
     assert (rounding() - target).square().sum() < 0.2 * before
     torch.testing.assert_close(quantizer(weight), rounding())
 
@@ -217,9 +244,9 @@ def test_scales_of_straight_through_stay_positive(weight):
     rounding = StraightThrough()
     started(rounding, weight)
     with torch.no_grad():
-        rounding.step.fill_(-1)
+        rounding.grid.scale.fill_(-1)
     rounding.constrain()
-    assert rounding.step.item() == pytest.approx(1e-8) and torch.isfinite(rounding()).all()
+    assert rounding.grid.scale.item() == pytest.approx(1e-8) and torch.isfinite(rounding()).all()
 
 
 @pytest.mark.parametrize('shape', [(6, 4, 3, 3), (6, 1, 3, 3), (5, 7), (4,)])

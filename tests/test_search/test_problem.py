@@ -73,7 +73,7 @@ def points(size, count=14, seed=0):
 @pytest.mark.parametrize('name', MODELS)
 def test_every_value_is_that_of_a_full_forward_pass(name):
     problem = problem_of(name)
-    base, pristine = [b.clone() for b in problem.base], [c.clone() for c in problem.context.chunks]
+    base, pristine = [b.clone() for b, in problem.base], [c.clone() for c in problem.context.chunks]
     with problem:
         walk = list(points(problem.size))
         found = [problem.loss(x) for x in walk]
@@ -143,11 +143,11 @@ def test_settling_leaves_the_model_at_the_best_point():
     with problem:
         found = {x: problem.loss(x) for x in points(problem.size, seed=3)}
         best = min(found, key=found.get)
-        expected = [b * math.exp(v) for b, v in zip(problem.base, best)]
+        expected = [b * math.exp(v) for (b, ), v in zip(problem.base, best)]
         assert problem.settle() == found[best]
         assert problem.loss([0.0] * problem.size) == found[best]
     assert all(torch.equal(c.quantizer.scale, s) for c, s in zip(problem.clips, expected))
-    assert plain_loss(problem, [0.0] * problem.size, problem.base) == found[best]
+    assert plain_loss(problem, [0.0] * problem.size, [b for b, in problem.base]) == found[best]
 
 
 def test_gradient_is_that_of_straight_through_scales():
@@ -223,7 +223,7 @@ def test_one_clip_for_each_call_of_a_shared_head():
     cfg = dict(w_bits=3, a_bits=3, per_call=True)
     context = calibrated(randomize(TwoHeads()), images(4, 3, 16, 16), chunk=4, **cfg)
     with ClipProblem(context, build_objective(context, None, 'test')) as problem:
-        base = [b.clone() for b in problem.base]
+        base = [b.clone() for b, in problem.base]
         walk = list(points(problem.size))
         assert [problem.loss(x) for x in walk] == [plain_loss(problem, x, base) for x in walk]
     assert problem.size == len(context.model.weight_quantizers()) + len(context.model.activation_quantizers())

@@ -3,14 +3,14 @@ import torch
 
 from mmquant.structures import PerChannel, PerGroup, PerTensor, build_granularity
 
-ALL = [PerTensor(), PerChannel(), PerChannel(1), PerChannel(-1), PerGroup(6), PerGroup(8, axis=1)]
+ALL = [PerTensor(), PerChannel(), PerChannel(1), PerChannel(-1), PerGroup(6), PerGroup(8, axis=1), PerGroup(7)]
 
 
 @pytest.mark.parametrize('granularity', ALL, ids=str)
 def test_groups_can_be_restored(granularity):
     x = torch.randn(4, 6, 2, 2)
     rows, restore = granularity.to_groups(x)
-    assert rows.shape[0] * rows.shape[1] == x.numel()
+    assert rows.shape[0] * rows.shape[1] == (28 * 4 if granularity == PerGroup(7) else x.numel())
     assert rows.shape[0] == torch.Size(granularity.scale_shape(x.shape)).numel()
     assert torch.equal(restore(rows), x)
 
@@ -38,9 +38,24 @@ def test_expand_lets_the_gradient_through():
     assert torch.equal(scale.grad, torch.full((4, 2), 3.))
 
 
+def test_shorter_last_group():
+    x = torch.arange(24.).reshape(4, 3, 2)
+    groups = PerGroup(4)
+    rows, restore = groups.to_groups(x)
+    assert groups.scale_shape(x.shape) == (4, 2)
+    assert rows[:2].tolist() == [[0, 1, 2, 3], [4, 5, 4, 5]] and torch.equal(restore(rows), x)
+    assert groups.expand(torch.tensor([[1., 2.]] * 4), x.shape)[0].flatten().tolist() == [1, 1, 1, 1, 2, 2]
+    assert PerGroup(100).scale_shape((4, 6)) == (4, 1)
+
+
+def test_other_axes_and_values_of_channels():
+    assert PerGroup(3).on_axis(1) == PerGroup(3, 1) and PerChannel().on_axis(-1) == PerChannel(-1)
+    assert PerTensor().on_axis(1) == PerTensor() and PerTensor().of_channels(torch.ones(4), 2) is None
+    assert PerChannel(1).of_channels(torch.ones(4), 3).shape == (1, 4, 1)
+    assert PerGroup(3).of_channels(torch.ones(4), 2).shape == (4, 1)
+
+
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match=r'group_size=5 does not divide the 6 elements.*\(4, 6\).*divisor of 6'):
-        PerGroup(5).to_groups(torch.randn(4, 6))
     with pytest.raises(ValueError, match='axis 2 does not exist in a tensor of shape'):
         PerChannel(2).scale_shape((4, 6))
     with pytest.raises(ValueError, match='expected an int > 0'):

@@ -29,10 +29,3 @@ def test_is_a_value():
     assert len({IntegerGrid(4), IntegerGrid(4)}) == 1
     with pytest.raises(AttributeError):
         IntegerGrid(4).bits = 8
-
-
-def test_half_steps():
-    grid = IntegerGrid(3, True, half_step=True)
-    assert (grid.q_min, grid.q_max, grid.offset, IntegerGrid(3, True).offset) == (-4, 3, 0.5, 0)
-    with pytest.raises(ValueError, match='half_step needs a symmetric grid'):
-        IntegerGrid(3, half_step=True)

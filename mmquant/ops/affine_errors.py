@@ -1,0 +1,46 @@
+"""Errors of many candidate ranges of a uniform grid at once: the inner loop of range searches."""
+import torch
+from torch import Tensor
+
+from . import c_kernels
+from .clamp import clamp
+from .power import power_
+
+# Elements worked on at once: what a CPU core's cache holds; a GPU wants few large launches.
+CHUNK_ELEMENTS = dict(cpu=2**16, cuda=2**24)
+
+
+def affine_errors(x: Tensor, scale: Tensor, zero_point: Tensor, code_range: tuple[int, int], p: float,
+                  half: float = 0.0) -> Tensor:
+    """Mean of ``|(x - Q(x)) / scale|^p``, shape (K, num_scales); no gradient.
+
+    Args:
+        x: Float32 (num_scales, n).
+        scale, zero_point: Candidates (K, num_scales).
+        code_range: Smallest and largest code.
+        p: Exponent, > 0.
+        half: How far levels lie above ``scale * (code - zero_point)``, in steps. Default 0.
+    """
+    low, high = code_range[0] - zero_point, code_range[1] - zero_point
+    kernels = c_kernels.usable(x) if x.is_contiguous() and not half else None
+    if kernels is not None:
+        scale, low, high = scale.contiguous(), low.contiguous(), high.contiguous()
+        errors = torch.empty_like(scale)
+        kernels.lp_errors(len(scale), *x.shape, x.data_ptr(), scale.data_ptr(), low.data_ptr(), high.data_ptr(), p,
+                          errors.data_ptr())
+        return errors
+    rows = max(1, CHUNK_ELEMENTS.get(x.device.type, 2**20) // x.shape[1])
+    chunks = zip(*(t.split(rows, dim=-2) for t in (x, scale[..., None], low[..., None], high[..., None])), strict=True)
+    return torch.cat([_errors(*chunk, p, half) for chunk in chunks], dim=1)
+
+
+def _errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, p: float, half: float) -> Tensor:
+    errors = torch.empty(scale.shape[:2], device=x.device)
+    steps, codes = torch.empty_like(x), torch.empty_like(x)
+    for i in range(len(scale)):
+        torch.div(x, scale[i], out=steps)
+        if half:
+            steps.sub_(half)
+        clamp(torch.round(steps, out=codes), low[i], high[i], out=codes)
+        torch.mean(power_(codes.sub_(steps).abs_(), p), dim=1, out=errors[i])
+    return errors
