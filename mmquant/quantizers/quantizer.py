@@ -337,8 +337,9 @@ class Quantizer(nn.Module):
             if saved is None and saved_bits is not None and name in ('codes', 'offset'):
                 setattr(self, name, None)
             elif saved is not None and (own is None or own.shape != saved.shape):
-                like = self.bits if own is None else own.detach()
-                setattr(self, name, like.new_empty(saved.shape, dtype=saved.dtype if own is None else own.dtype))
+                # like the saved one, whose order in memory decides which kernels, and so which bits, a layer computes
+                dtype = saved.dtype if own is None else own.dtype
+                setattr(self, name, torch.empty_like(saved, dtype=dtype, device=self.bits.device))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                                       error_msgs)
         if prefix + '_initialized' in state_dict:
