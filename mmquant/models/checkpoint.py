@@ -128,7 +128,8 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
     except RuntimeError as error:
         missing, extra, wrong = _differences(model, given)
         wrong = wrong or [str(error).splitlines()[-1].strip()]
-    extra = [k for k in extra if not k.endswith('.codes')]
+    # statistics of a merged branch have no place in a model that was built merged
+    extra = [k for k in extra if not k.endswith('.codes') and '.folded_bn.' not in k]
     if missing or extra or wrong:
         parts = [f'{len(missing)} missing keys (first: {missing[0]})' if missing else '',
                  f'{len(extra)} unexpected keys (first: {extra[0]})' if extra else '',

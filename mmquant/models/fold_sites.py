@@ -226,6 +226,8 @@ def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
         producer.weight.copy_(matrix.tensor(rows * scale.view(rows.shape[0], -1, 1)))
     if producer.bias is not None:
         producer.bias.mul_(scale)
+    if hasattr(producer, 'folded_bn'):
+        producer.folded_bn.scale(scale)
     for name in site.consumers:
         matrix = LayerMatrix(layer := model.get_submodule(name))
         columns = matrix.matrix(layer.weight)

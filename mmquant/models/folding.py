@@ -1,7 +1,6 @@
 """Folding of batch normalisation into the convolution or linear layer before it, found by data flow."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -12,13 +11,35 @@ from mmquant.models.dataflow import DataFlow
 from mmquant.models.layers import LAYER_TYPES, channel_axis, num_outputs, output_axis
 
 
-@dataclass(frozen=True)
-class FoldedBatchNorm:
-    """What a folded BatchNorm held, per channel: kept because later steps ask for it (RAPQ, DFQ, PD-Quant)."""
-    gamma: torch.Tensor
-    beta: torch.Tensor
-    mean: torch.Tensor
-    sigma: torch.Tensor
+class FoldedBatchNorm(nn.Module):
+    """What a folded BatchNorm held, per channel: buffers of the layer, for later steps (RAPQ, DFQ, PD-Quant).
+
+    Over the training data, the folded layer's output has the mean ``beta`` and the standard deviation ``|gamma|``;
+    without the BatchNorm these were ``mean`` and ``sigma``. What is not known is None: all of it where a checkpoint did
+    not hold them, and all but ``beta`` where branches were merged, as the variance of a sum needs covariances.
+
+    Args:
+        gamma, beta, mean, sigma (Tensor | None): (C_out,).
+    """
+
+    def __init__(self, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None,
+                 mean: torch.Tensor | None = None, sigma: torch.Tensor | None = None) -> None:
+        super().__init__()
+        for name, value in (('gamma', gamma), ('beta', beta), ('mean', mean), ('sigma', sigma)):
+            self.register_buffer(name, None if value is None else value.detach().float().clone())
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        for name in self._buffers:
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else saved.new_empty(saved.shape, dtype=torch.float32))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def scale(self, factor: torch.Tensor) -> None:
+        """Follow a factor of the layer's output channels (C_out,)."""
+        for value in (self.gamma, self.beta):
+            if value is not None:
+                value.mul_(factor)
 
 
 def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
@@ -95,7 +116,7 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
     layer.weight.data = scaled.to(layer.weight.dtype)
     ensure_bias(layer)
     layer.bias.data = bias.to(layer.weight.dtype)
-    layer.folded_bn = FoldedBatchNorm(*(t.float() for t in (gamma, beta, bn.running_mean.double(), sigma)))
+    layer.folded_bn = FoldedBatchNorm(gamma, beta, bn.running_mean, sigma)
 
 
 def ensure_bias(layer: nn.Module) -> None:

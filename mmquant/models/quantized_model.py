@@ -13,7 +13,7 @@ from mmquant.models.attention import split_attention
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow, record
 from mmquant.models.detection import decoders, is_detector, no_tensors, plain_samples
-from mmquant.models.folding import ensure_bias, fold, foldable_pairs, replace_by_identity
+from mmquant.models.folding import FoldedBatchNorm, ensure_bias, fold, foldable_pairs, replace_by_identity
 from mmquant.models.functional_layers import call_functional_layers, find_functional_layers
 from mmquant.models.layers import (
     PerCall,
@@ -205,6 +205,7 @@ class QuantizedModel(BaseModel):
         for layer, bn in plan.folded:
             if (layer, bn) not in known:
                 ensure_bias(self.architecture.get_submodule(layer))
+                self.architecture.get_submodule(layer).folded_bn = FoldedBatchNorm()
                 replace_by_identity(self.architecture, bn)
         shared = {}
         for item in plan.layers:

@@ -14,6 +14,8 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmquant.models.folding import FoldedBatchNorm
+
 MERGED_LAYERS = ('branch_reparam', 'lkb_reparam')
 
 
@@ -31,8 +33,9 @@ def reparameterizable(model: nn.Module) -> list[nn.Module]:
 def reparameterize(model: nn.Module) -> int:
     """Merge the branches of every submodule that has ``switch_to_deploy``; returns how many were not merged before.
 
-    Each merged convolution gets ``dense_scale`` (C_out,): ``|gamma / sigma|`` of the BatchNorm behind its largest
-    kernel, the mean over several such branches. Models built in deployed form are corrected too, but have none.
+    Each merged convolution gets ``dense_scale`` (C_out,): ``|gamma / sigma|`` of the BatchNorm after its largest
+    kernel, the mean over several such branches; and ``folded_bn``, of which the mean of the output survives: the sum of
+    the branches' ``beta``. Models built in deployed form are corrected too, but have neither.
 
     Raises:
         ValueError: If a module refuses, or the variance of a BatchNorm to be merged is negative, NaN or infinite.
@@ -40,7 +43,7 @@ def reparameterize(model: nn.Module) -> int:
     found = [(n, m) for n, m in model.named_modules() if hasattr(m, 'switch_to_deploy') and not is_deployed(m)]
     for name, module in found:
         _check_statistics(name, module)
-        scales = {block: _dense_scale(block) for block in module.modules()}
+        known = {block: (_dense_scale(block), _mean(block)) for block in module.modules() if _dense_norms(block)}
         trained = any(p.requires_grad for p in module.parameters())
         if not is_deployed(module):  # an outer module may have merged it
             try:
@@ -49,10 +52,11 @@ def reparameterize(model: nn.Module) -> int:
                 raise ValueError(f'{name or type(module).__name__} refuses to merge its branches: {error} Build the '
                                  "model with norm_cfg=dict(type='BN'); the weights of SyncBN fit") from error
             module.requires_grad_(trained)
-        for block, scale in scales.items():
+        for block, (scale, mean) in known.items():
             layer = next((getattr(block, n) for n in MERGED_LAYERS if hasattr(block, n)), None)
-            if layer is not None and scale is not None:
-                layer.dense_scale = scale
+            if layer is not None:
+                layer.register_buffer('dense_scale', scale, persistent=False)
+                layer.folded_bn = FoldedBatchNorm(beta=mean)
     correct_deployed(model)
     return len(found)
 
@@ -87,9 +91,13 @@ def _dense_norms(block: nn.Module) -> list[nn.Module]:
     return [block.lkb_origin.bn] if hasattr(block, 'lkb_origin') else []
 
 
-def _dense_scale(block: nn.Module) -> torch.Tensor | None:
-    scales = [(bn.weight / (bn.running_var + bn.eps).sqrt()).abs() for bn in _dense_norms(block)]
-    return torch.stack(scales).mean(0) if scales else None
+def _dense_scale(block: nn.Module) -> torch.Tensor:
+    return torch.stack([(bn.weight / (bn.running_var + bn.eps).sqrt()).abs() for bn in _dense_norms(block)]).mean(0)
+
+
+def _mean(block: nn.Module) -> torch.Tensor:
+    """Mean of the sum of the branches, each of which ends in a BatchNorm."""
+    return torch.stack([bn.bias for bn in block.modules() if isinstance(bn, _BatchNorm)]).sum(0)
 
 
 def _check_statistics(name: str, module: nn.Module) -> None:

@@ -6,7 +6,8 @@ from models_for_tests import BasicBlock, ResNet, flow_of, images, quantizer_cfg,
 from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.folding import fold, foldable_pairs, replace_by_identity
+from mmquant.models.fold_sites import fold_sites, scale_channels
+from mmquant.models.folding import FoldedBatchNorm, fold, foldable_pairs, replace_by_identity
 
 LAYERS = dict(
     conv=(lambda: nn.Conv2d(4, 6, 3, padding=1), lambda: nn.BatchNorm2d(6), (5, 4, 7, 7)),
@@ -47,6 +48,41 @@ def test_folding_keeps_the_output(kind):
     torch.testing.assert_close(layer.folded_bn.sigma, sigma)
     torch.testing.assert_close(layer.folded_bn.gamma, bn.weight if bn.affine else torch.ones(6))
     assert layer.folded_bn.beta.shape == layer.folded_bn.mean.shape == (6,)
+
+
+def test_statistics_move_are_saved_and_come_back():
+    layer = nn.Conv2d(3, 4, 1)
+    fold(layer, randomize(nn.BatchNorm2d(4)))
+    other = nn.Conv2d(3, 4, 1)
+    fold(other, nn.BatchNorm2d(4))
+    other.load_state_dict(layer.state_dict())
+    for name in ('gamma', 'beta', 'mean', 'sigma'):
+        assert torch.equal(getattr(other.folded_bn, name), layer.state_dict()[f'folded_bn.{name}'])
+    assert layer.to(torch.float64).folded_bn.sigma.dtype is torch.float64 and layer.to('meta').folded_bn.mean.is_meta
+
+
+def test_a_state_without_statistics_says_that_there_are_none():
+    layer = nn.Conv2d(3, 4, 1)
+    fold(layer, nn.BatchNorm2d(4))
+    state = {k: v for k, v in layer.state_dict().items() if 'folded_bn' not in k}
+    layer.load_state_dict(state)  # strict
+    assert all(getattr(layer.folded_bn, name) is None for name in ('gamma', 'beta', 'mean', 'sigma'))
+    merged = nn.Conv2d(3, 4, 1)
+    merged.folded_bn = FoldedBatchNorm(beta=torch.ones(4))
+    layer.load_state_dict(merged.state_dict())
+    assert torch.equal(layer.folded_bn.beta, torch.ones(4)) and layer.folded_bn.sigma is None
+
+
+def test_statistics_follow_a_factor_of_the_channels():
+    """A factor of the output is one of its mean and deviation; what lay before the BatchNorm stays."""
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), images(2, 3, 4, 4)
+    fold(net[0], randomize(nn.BatchNorm2d(4)))
+    before = copy.deepcopy(net[0].folded_bn)
+    site, = fold_sites(net, flow_of(net, x))
+    scale_channels(net, site, factor := torch.tensor([1.0, 2, 3, 0.5]))
+    assert torch.equal(net[0].folded_bn.gamma, before.gamma * factor)
+    assert torch.equal(net[0].folded_bn.beta, before.beta * factor)
+    assert torch.equal(net[0].folded_bn.mean, before.mean) and torch.equal(net[0].folded_bn.sigma, before.sigma)
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def test_models_in_deployed_form(make, messages):
     before = merged(x)[0]
     reparameterize(merged)
     deployed = make(seed=1, deploy=True)
-    deployed.load_state_dict(merged.state_dict())
+    deployed.load_state_dict({k: v for k, v in merged.state_dict().items() if 'folded_bn' not in k})
     context = CalibrationContext(QuantizedModel(deployed, quantizer_cfg(), 'random'), [x], progress=silent)
     Reparameterize().run(context)
     torch.testing.assert_close(context.model(x)[0], before, rtol=0, atol=1e-5 * before.abs().max().item())
@@ -123,6 +123,23 @@ def test_scale_of_the_dense_branch_is_kept():
     reparameterize(other)
     mean = sum((n.weight / (n.running_var + n.eps).sqrt()).abs() for n in norms) / 4
     torch.testing.assert_close(other.stage1[0].branch_reparam.dense_scale, mean.detach())
+
+
+@pytest.mark.parametrize('make', [repvgg, mobileone, replknet])
+def test_of_merged_statistics_the_mean_survives(make):
+    """Each branch ends in a BatchNorm, so the output's mean is the sum of their biases; the variance is not known."""
+    model = make()
+    block, norms = next((m, [bn for bn in m.modules() if isinstance(bn, nn.modules.batchnorm._BatchNorm)])
+                        for m in model.modules() if {'branch_3x3', 'branch_conv_list', 'lkb_origin'} & set(dir(m)))
+    expected = torch.stack([bn.bias for bn in norms]).sum(0).detach()
+    reparameterize(model)
+    layer = next(m for m in block.modules() if hasattr(m, 'folded_bn'))
+    known = layer.folded_bn
+    torch.testing.assert_close(known.beta, expected)
+    assert len(norms) > 1 and known.gamma is known.mean is known.sigma is None
+    model.to('meta')
+    assert known.beta.is_meta and layer.dense_scale.is_meta
+    assert 'dense_scale' not in layer.state_dict() and 'folded_bn.beta' in layer.state_dict()
 
 
 def run_step(model, x):
