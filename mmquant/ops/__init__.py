@@ -1,5 +1,6 @@
 from .affine_errors import affine_errors
 from .affine_parameters import SCALE_FLOOR, affine_parameters
+from .bit_packing import pack_bits, packed_bytes, unpack_bits, width_of
 from .clamp import clamp
 from .fake_quantize import dequantize, fake_quantize, quantize
 from .pieces import pieces
@@ -8,6 +9,7 @@ from .power_distance import power_distance
 from .soft_round import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 
 __all__ = [
-    'SCALE_FLOOR', 'affine_errors', 'affine_parameters', 'pieces', 'clamp', 'dequantize', 'fake_quantize', 'power_',
-    'power_distance', 'quantize', 'rectified_sigmoid', 'regularized_soft_weight', 'rounding_regularizer', 'soft_weight'
+    'SCALE_FLOOR', 'affine_errors', 'affine_parameters', 'pack_bits', 'packed_bytes', 'pieces', 'clamp', 'dequantize',
+    'fake_quantize', 'power_', 'power_distance', 'quantize', 'rectified_sigmoid', 'regularized_soft_weight',
+    'rounding_regularizer', 'soft_weight', 'unpack_bits', 'width_of'
 ]
