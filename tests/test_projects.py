@@ -31,10 +31,14 @@ def test_means_are_those_of_the_float_model(outside):
     x = images(8, 3, 16, 16)
     context = inserted(randomize(ResNet()), x, w_bits=2)
     InitWeightRange(observer=MIN_MAX).run(context)
+    with context.model.quantization(weights=False, activations=False), torch.no_grad():
+        exact = context.model.run(x)
     wanted = means_of(context.model, x, weights=False, activations=False)
     before = means_of(context.model, x, weights=True, activations=False)
     BiasCorrection(num_images=8).run(context)
     after = means_of(context.model, x, weights=True, activations=False)
+    with context.model.quantization(weights=False, activations=False), torch.no_grad():
+        assert torch.equal(context.model.run(x), exact)  # the float model stays
     assert any((before[n] - wanted[n]).abs().max() > 0.1 for n in wanted)
     assert all(torch.allclose(after[n], wanted[n], atol=1e-4) for n in wanted)
     assert context.records[-1]['kind'] == 'bias_correction' and context.records[-1]['layers'] == len(wanted)

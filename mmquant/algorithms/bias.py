@@ -14,7 +14,7 @@ from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.calibration.cache import load
 from mmquant.calibration.unit_inputs import tensors_in
 from mmquant.calibration.visits import Visit
-from mmquant.models.layers import output_axis
+from mmquant.models.layers import output_axis, own_bias
 from mmquant.registry import STEPS
 from mmquant.utils.building import ConfigError
 from mmquant.utils.distributed import sum_over_ranks, sum_tensor_over_ranks
@@ -24,11 +24,11 @@ from mmquant.utils.distributed import sum_over_ranks, sum_tensor_over_ranks
 class CorrectBias(Step):
     """Give each output channel its float mean back, block by block; activations and the float net stay as they are.
 
-    Runs after ``InsertOutputAffine(layers='all')``, whose biases hold only while weights are quantized, and after
-    the step that fixed the weights. Layers without an output affine (transposed convolutions) stay as they are.
+    Runs after the step that fixed the weights. The biases hold only while weights are quantized, and layers without
+    one get one; only deformable convolutions that take none stay as they are.
 
     Raises:
-        ConfigError: If no layer has an output affine.
+        ConfigError: If no layer has quantized weights.
     """
     evaluates = (True, False)
 
@@ -38,12 +38,13 @@ class CorrectBias(Step):
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
         """Correct the layers of each block in execution order; reports their largest shifts."""
-        layers = {n: x for n, x in context.model.quantized_layers().items() if x.output_affine is not None}
+        layers = {n: x for n, x in context.model.quantized_layers().items() if 'bias' in x._parameters}
         if not layers:
-            raise ConfigError("CorrectBias found no bias to change: put InsertOutputAffine with layers='all' before it")
+            raise ConfigError('CorrectBias found no layer with quantized weights: put InsertQuantizers before it, with '
+                              'bits in quantizer.weight')
         for visit in context.visits('block', lambda unit: bool(layers.keys() & set(unit.layers)),
                                     ('float', 'weights'), self.name):
-            biases = {n: layers[n].output_affine.bias for n in visit.unit.layers if n in layers}
+            biases = {n: own_bias(layers[n]) for n in visit.unit.layers if n in layers}
             initial = {name: bias.clone() for name, bias in biases.items()}
             before, after = self._correct(visit, biases)
             shifts = {name: (bias - initial[name]).abs().max().item() for name, bias in biases.items()}

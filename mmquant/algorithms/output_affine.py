@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.models.folding import is_linear_in_weight
-from mmquant.models.output_affine import fold_output_affine, takes_output_affine
+from mmquant.models.output_affine import fold_output_affine, output_affine_of, takes_output_affine
 from mmquant.models.reparameterize import MERGED_LAYERS
 from mmquant.registry import STEPS
 from mmquant.utils.building import ConfigError
@@ -67,7 +67,8 @@ class InsertOutputAffine(Step):
             raise ValueError("init='dense_bn' needs the BatchNorm behind the dense branch, but no branch was merged "
                              "here (a model built in deployed form has none left); use init='identity'")
         for layer in known.values():
-            layer.output_affine.start(layer.dense_scale.to(layer.output_affine.scale))
+            affine = output_affine_of(layer)
+            affine.start(layer.dense_scale.to(affine.scale))
 
 
 @STEPS.register_module()
@@ -85,9 +86,10 @@ class FoldOutputAffine(Step):
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
         """Fold, and report the learnt factors."""
-        layers = {n: x for n, x in context.model.quantized_layers().items() if x.output_affine is not None}
+        layers = {n: x for n, x in context.model.quantized_layers().items() if output_affine_of(x) is not None}
         for name, layer in layers.items():
-            scale = layer.output_affine.scale / layer.output_affine.initial_scale
+            affine = output_affine_of(layer)
+            scale = affine.scale / affine.initial_scale
             folded = fold_output_affine(layer)
             context.records.append(dict(kind='affine', layer=name, folded=folded, least=scale.min().item(),
                                         mean=scale.mean().item(), largest=scale.max().item(),

@@ -29,13 +29,55 @@ def _operator_classes(module: nn.Module) -> list[type]:
     return [c for c in type(module).__mro__ if c.__module__.startswith('mmcv.ops')]
 
 
+class Adapter(nn.Module):
+    """Stands around a weight quantizer: the weight that a quantized layer computes with is after(Q(before(w))).
+
+    Several compose: each ``before`` in order, each ``after`` in reverse. All state is in buffers.
+    """
+
+    def before(self, weight: torch.Tensor) -> torch.Tensor:
+        """What is left to quantize."""
+        return weight
+
+    def after(self, weight: torch.Tensor) -> torch.Tensor:
+        """What becomes of the quantized weight, differentiable in :meth:`trainables`."""
+        return weight
+
+    def trainables(self) -> dict[str, list[torch.Tensor]]:
+        """Buffers that may train, by role."""
+        return {}
+
+    def constrain(self) -> None:  # noqa: B027 (optional)
+        """Bring what trains back to valid values."""
+
+    def state(self) -> list[torch.Tensor]:
+        """Buffers that must be copied to return to a state."""
+        return [x for tensors in self.trainables().values() for x in tensors]
+
+    def stored_bits(self) -> int:
+        """Bits of its buffers in a packed file."""
+        return sum(x.numel() * x.element_size() * 8 for x in self.buffers())
+
+
+class BiasSlot(Adapter):
+    """The bias of a layer's quantized mode, as something that trains: role ``bias``."""
+
+    def __init__(self, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def trainables(self) -> dict[str, list[torch.Tensor]]:
+        return {'bias': [self.bias]}
+
+
 class QuantizedLayer:
     """Mix-in of all quantized layers.
 
     Attributes:
         weight_quantizer (Quantizer): Quantizes ``weight``; its float value stays in the parameter.
         input_quantizer (Quantizer | None): Quantizes the layer's input, ``None`` where the producer did it.
-        output_affine (OutputAffine | None): Factor and bias of each output channel while weights are quantized.
+        adapters (nn.ModuleList): Each an :class:`Adapter`, around the weight quantizer; none by default.
+        quantized_bias (Tensor | None): Buffer, the bias while weights are quantized; None: the float one.
     """
 
     @property
@@ -50,17 +92,23 @@ class QuantizedLayer:
 
     @property
     def quantized_tensor(self) -> torch.Tensor:
-        """What the weight quantizer is given: the float weight, or its share that the output affine leaves to it."""
-        weight, affine = self._parameters['weight'], self.output_affine
-        return weight if affine is None else affine.divide(weight)
+        """What the weight quantizer is given: the float weight through all adapters."""
+        weight = self._parameters['weight']
+        for adapter in self.adapters:
+            weight = adapter.before(weight)
+        return weight
+
+    @property
+    def slots(self) -> list[Adapter]:
+        """What may train with the layer beside quantizers and roundings: its adapters, and its bias if it has one."""
+        return [*self.adapters, *([] if self.quantized_bias is None else [BiasSlot(self.quantized_bias)])]
 
     def activate(self) -> None:
         """Compute with quantized weights until :meth:`deactivate`."""
         weight = self.weight_quantizer(self.quantized_tensor)
-        if self.output_affine is not None:
-            weight = self.output_affine.multiply(weight)
-            self.__dict__['_active_bias'] = self.output_affine.bias
-        self.__dict__['_active_weight'] = weight
+        for adapter in reversed(self.adapters):
+            weight = adapter.after(weight)
+        self.__dict__['_active_weight'], self.__dict__['_active_bias'] = weight, self.quantized_bias
 
     def deactivate(self) -> None:
         """Back to the float parameters."""
@@ -76,6 +124,19 @@ class QuantizedLayer:
             return super().forward(x, *args, **kwargs)
         finally:
             self.deactivate()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *more) -> None:
+        """Take over whether there is a bias of quantized mode; checkpoints of format 1 called it otherwise."""
+        for old, new in (('output_affine.bias', 'quantized_bias'), ('output_affine.scale', 'adapters.0.scale'),
+                         ('output_affine.initial_scale', 'adapters.0.initial_scale')):
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        saved = state_dict.get(prefix + 'quantized_bias')
+        if saved is not None:
+            self.quantized_bias = torch.empty_like(saved, device=self._parameters['weight'].device)
+        elif prefix + 'weight_quantizer.bits' in state_dict:
+            self.quantized_bias = None
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
 
 class PerCall(nn.ModuleList):
@@ -160,7 +221,17 @@ def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module, input_quantize
     layer.__class__ = quantized_class(type(layer))
     layer.weight_quantizer = weight_quantizer
     layer.input_quantizer = input_quantizer
-    layer.output_affine = None
+    layer.adapters = nn.ModuleList()
+    layer.register_buffer('quantized_bias', None)
+
+
+def own_bias(layer: QuantizedLayer) -> torch.Tensor:
+    """The bias of a layer's quantized mode, made from the float one (zeros without) if there is none yet."""
+    if layer.quantized_bias is None:
+        weight, bias = layer._parameters['weight'], layer._parameters.get('bias')
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        layer.quantized_bias = weight.new_zeros(channels) if bias is None else bias.detach().clone()
+    return layer.quantized_bias
 
 
 def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:

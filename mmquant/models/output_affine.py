@@ -11,32 +11,29 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mmquant.models.layers import TRANSPOSED_TYPES, QuantizedLayer
-from mmquant.structures.granularity import PerChannel, PerGroup
+from mmquant.models.layers import TRANSPOSED_TYPES, Adapter, QuantizedLayer, own_bias
 
 FLOOR = 1e-6
 """Smallest factor: scales stay positive when it is folded into them."""
 SMALLEST_DENSE_SCALE = 1e-4
 
 
-class OutputAffine(nn.Module):
-    """Factor and bias of each output channel.
+class OutputAffine(Adapter):
+    """Factor of each output channel; the bias that goes with it is the layer's ``quantized_bias``.
 
     Args:
-        bias (Tensor): Float bias, (C_out,); the initial bias.
-        weight_dims (int): Number of axes of the layer's weight, whose first axis counts output channels.
+        weight (Tensor): The layer's, whose first axis counts output channels.
 
     Attributes:
-        scale, initial_scale (Tensor): Buffers (C_out,), the factor and its value at the start; 1 by default.
-        bias (Tensor): Buffer (C_out,).
+        scale, initial_scale (Tensor): Buffers (C_out,), the factor (role ``affine``) and its value at the start; 1 by
+            default.
     """
 
-    def __init__(self, bias: torch.Tensor, weight_dims: int) -> None:
+    def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        self.shape = (-1, *[1] * (weight_dims - 1))
-        self.register_buffer('scale', torch.ones_like(bias))
-        self.register_buffer('initial_scale', torch.ones_like(bias))
-        self.register_buffer('bias', bias.detach().clone())
+        self.shape = (-1, *[1] * (weight.dim() - 1))
+        self.register_buffer('scale', weight.new_ones(weight.shape[0]))
+        self.register_buffer('initial_scale', weight.new_ones(weight.shape[0]))
 
     @torch.no_grad()
     def start(self, scale: torch.Tensor) -> None:
@@ -45,25 +42,37 @@ class OutputAffine(nn.Module):
         self.scale.copy_(scale)
         self.initial_scale.copy_(scale)
 
-    def divide(self, weight: torch.Tensor) -> torch.Tensor:
+    def before(self, weight: torch.Tensor) -> torch.Tensor:
         """``w / a_0``: what is left to quantize."""
         return weight / self.initial_scale.view(self.shape)
 
-    def multiply(self, weight: torch.Tensor) -> torch.Tensor:
+    def after(self, weight: torch.Tensor) -> torch.Tensor:
         """``a * weight``, differentiable in the factor."""
         return weight * self.scale.view(self.shape).to(weight.dtype)
 
+    def trainables(self) -> dict[str, list[torch.Tensor]]:
+        return {'affine': [self.scale]}
+
     @torch.no_grad()
-    def clamp(self) -> None:
+    def constrain(self) -> None:
         """Keep the factors positive."""
         self.scale.clamp_(min=FLOOR)
 
+    def stored_bits(self) -> int:
+        """Once decided only ``a`` counts, and nothing when it is folded."""
+        return self.scale.numel() * 32 if bool((self.scale != 1).any()) else 0
+
 
 def add_output_affine(layer: QuantizedLayer) -> None:
-    """Give a quantized layer an :class:`OutputAffine` that changes nothing yet, and a bias if it has none."""
-    weight, bias = layer._parameters['weight'], layer._parameters['bias']
-    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-    layer.output_affine = OutputAffine(bias, weight.dim()).to(weight.device)
+    """Give a quantized layer an :class:`OutputAffine` that changes nothing yet, and a bias of its own."""
+    weight = layer._parameters['weight'].detach()
+    own_bias(layer)
+    layer.adapters.append(OutputAffine(weight))
+
+
+def output_affine_of(layer: QuantizedLayer) -> OutputAffine | None:
+    """The layer's output affine, if it has one."""
+    return next((x for x in layer.adapters if isinstance(x, OutputAffine)), None)
 
 
 def takes_output_affine(layer: nn.Module) -> bool:
@@ -73,20 +82,19 @@ def takes_output_affine(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def fold_output_affine(layer: QuantizedLayer) -> bool:
-    """Move the factor into the scales of the weight quantizer, integers unchanged; the bias stays.
+    """Move the factor into the weight quantizer's values, codes unchanged; the bias stays.
 
     Returns:
-        bool: False where the weight has one scale for all channels: the factor then stays as a multiplier of each
-        channel, as in the requantization of integer kernels.
+        bool: False where channels share a scale: the factor then stays as a multiplier of each channel, as in the
+        requantization of integer kernels.
     """
-    quantizer, affine = layer.weight_quantizer, layer.output_affine
-    if not isinstance(quantizer.granularity, (PerChannel, PerGroup)):
+    quantizer, affine = layer.weight_quantizer, output_affine_of(layer)
+    codes = quantizer.encode(layer.quantized_tensor) if quantizer.codes is None else None
+    affine.constrain()
+    if not quantizer.rescale(affine.scale):
         return False
-    if quantizer.codes is None:
-        quantizer.set_codes(quantizer.encode(layer.quantized_tensor))
-    affine.clamp()
-    rows = quantizer.scale.shape[0]
-    quantizer.scale.mul_(affine.scale.view(rows, *[1] * (quantizer.scale.dim() - 1)))
+    if codes is not None:
+        quantizer.set_codes(codes)
     affine.scale.fill_(1)
     affine.initial_scale.fill_(1)
     return True

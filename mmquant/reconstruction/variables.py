@@ -10,7 +10,7 @@ from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.training import ParamGroup
 from mmquant.roundings import Rounding
 
-# rounding: AdaRound's variables; weight, weight_scale: of straight-through rounding; affine, bias: of output affines.
+# rounding: AdaRound's variables; weight, weight_scale: of straight-through rounding; affine, bias: of layers.
 ROLES = ('rounding', 'weight', 'weight_scale', 'affine', 'bias', 'activation_scale')
 
 
@@ -25,7 +25,7 @@ class UnitVariables:
 
     def __init__(self, layers: Mapping, roundings: Mapping[str, Rounding], activations: list[Quantizer] = ()) -> None:
         self.layers, self.roundings, self.activations = layers, roundings, list(activations)
-        self.affines = [x.output_affine for x in layers.values() if x.output_affine is not None]
+        self.slots = [slot for x in layers.values() for slot in x.slots]
         self.buffers: list[torch.Tensor] = []  # those that train
 
     def by_role(self) -> dict[str, list[torch.Tensor]]:
@@ -34,10 +34,8 @@ class UnitVariables:
         for rounding in self.roundings.values():
             for role, params in rounding.roles().items():
                 found[role] += params
-        found['affine'] = [a.scale for a in self.affines]
-        found['bias'] = [a.bias for a in self.affines]
-        for quantizer in self.activations:
-            for role, buffers in quantizer.trainables().items():
+        for part in (*self.slots, *self.activations):
+            for role, buffers in part.trainables().items():
                 found[role] += buffers
         return {role: params for role, params in found.items() if params}
 
@@ -69,16 +67,13 @@ class UnitVariables:
         """Keep scales and factors positive."""
         for rounding in self.roundings.values():
             rounding.constrain()
-        for affine in self.affines:
-            affine.clamp()
-        for quantizer in self.activations:
-            quantizer.constrain()
+        for part in (*self.slots, *self.activations):
+            part.constrain()
 
     def _decided(self) -> list[torch.Tensor]:
         """Buffers that go with the codes."""
-        quantizers = [*(x.weight_quantizer for x in self.layers.values()), *self.activations]
-        return [*(x for q in quantizers for x in q.state()), *(a.scale for a in self.affines),
-                *(a.bias for a in self.affines)]
+        parts = [*(x.weight_quantizer for x in self.layers.values()), *self.activations, *self.slots]
+        return [x for part in parts for x in part.state()]
 
     @torch.no_grad()
     def nearest(self) -> tuple[dict, list]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from mmquant.algorithms import CalibrationContext, Step
+from mmquant.models.layers import output_axis, own_bias
 from mmquant.registry import STEPS
 
 
@@ -33,7 +34,7 @@ class BiasCorrection(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Correct in execution order: a layer is measured behind the corrected layers before it."""
+        """Correct in execution order: a layer is measured after the corrected layers before it."""
         model, images = context.model, context.chunks[0][:self.num_images]
         layers = {n: x for n, x in model.quantized_layers().items() if x.bias is not None}
         float_means: dict[str, torch.Tensor] = {}
@@ -47,7 +48,7 @@ class BiasCorrection(Step):
             if name not in float_means:  # a shared layer's later call
                 return output
             error = channel_means(output, axis) - float_means.pop(name)
-            layers[name].bias -= error
+            own_bias(layers[name]).sub_(error)  # of the quantized mode: the float model stays what it was
             largest = max(largest, error.abs().max().item())
             return output - error.reshape([-1 if i == axis % output.dim() else 1 for i in range(output.dim())])
 
@@ -60,7 +61,7 @@ class BiasCorrection(Step):
     def _run(self, model, images, layers, hook) -> None:
         handles = []
         for name, layer in layers.items():
-            axis = -1 if isinstance(layer, torch.nn.Linear) else 1
+            axis = output_axis(layer)
             handles.append(layer.register_forward_hook(
                 lambda module, args, output, name=name, axis=axis: hook(name, axis, output)))
         try:

@@ -16,6 +16,7 @@ from mmquant.algorithms import (
     Reconstruction,
 )
 from mmquant.models import QuantizedModel
+from mmquant.models.output_affine import output_affine_of
 from mmquant.models.units import unit_module
 from mmquant.reconstruction.variables import ROLES, UnitVariables
 from mmquant.utils.building import ConfigError
@@ -148,7 +149,7 @@ def test_float_mode_is_bit_identical(done):
 
 def test_every_role_trains_and_nothing_is_left_behind(done):
     after, model = state(done), done.model
-    for ending in ('weight_quantizer.scale', 'output_affine.scale', 'output_affine.bias', 'input_quantizer.scale'):
+    for ending in ('weight_quantizer.scale', 'adapters.0.scale', 'quantized_bias', 'input_quantizer.scale'):
         moved = [not torch.equal(after[n], done.before[n]) for n in after if n.endswith(ending)]
         assert sum(moved) >= len(moved) // 2 > 0, ending
     assert all(q.rounding is None and q.codes is not None for q in model.weight_quantizers().values())
@@ -220,7 +221,7 @@ def test_a_stage_that_nobody_has_is_announced():
 
 
 def test_roles_that_are_not_named_stay():
-    for role, endings in (('affine', ['output_affine.scale']), ('bias', ['output_affine.bias']),
+    for role, endings in (('affine', ['adapters.0.scale']), ('bias', ['quantized_bias']),
                           ('activation_scale', ['input_quantizer.scale', 'output_quantizer.scale']),
                           ('weight_scale', ['weight_quantizer.scale', 'codes'])):
         context = prepared(w_bits=4)
@@ -292,9 +293,9 @@ def test_variables_know_their_roles():
     assert set(variables.by_role()) == {'affine', 'bias', 'activation_scale'} < set(ROLES)
     groups = variables.start(dict(affine=0.1, bias=0.0))
     assert [(len(g.params), g.lr, g.cosine) for g in groups] == [(2, 0.1, True)]
-    assert own['layer1.0.conv1'].output_affine.scale.requires_grad
+    assert output_affine_of(own['layer1.0.conv1']).scale.requires_grad
     variables.stop()
-    assert not own['layer1.0.conv1'].output_affine.scale.requires_grad
+    assert not output_affine_of(own['layer1.0.conv1']).scale.requires_grad
 
 
 @pytest.mark.parametrize('wrong, text', [

@@ -6,14 +6,17 @@ from models_for_tests import ResNet, calibrated, images, randomize
 from torch import nn
 
 from mmquant.models.layers import (
+    Adapter,
     channel_axis,
     enabled,
     fixed_weights,
+    own_bias,
     quantize_layer,
     quantize_output,
     quantized_class,
     use_channels_last,
 )
+from mmquant.models.output_affine import OutputAffine, add_output_affine, output_affine_of
 from mmquant.observers import MinMaxObserver
 from mmquant.quantizers import UniformAffineQuantizer
 
@@ -100,6 +103,68 @@ def test_state_dict_round_trip_through_a_fresh_layer():
     quantize_layer(fresh, UniformAffineQuantizer(granularity='channel'), UniformAffineQuantizer())
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh(x), layer(x))
+
+
+class LowRank(Adapter):
+    """W = A + Q(W - A)."""
+
+    def __init__(self, weight):
+        super().__init__()
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        self.register_buffer('part', ((u[:, :1] * s[:1]) @ v[:1]).view_as(weight))
+
+    def before(self, weight):
+        return weight - self.part
+
+    def after(self, weight):
+        return weight + self.part
+
+    def trainables(self):
+        return {'low_rank': [self.part]}
+
+
+@torch.no_grad()
+def test_adapters_around_the_weight_quantizer_and_a_bias_of_quantized_mode():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(3, 4, 3), images(2, 3, 5, 5)
+    float_output = layer(x)
+    quantize_layer(layer, weight_quantizer(layer, bits=8))
+    nearest = layer(x)
+    layer.adapters.append(LowRank(layer.weight))
+    layer.adapters.append(OutputAffine(layer.weight))
+    layer.adapters[1].start(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    own_bias(layer).add_(1)
+    layer.weight_quantizer.fit(layer.quantized_tensor, MinMaxObserver())
+    rest = (layer.weight - layer.adapters[0].part) / torch.tensor([0.5, 1.0, 2.0, 4.0]).view(4, 1, 1, 1)
+    torch.testing.assert_close(layer.quantized_tensor, rest)
+    torch.testing.assert_close(layer(x), float_output + 1, atol=0.02, rtol=0)
+    assert not torch.equal(layer(x), nearest + 1) and layer.bias is layer._parameters['bias']
+    assert [list(slot.trainables()) for slot in layer.slots] == [['low_rank'], ['affine'], ['bias']]
+    assert layer.slots[2].state()[0] is layer.quantized_bias and layer.adapters[0].stored_bits() == 32 * 108
+    assert layer.adapters[1].stored_bits() == 32 * 4
+    with enabled([layer.weight_quantizer], False):
+        assert torch.equal(layer(x), float_output)
+
+
+@torch.no_grad()
+def test_factors_and_biases_of_older_checkpoints():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(3, 4, 3), images(2, 3, 5, 5)
+    quantize_layer(layer, weight_quantizer(layer))
+    add_output_affine(layer)
+    output_affine_of(layer).scale.mul_(2)
+    layer.quantized_bias.add_(1)
+    old = {'adapters.0.scale': 'output_affine.scale', 'adapters.0.initial_scale': 'output_affine.initial_scale',
+           'quantized_bias': 'output_affine.bias'}
+    fresh = nn.Conv2d(3, 4, 3)
+    quantize_layer(fresh, UniformAffineQuantizer(granularity='channel'))
+    add_output_affine(fresh)
+    fresh.load_state_dict({old.get(k, k): v for k, v in layer.state_dict().items()})
+    assert torch.equal(fresh(x), layer(x))
+    plain = nn.Conv2d(3, 4, 3)
+    quantize_layer(plain, weight_quantizer(plain))
+    fresh.load_state_dict(plain.state_dict(), strict=False)
+    assert fresh.quantized_bias is None
 
 
 def test_deepcopy_is_independent():

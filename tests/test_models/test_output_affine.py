@@ -14,7 +14,7 @@ from mmquant.algorithms import (
 )
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import quantize_layer
-from mmquant.models.output_affine import FLOOR, add_output_affine, fold_output_affine
+from mmquant.models.output_affine import FLOOR, add_output_affine, fold_output_affine, output_affine_of
 from mmquant.quantizers import UniformAffineQuantizer
 from mmquant.utils.building import ConfigError
 
@@ -37,10 +37,10 @@ def set_range(layer):
 
 def disturb(layer):
     """As if trained."""
-    affine = layer.output_affine
+    affine = output_affine_of(layer)
     with torch.no_grad():
         affine.scale.mul_(torch.rand_like(affine.scale) + 0.5)
-        affine.bias.add_(torch.randn_like(affine.bias))
+        layer.quantized_bias.add_(torch.randn_like(layer.quantized_bias))
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def test_the_float_layer_does_not_know_it(granularity):
     layer, x = layer_of(granularity), images(2, 4, 6, 6)
     plain = nn.Conv2d(4, 6, 3)
     plain.load_state_dict({k: layer.state_dict()[k] for k in ('weight', 'bias')})
-    layer.output_affine.start(torch.rand(6) + 0.1)
+    output_affine_of(layer).start(torch.rand(6) + 0.1)
     set_range(layer)
     disturb(layer)
     layer.weight_quantizer.enabled = False
@@ -65,7 +65,7 @@ def test_insertion_changes_nothing_without_rounding(start):
     layer, x = layer_of(), images(2, 4, 6, 6)
     expected = nn.functional.conv2d(x, layer.weight, layer.bias)
     if start == 'other':
-        layer.output_affine.start(torch.tensor([0.01, 0.5, 1, 3, 100, 7.]))
+        output_affine_of(layer).start(torch.tensor([0.01, 0.5, 1, 3, 100, 7.]))
     layer.weight_quantizer.rounding = lambda: layer.quantized_tensor
     layer.weight_quantizer.initialized = True
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
@@ -76,14 +76,14 @@ def test_insertion_changes_nothing_without_rounding(start):
 @pytest.mark.parametrize('granularity, more', [('channel', {}), ('group', dict(group_size=9))])
 def test_folding_keeps_outputs_and_integers(granularity, more, dtype, atol):
     layer, x = layer_of(granularity, dtype, **more), images(2, 4, 6, 6).to(dtype)
-    layer.output_affine.start(torch.rand(6, dtype=dtype) + 0.2)
+    output_affine_of(layer).start(torch.rand(6, dtype=dtype) + 0.2)
     set_range(layer)
     disturb(layer)
     before, codes = layer(x), layer.weight_quantizer.encode(layer.quantized_tensor)
     assert fold_output_affine(layer)
     torch.testing.assert_close(layer(x), before, rtol=0, atol=atol)
     assert torch.equal(layer.weight_quantizer.codes, codes) and (layer.weight_quantizer.scale > 0).all()
-    assert (layer.output_affine.scale == 1).all() and fold_output_affine(layer)
+    assert (output_affine_of(layer).scale == 1).all() and fold_output_affine(layer)
     torch.testing.assert_close(layer(x), before, rtol=0, atol=atol)
 
 
@@ -102,25 +102,25 @@ def test_one_scale_a_tensor_keeps_its_multipliers():
     layer, x = layer_of('tensor'), images(2, 4, 6, 6)
     set_range(layer)
     disturb(layer)
-    before, scale = layer(x), layer.output_affine.scale.clone()
+    before, scale = layer(x), output_affine_of(layer).scale.clone()
     assert not fold_output_affine(layer)
-    assert torch.equal(layer(x), before) and torch.equal(layer.output_affine.scale, scale)
+    assert torch.equal(layer(x), before) and torch.equal(output_affine_of(layer).scale, scale)
     by_hand = nn.functional.conv2d(x, layer.weight_quantizer(layer.weight)) * scale.view(1, -1, 1, 1)
-    torch.testing.assert_close(before, by_hand + layer.output_affine.bias.view(1, -1, 1, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(before, by_hand + layer.quantized_bias.view(1, -1, 1, 1), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_factors_stay_positive():
     layer = layer_of()
-    layer.output_affine.start(torch.tensor([0., 1e-5, -1., 0.5, 1., 2.]))  # a dead channel would get infinite weights
-    assert layer.output_affine.scale.tolist() == [1, 1, 1, 0.5, 1, 2]
+    output_affine_of(layer).start(torch.tensor([0., 1e-5, -1., 0.5, 1., 2.]))  # a dead channel would get infinity
+    assert output_affine_of(layer).scale.tolist() == [1, 1, 1, 0.5, 1, 2]
     set_range(layer)
-    layer.output_affine.scale.copy_(torch.tensor([0., -3., 1e-9, 0.5, 1., 2.]))
+    output_affine_of(layer).scale.copy_(torch.tensor([0., -3., 1e-9, 0.5, 1., 2.]))
     fold_output_affine(layer)
     assert (layer.weight_quantizer.scale > 0).all()
-    layer.output_affine.scale.fill_(-1)
-    layer.output_affine.clamp()
-    assert (layer.output_affine.scale == FLOOR).all() and FLOOR == pytest.approx(1e-6)
+    output_affine_of(layer).scale.fill_(-1)
+    output_affine_of(layer).constrain()
+    assert (output_affine_of(layer).scale == FLOOR).all() and FLOOR == pytest.approx(1e-6)
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def test_the_start_changes_codes_only_with_one_scale_a_tensor():
     for granularity in ('channel', 'tensor'):
         for start in (torch.ones(6), torch.tensor([0.25, 0.5, 1, 2, 4, 8.])):
             layer = layer_of(granularity)
-            layer.output_affine.start(start)
+            output_affine_of(layer).start(start)
             set_range(layer)
             found[granularity, start[0].item()] = layer.weight_quantizer.encode(layer.quantized_tensor)
     assert torch.equal(found['channel', 1.0], found['channel', 0.25])
@@ -152,7 +152,7 @@ def test_descent_finds_the_best_factor_for_fixed_integers(p):
     layer = layer_of(make=lambda: nn.Linear(1, 1, bias=False), symmetric=True)
     layer.weight_quantizer.set_range(torch.tensor([-7.]), torch.tensor([7.]))
     layer.weight_quantizer.set_codes(torch.tensor([[1]], dtype=torch.int8))
-    a = layer.output_affine.scale.requires_grad_(True)
+    a = output_affine_of(layer).scale.requires_grad_(True)
     optimizer = torch.optim.Adam([a], lr=0.05)
     for step in range(600):
         optimizer.param_groups[0]['lr'] = 0.05 * 0.99**step
@@ -210,7 +210,7 @@ def test_saved_and_loaded(init, granularity, tmp_path):
 def test_dense_scales_become_the_factors():
     context = prepared(InsertOutputAffine(init='dense_bn'))
     for layer in context.model.quantized_layers().values():
-        torch.testing.assert_close(layer.output_affine.scale, layer.dense_scale)
+        torch.testing.assert_close(output_affine_of(layer).scale, layer.dense_scale)
         torch.testing.assert_close(layer.quantized_tensor * layer.dense_scale.view(-1, 1, 1, 1),
                                    layer._parameters['weight'])
 
