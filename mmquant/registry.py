@@ -21,6 +21,8 @@ OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'
 LOSSES = Registry('loss', scope='mmquant', locations=['mmquant.losses'])
 # A unit's input between the quantized and the float prefix.
 MIXERS = Registry('mixer', scope='mmquant', locations=['mmquant.reconstruction'])
+# Codes of a layer's weight, without back-propagation.
+SOLVERS = Registry('solver', scope='mmquant', locations=['mmquant.solvers'])
 # What a search over clips minimises, and how it searches.
 OBJECTIVES = Registry('objective', scope='mmquant', locations=['mmquant.losses'])
 SEARCHERS = Registry('searcher', scope='mmquant', locations=['mmquant.search'])

@@ -4,8 +4,9 @@ from mmquant.algorithms.output_affine import FoldOutputAffine, InsertOutputAffin
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.reconstruction import Reconstruction
+from mmquant.algorithms.solve_weights import SolveWeights
 from mmquant.algorithms.step import CalibrationContext, Step
 
 __all__ = ['CalibrationContext', 'CorrectBias', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange',
            'InitWeightRange', 'InsertOutputAffine', 'InsertQuantizers', 'JointSearch', 'NormSweep', 'Reconstruction',
-           'Reparameterize', 'Step']
+           'Reparameterize', 'SolveWeights', 'Step']

@@ -10,6 +10,7 @@ from tools_for_tests import ROOT
 @pytest.mark.parametrize('script, arguments, titles', [
     ('benchmark_reconstruction.py', ['--batch-size', '1', '--repeats', '1', '--depths', '2'],
      ('One step, ms (medians)', 'Caching 256 images')),
+    ('benchmark_solvers.py', ['--layers', 'dw4x3', '8x16', '8x4x3', '--images', '1'], ('Solvers, 4 bits', '8x4x3')),
 ])
 def test_benchmark_prints_its_tables(script, arguments, titles):
     done = subprocess.run([sys.executable, f'tools/analysis_tools/{script}', *arguments], cwd=ROOT, text=True,
