@@ -1,0 +1,3 @@
+from .level_set import LevelSetQuantizer
+
+__all__ = ['LevelSetQuantizer']
