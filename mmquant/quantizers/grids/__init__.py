@@ -1,3 +1,4 @@
+from .apot import APoTQuantizer
 from .level_set import LevelSetQuantizer
 
-__all__ = ['LevelSetQuantizer']
+__all__ = ['APoTQuantizer', 'LevelSetQuantizer']
