@@ -26,6 +26,8 @@ SOLVERS = Registry('solver', scope='mmquant', locations=['mmquant.solvers'])
 # What a search over clips minimises, and how it searches.
 OBJECTIVES = Registry('objective', scope='mmquant', locations=['mmquant.losses'])
 SEARCHERS = Registry('searcher', scope='mmquant', locations=['mmquant.search'])
+# Where calibration images come from.
+SOURCES = Registry('source', scope='mmquant', locations=['mmquant.engine'])
 # One stage of an algorithm.
 STEPS = Registry('step', scope='mmquant', locations=['mmquant.algorithms'])
 

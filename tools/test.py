@@ -70,7 +70,7 @@ def publish(record: dict, meta: dict, args) -> None:
     """Store the record beside the config, if the run was the config's; then the tables."""
     own = load_config(args.config)
     settings = dict(steps=own.train_cfg.steps, quantizer=own.model.quantizer,
-                    dataset=without_roots(own.train_cfg.dataloader.dataset))
+                    dataset=without_roots((own.train_cfg.get('dataloader') or {}).get('dataset')))
     check_publishable(meta, plain(settings), record['data'])
     path = write_json(osp.join(results_folder(args.config), f'seed{record["seed"]}.json'), record)
     try:

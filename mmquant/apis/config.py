@@ -85,10 +85,10 @@ def calibration_config(cfg: Config) -> Config:
     hooks = cfg.get('custom_hooks') or []
     if not isinstance(hooks, (list, tuple)) or not all(isinstance(h, dict) and h.get('type') for h in hooks):
         raise ConfigError(f'{cfg.filename}: custom_hooks must be a list of dict(type=..., ...), got {hooks!r}')
-    if not isinstance(loop.get('dataloader'), dict):
+    if not isinstance(loop.get('dataloader'), dict) and not loop.get('source'):
         raise ConfigError(f'{cfg.filename}: train_cfg.dataloader is missing; set it to the calibration_dataloader of a '
-                          'file in configs/_base_/calibration')
-    cfg.train_dataloader = loop.pop('dataloader')
+                          'file in configs/_base_/calibration, or train_cfg.source to another source of images')
+    cfg.train_dataloader = loop.pop('dataloader', None) or {}  # which a Runner hands to the loop; empty with a source
     cfg.optim_wrapper, cfg.param_scheduler, cfg.auto_scale_lr = dict(UNUSED_OPTIMIZER), None, None
     cfg.resume, cfg.load_from = False, None
     if cfg.get('val_cfg') is None:

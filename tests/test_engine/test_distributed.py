@@ -15,6 +15,7 @@ from mmquant.datasets import digits_det
 from mmquant.engine import CalibrationLoop
 from mmquant.engine.loops import calibration_loop as loops
 from mmquant.engine.progress_file import ProgressFile
+from mmquant.engine.sources import source
 from mmquant.models.checkpoint import write_atomically
 
 LP = dict(type='mmquant.LpNormObserver', p=2.4, num_candidates=20, max_samples=3000)
@@ -192,16 +193,16 @@ def test_resumed_on_another_number_of_processes(tmp_path, before, after):
 def test_processes_with_other_images_say_so(monkeypatch):
     """Sizes that differ, or images that one process had to leave out: an error in all of them, not a wait."""
     chunks = [torch.zeros(4, 3, 8, 8), torch.zeros(1, 3, 6, 8)]
-    loops.check_shares(chunks)
-    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(4, 3, 8, 8), (1, 3, 6, 8)]])
-    loops.check_shares(chunks)
-    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(5, 3, 8, 8)]])
+    source.check_shares(chunks)
+    monkeypatch.setattr(source, 'gather_list', lambda own: [*own, [(4, 3, 8, 8), (1, 3, 6, 8)]])
+    source.check_shares(chunks)
+    monkeypatch.setattr(source, 'gather_list', lambda own: [*own, [(5, 3, 8, 8)]])
     text = r'\(process 0: 4 of 3x8x8, 1 of 3x6x8; process 1: 5 of 3x8x8\); resize or pad them'
     with pytest.raises(ValueError, match=text):
-        loops.check_shares(chunks)
-    monkeypatch.setattr(loops, 'gather_list', lambda own: [*own, [(2, 7)]])
+        source.check_shares(chunks)
+    monkeypatch.setattr(source, 'gather_list', lambda own: [*own, [(2, 7)]])
     with pytest.raises(ValueError, match=r'\(process 0: 3 of 7; process 1: 2 of 7\)'):  # rows of features
-        loops.check_shares([torch.zeros(3, 7)])
+        source.check_shares([torch.zeros(3, 7)])
 
 
 class Alone(Step):

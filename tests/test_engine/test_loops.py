@@ -8,7 +8,6 @@ from tools_for_tests import STEPS, log_of, runner_of
 
 from mmquant.algorithms import Step
 from mmquant.engine import CalibrationLoop, EvaluationHook
-from mmquant.engine.loops.calibration_loop import chunks_of_one_size
 from mmquant.registry import HOOKS, LOOPS
 
 
@@ -55,7 +54,7 @@ def test_images_are_preprocessed(tmp_path):
     loop = CalibrationLoop(runner, runner.cfg.train_dataloader, STEPS, chunk_size=7)
     chunks, samples = loop.collect(runner.model)
     assert [len(x) for x in samples] == [len(x) for x in chunks]
-    dataset = loop.dataloader.dataset
+    dataset = loop.source.dataset
     assert [int(x.gt_label) for x in samples[1]] == [int(dataset[i]['data_samples'].gt_label) for i in range(7, 14)]
     images = torch.cat(chunks)
     assert [len(c) for c in chunks] == [7, 7, 7, 3] and images.shape == (24, 3, 32, 32)
@@ -75,14 +74,6 @@ def test_images_that_do_not_batch(tmp_path):
     chunks, samples = CalibrationLoop(runner, loader, STEPS, chunk_size=5).collect(runner.model)
     assert {tuple(c.shape[2:]) for c in chunks} == {(16, 16), (24, 32)} and sum(map(len, chunks)) == 24
     assert max(map(len, chunks)) == 5 and [len(x) for x in samples] == [len(x) for x in chunks]
-
-
-def test_chunks_of_one_size():
-    batches = [dict(inputs=torch.full((1, 3, h, 4), float(i)), data_samples=[i]) for i, h in enumerate((4, 6, 4, 4))]
-    chunks, samples = chunks_of_one_size(batches, 2)
-    assert [c[:, 0, 0, 0].tolist() for c in chunks] == [[0, 2], [3], [1]] and samples == [[0, 2], [3], [1]]
-    del batches[1]['data_samples']
-    assert chunks_of_one_size(batches, 2)[1] is None
 
 
 def test_chosen_stages(tmp_path):
@@ -105,12 +96,12 @@ def test_the_final_stage_is_the_whole_checkpoint(tmp_path):
 
 
 def test_overlap_that_cannot_be_checked_is_said(tmp_path, monkeypatch):
-    from mmquant.engine.hooks import evaluation_hook as hooks
+    from mmquant.engine.sources import loader_images
 
     def fails(a, b):
         raise ValueError('no identity')
 
-    monkeypatch.setattr(hooks, 'overlap', fails)
+    monkeypatch.setattr(loader_images, 'overlap', fails)
     runner_of(tmp_path, hooks=[dict(type='mmquant.EvaluationHook', stages=[])]).train()
     assert 'Could not check whether calibration and evaluation images overlap: no identity' in log_of(tmp_path)
 

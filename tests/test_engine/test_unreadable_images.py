@@ -8,8 +8,8 @@ import torch
 from mmengine.dataset import pseudo_collate
 from tools_for_tests import log_of, runner_of
 
-from mmquant.engine import CalibrationLoop
-from mmquant.engine.unreadable_images import ReadableDataset, Sieve, Unreadable, readable_batches
+from mmquant.engine import LoaderImages
+from mmquant.engine.sources.unreadable_images import ReadableDataset, Sieve, Unreadable, readable_batches
 
 
 class Listed:
@@ -86,4 +86,4 @@ def test_run(tmp_path, files, workers):
 
 def test_unknown_policy():
     with pytest.raises(ValueError, match=r"train_cfg\.unreadable must be one of \('stop', 'skip'\), got 'ignore'"):
-        CalibrationLoop(None, None, [dict(type='mmquant.FoldBatchNorm')], unreadable='ignore')
+        LoaderImages({}, unreadable='ignore')

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.tables import coverage_table, summary_table
-from mmquant.datasets.checks import nothing_to_find, overlap
+from mmquant.datasets.checks import nothing_to_find
 from mmquant.models.cost import model_cost
 from mmquant.registry import HOOKS
 from mmquant.utils.hardware import peak_memory_bytes
@@ -33,7 +33,7 @@ class EvaluationHook(Hook):
         """Warn about shared images; evaluate the float model."""
         self.started = time.monotonic()
         try:
-            shared = overlap(runner.train_loop.dataloader.dataset, runner.val_loop.dataloader.dataset)
+            shared = runner.train_loop.source.overlap(runner.val_loop.dataloader.dataset)
         except ValueError as error:
             runner.logger.warning(f'Could not check whether calibration and evaluation images overlap: {error}')
             shared = 0
