@@ -10,7 +10,8 @@ from mmengine.dist import is_main_process
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
-from mmquant.datasets.checks import nothing_to_find, without_roots
+from mmquant.datasets.identity import without_roots
+from mmquant.engine.evaluation import nothing_to_find
 from mmquant.utils.building import ConfigError, plain
 from mmquant.zoo.model_zoo import data_name, update_folder
 from mmquant.zoo.results import check_publishable, make_record, results_folder, write_json

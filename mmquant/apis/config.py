@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from mmquant.datasets.checks import check_dataset_cfg, check_evaluator_cfg
+from mmquant.datasets.files import check_dataset_cfg, check_evaluator_cfg
 from mmquant.engine import CalibrationLoop
 from mmquant.models import QuantizedModel
 from mmquant.utils.building import ConfigError, check_keys, check_types, closest

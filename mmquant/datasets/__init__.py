@@ -1,7 +1,8 @@
 """Data sets for calibration and evaluation, and checks on them."""
 from importlib.util import find_spec
 
-from .checks import check_dataset_cfg, overlap
+from .files import check_dataset_cfg
+from .identity import overlap
 from .subset import RandomSubset
 from .transforms import LoadImageFromTar
 

@@ -14,7 +14,7 @@ import mmquant  # noqa: F401  checks the versions
 from mmquant.analysis.sensitivity import LayerSensitivity, quantizers_of, restrict_to_images, sensitivities
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
-from mmquant.datasets.checks import nothing_to_find
+from mmquant.engine.evaluation import nothing_to_find
 from mmquant.utils.building import ConfigError, closest
 from mmquant.utils.tables import render
 from mmquant.visualization.figures import sensitivity_figure

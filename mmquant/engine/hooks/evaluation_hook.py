@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.tables import coverage_table, summary_table
-from mmquant.datasets.checks import nothing_to_find
+from mmquant.engine.evaluation import nothing_to_find
 from mmquant.models.cost import model_cost
 from mmquant.registry import HOOKS
 from mmquant.utils.hardware import peak_memory_bytes

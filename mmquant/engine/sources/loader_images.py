@@ -7,7 +7,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmquant.datasets.checks import list_digest, overlap, without_roots
+from mmquant.datasets.identity import list_digest, overlap, without_roots
 from mmquant.engine.sources.source import EMPTY, Source
 from mmquant.engine.sources.unreadable_images import POLICIES, ReadableDataset, Sieve, Unreadable, readable_batches
 from mmquant.models import QuantizedModel

@@ -1,23 +1,7 @@
-"""Checks of data set configs before anything is built, and shared samples."""
-import os
-
-import numpy as np
+"""Checks of data set configs before anything is built."""
 import pytest
-from mmengine.dataset import BaseDataset
 
-from mmquant.datasets import check_dataset_cfg, overlap
-from mmquant.datasets.checks import check_evaluator_cfg, list_digest, nothing_to_find, without_roots
-
-
-class Listed(BaseDataset):
-    """A data set over given sample dicts."""
-
-    def __init__(self, infos):
-        self.infos = infos
-        super().__init__(serialize_data=False)
-
-    def load_data_list(self):
-        return self.infos
+from mmquant.datasets.files import check_dataset_cfg, check_evaluator_cfg
 
 
 @pytest.fixture
@@ -79,52 +63,3 @@ def test_ground_truth_of_a_metric(root, monkeypatch):
         check_evaluator_cfg(metric, dict(type='mmquant.DigitsDetDataset', data_root=f'{root}/else'))
     check_evaluator_cfg(dict(metric, ann_file=f'{root}/train.txt'), dict(type='CocoDataset'))
     check_evaluator_cfg(None, {})
-
-
-def test_metrics_that_mean_nothing():
-    assert 'coco/bbox_mAP, coco/bbox_mAP_50 are -1' in nothing_to_find({'coco/bbox_mAP': -1., 'coco/bbox_mAP_50': -1.})
-    for metrics in ({}, {'accuracy/top1': -1.}, {'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_s': -1.}):
-        assert nothing_to_find(metrics) is None
-
-
-def test_overlap_of_arrays():
-    images = [np.full((2, 3), value, np.uint8) for value in range(4)]
-    a = Listed([dict(img=images[0]), dict(img=images[1]), dict(img=images[1])])
-    b = Listed([dict(img=images[1].copy()), dict(img=images[2]), dict(img=images[0].reshape(3, 2))])
-    assert overlap(a, b) == 1
-
-
-def test_overlap_of_files(root):
-    os.symlink(os.path.join(root, 'train.txt'), os.path.join(root, 'link.txt'))
-    a = Listed([dict(img_path=os.path.join(root, 'train.txt')), dict(img_path='s3://b/1.png')])
-    b = Listed([dict(img_path=os.path.join(root, 'link.txt')), dict(img_path='s3://b/1.png'), dict(img_path='x')])
-    assert overlap(a, b) == 2
-
-
-def test_overlap_of_archive_members(root):
-    def samples(tar, *names):
-        return Listed([dict(tar_path=os.path.join(root, tar), img_path=name) for name in names])
-    assert overlap(samples('a.tar', '1', '2'), samples('a.tar', '2', '3')) == 1
-    assert overlap(samples('a.tar', '1', '2'), samples('b.tar', '1', '2')) == 0
-
-
-def test_overlap_needs_an_image():
-    with pytest.raises(ValueError, match=r"Listed has the keys .*'text'.*neither"):
-        overlap(Listed([dict(text='a')]), Listed([]))
-
-
-def listed(paths):
-    return list_digest(Listed([dict(img_path=path) for path in paths]))
-
-
-def test_list_digest_knows_files_and_order_but_no_place():
-    here = listed(['/data/n01/a.png', '/data/n02/a.png'])
-    assert here == listed(['/elsewhere/x/n01/a.png', '/elsewhere/x/n02/a.png']) and len(here) == 64
-    assert here != listed(['/data/n02/a.png', '/data/n01/a.png']) != listed(['/data/n02/a.png'])
-    with pytest.raises(ValueError, match=r'list has no get_data_info\(index\)'):
-        list_digest([1, 2])
-
-
-def test_without_roots():
-    cfg = dict(type='A', num=3, dataset=dict(data_root='/x', pipeline=[dict(type=int, size=(2, 3))]))
-    assert without_roots(cfg) == dict(type='A', num=3, dataset=dict(pipeline=[dict(type="<class 'int'>", size=[2, 3])]))

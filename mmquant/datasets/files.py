@@ -1,12 +1,9 @@
-"""Checks on data set configs and data sets: do the files exist, do two sets share samples."""
+"""Whether the files that a data set config names are there, before anything is built."""
 from __future__ import annotations
 
-import hashlib
 import os
 import os.path as osp
 from typing import Iterator, Tuple
-
-import numpy as np
 
 EMBEDDED_CONFIG = 'configs/brecq/resnet18_w2a4_digits.py'
 REAL_DATA_VARIABLE = 'MMQUANT_REAL_DATA'
@@ -58,80 +55,6 @@ def check_evaluator_cfg(evaluator_cfg, dataset_cfg: dict) -> None:
         path = metric.get('ann_file') if isinstance(metric, dict) else None
         if path and '://' not in path and not osp.exists(path) and not _will_be_made(path, dataset_cfg):
             raise FileNotFoundError(_missing_text(str(metric.get('type')), 'ann_file', path, 'metric'))
-
-
-def nothing_to_find(metrics: dict) -> str | None:
-    """What to tell where COCO's metrics mean nothing, since no evaluation image shows an object; None if they do."""
-    found = {key: value for key, value in metrics.items() if '_mAP' in key}
-    if not found or any(value != -1 for value in found.values()):
-        return None
-    return (f'{", ".join(found)} are -1: the evaluation images show no object of any class, so there is nothing to '
-            'find; check the annotations (ann_file), and the class names (metainfo) of val_dataloader and '
-            'test_dataloader')
-
-
-def overlap(dataset_a, dataset_b) -> int:
-    """Count the samples that two data sets share.
-
-    Samples with an image in memory (``img``) are equal if shape, type and content are; others if they lie in the same
-    file after resolving links, or are the same member of the same archive.
-
-    Args:
-        dataset_a: A data set with ``get_data_info`` (mmengine's, or a wrapper), fully initialised or lazy.
-        dataset_b: The other data set.
-
-    Returns:
-        int: Number of different samples that occur in both.
-
-    Raises:
-        ValueError: A sample has neither ``img`` nor ``img_path``.
-    """
-    return len(set(_identities(dataset_a)) & set(_identities(dataset_b)))
-
-
-def list_digest(dataset) -> str:
-    """SHA-256 over the samples of a data set in their order; the same wherever the files lie.
-
-    A sample counts by its content where the image is in memory, else by its file name and the folder it lies in.
-
-    Raises:
-        ValueError: As :func:`overlap`.
-    """
-    total = hashlib.sha256()
-    for kind, *rest in _identities(dataset):
-        names = rest if kind == 'content' else ['/'.join(path.split('/')[-2:]) for path in rest]
-        total.update(repr((kind, *names)).encode())
-    return total.hexdigest()
-
-
-def without_roots(dataset_cfg):
-    """A data set config as plain values, without ``data_root``: what is read, not where it lies."""
-    if isinstance(dataset_cfg, dict):
-        return {k: without_roots(v) for k, v in dataset_cfg.items() if k != 'data_root'}
-    if isinstance(dataset_cfg, (list, tuple)):
-        return [without_roots(x) for x in dataset_cfg]
-    return dataset_cfg if isinstance(dataset_cfg, (str, int, float, bool, type(None))) else str(dataset_cfg)
-
-
-def _identities(dataset) -> Iterator[tuple]:
-    while not hasattr(dataset, 'get_data_info') and hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-    if not hasattr(dataset, 'get_data_info'):
-        raise ValueError(f'{type(dataset).__name__} has no get_data_info(index), so its samples cannot be told apart.')
-    for index in range(len(dataset)):
-        yield _identity(dataset.get_data_info(index), dataset)
-
-
-def _identity(info: dict, dataset) -> tuple:
-    img, path = info.get('img'), info.get('img_path')
-    if isinstance(img, np.ndarray):
-        return 'content', img.shape, str(img.dtype), hashlib.sha256(np.ascontiguousarray(img).data).hexdigest()
-    if 'tar_path' in info:
-        return 'member', osp.realpath(info['tar_path']), path
-    if path is not None:
-        return 'file', path if '://' in path else osp.realpath(path)
-    raise ValueError(f'A sample of {type(dataset).__name__} has the keys {sorted(info)}, but neither "img" nor '
-                     '"img_path", so it cannot be compared with others.')
 
 
 def _brings_its_files(cfg: dict) -> bool:
