@@ -29,7 +29,7 @@ CASES = {
     'InitActivationRange': [([FOLD, INSERT, WEIGHTS], dict(num_images=8, chunk=8))],
     'InsertOutputAffine': [([FOLD, INSERT], dict(layers='all'))],
     'FoldOutputAffine': [(AFFINE, {})],
-    'CorrectBias': [(AFFINE, {})],
+    'CorrectBias': [(READY, {}), (AFFINE, {})],
     'NormSweep': [(READY, dict(norms=(2.0, 3.0, 4.0), num_images=8, init_images=8))],
     'JointSearch': [(READY, dict(searcher=dict(type='mmquant.PatternSearch', num_sweeps=2), num_images=8))],
     'Reconstruction': [(READY, SMALL)],
