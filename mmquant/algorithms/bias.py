@@ -31,6 +31,7 @@ class CorrectBias(Step):
         ConfigError: If no layer has quantized weights.
     """
     evaluates = (True, False)
+    unit = 'block'
 
     def __init__(self, name: str = 'biases') -> None:
         super().__init__(name)
@@ -42,7 +43,7 @@ class CorrectBias(Step):
         if not layers:
             raise ConfigError('CorrectBias found no layer with quantized weights: put InsertQuantizers before it, with '
                               'bits in quantizer.weight')
-        for visit in context.visits('block', lambda unit: bool(layers.keys() & set(unit.layers)),
+        for visit in context.visits(self.unit, lambda unit: bool(layers.keys() & set(unit.layers)),
                                     ('float', 'weights'), self.name):
             biases = {n: own_bias(layers[n]) for n in visit.unit.layers if n in layers}
             initial = {name: bias.clone() for name, bias in biases.items()}

@@ -119,6 +119,10 @@ class Reconstruction(Step):
         self.held_out, self.keep_best, self.skip_first, self.chunk = held_out, keep_best, skip_first, chunk
         self.evaluates = (True, target != 'weight')
 
+    def image_passes(self, units: int) -> int:
+        """Of all units together, each step a batch."""
+        return self.num_iters * self.batch_size
+
     # ---- the walk over units --------------------------------------------------------------------------------------
     def run(self, context: CalibrationContext) -> None:
         """Reconstruct every unit in execution order; reports one record a unit."""

@@ -12,13 +12,13 @@ class Step:
         evaluates (tuple[bool, bool] | None): Quantization of (weights, activations) to evaluate after this step.
         distributed (bool): Gives the same result in every process where the images are scattered over several. Default
             True: sums over images are to be summed over processes (:mod:`mmquant.utils.distributed`).
-        unit (str): Kind of the units it goes through, for a dry run.
+        unit (str | None): Kind of the units that it goes through; None, the default: of none.
         name (str): Name of the stage in results.
     """
     structural = False
     distributed = True
     evaluates: tuple[bool, bool] | None = None
-    unit = 'block'
+    unit: str | None = None
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or type(self).__name__

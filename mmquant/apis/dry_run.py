@@ -12,7 +12,6 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.registry import init_default_scope
 from torch.utils._pytree import tree_leaves
 
-from mmquant.algorithms.reconstruction import Reconstruction
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.tables import coverage_table, units_table
 from mmquant.models import QuantizedModel
@@ -36,8 +35,7 @@ def dry_run(cfg: Config) -> dict:
     """
     context, steps = prepare(cfg)
     model = context.model
-    granularity = next((s.unit for s in steps if isinstance(s, Reconstruction)), 'block')
-    report = describe(model, granularity)
+    report = describe(model, next((s.unit for s in steps if s.unit), 'block'))
     report['estimated_seconds'] = estimate_seconds(context, steps, report)
     folder = cfg.get('work_dir') or '.'
     os.makedirs(folder, exist_ok=True)
@@ -104,7 +102,7 @@ def estimate_seconds(context: CalibrationContext, steps: list[Step], report: dic
         seconds = (time.perf_counter() - started) / TIMED_BATCH
     for w in weights:
         w.requires_grad_(False).grad = None
-    passes = sum(s.num_iters * s.batch_size for s in steps if isinstance(s, Reconstruction))
+    passes = sum(s.image_passes(len(report['units'])) for s in steps)
     total = seconds * passes
     print_log(f'Estimated time of reconstruction on this machine: {total / 60:.1f} min ({passes} images through each '
               f'of {len(report["units"])} units, {seconds * 1e3:.1f} ms an image through all)')
