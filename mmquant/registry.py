@@ -15,6 +15,8 @@ from mmengine.registry import Registry
 QUANTIZERS = Registry('quantizer', scope='mmquant', locations=['mmquant.quantizers'])
 # How a weight picks its level.
 ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'])
+# Structural changes of a model that a plan holds.
+EDITS = Registry('edit', scope='mmquant', locations=['mmquant.models'])
 # Statistics of tensors to a range.
 OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
 # Distance between a unit's quantized and float output.

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmquant.algorithms import CalibrationContext
 from mmquant.apis.config import build_runner, calibration_config, load_config
 from mmquant.apis.quantize import run_steps
+from mmquant.models.edits import Merged
 from mmquant.models.units import layer_calls
 from mmquant.registry import MODELS, STEPS
 from mmquant.search.clips import find_clips
@@ -146,8 +147,7 @@ def test_all_steps(name, side, blocks, units, tmp_path):
     assert (sum(u.kind == 'block' for u in found), len(found)) == (blocks, units)
     reached = {c.name for c in layer_calls(model.architecture, model.flow)}
     assert sorted(n for u in found for n in u.layers) == sorted(reached)
-    assert set(model.quantized_layers()) == reached == {x.name for x in model.plan.layers}
-    assert not model.policy.unused_patterns()
+    assert set(model.quantized_layers()) == reached == set(model.plan.layers)
 
     with torch.no_grad():
         after = model(images)
@@ -159,7 +159,8 @@ def test_all_steps(name, side, blocks, units, tmp_path):
         other = fresh(cfg)
         other.load(str(tmp_path / 'quantized.pth'))
         assert torch.equal(other(images), after)
-        assert (other.plan.reparameterized, other.plan) == ('Reparameterize' in str(cfg.train_cfg.steps), model.plan)
+        assert other.plan == model.plan
+        assert (Merged() in other.plan.edits) == ('Reparameterize' in str(cfg.train_cfg.steps))
 
 
 LAPQ = ('resnet18_w4a4_digits', 'resnet18_w4a4_official_digits', 'resnet18_w2a4_brecq_digits')

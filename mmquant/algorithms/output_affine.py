@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models.edits import AddOutputAffine
 from mmquant.models.folding import is_linear_in_weight
 from mmquant.models.output_affine import fold_output_affine, output_affine_of, takes_output_affine
 from mmquant.models.reparameterize import MERGED_LAYERS
@@ -56,7 +57,7 @@ class InsertOutputAffine(Step):
         if not found:
             raise ValueError(f'no layer takes an output affine (layers={self.layers!r}): put the step behind '
                              "InsertQuantizers, and behind Reparameterize for layers='merged'; layers='all' needs none")
-        model.add_output_affines(found)
+        model.edit(tuple(map(AddOutputAffine, found)), context.sample, context.sample_info)
         if self.init == 'dense_bn':
             self._start_at_dense_bn(found)
         context.records.append(dict(kind='output_affine', layers=len(found)))

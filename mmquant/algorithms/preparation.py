@@ -1,13 +1,11 @@
 """Steps that shape the model: re-parameterization, BatchNorm folding, insertion of quantizers."""
 from __future__ import annotations
 
-import logging
-
 import torch
 from mmengine.logging import print_log
-from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models.edits import Merged
 from mmquant.models.reparameterize import correct_deployed, is_deployed, reparameterizable
 from mmquant.registry import STEPS
 
@@ -38,18 +36,12 @@ class Reparameterize(Step):
         if not found:
             raise ValueError(f'{type(context.model.architecture).__name__} has nothing to re-parameterize: no module '
                              'has switch_to_deploy(); remove the step Reparameterize from the recipe')
-        if all(is_deployed(m) for m in found):
+        todo = [m for m in found if not is_deployed(m)]
+        if not todo:
             print_log('the branches were merged before (deployed form): nothing left to re-parameterize', 'current')
         correct_deployed(context.model.architecture)
-        before = tree_leaves(context.model.run(context.sample, context.sample_info))
-        merged = context.model.reparameterize()
-        after = tree_leaves(context.model.run(context.sample, context.sample_info))
-        for a, b in zip(before, after):
-            change = ((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
-            if change > self.tolerance:
-                raise RuntimeError(f're-parameterization changed the output by {change:.2e} of its largest value, more '
-                                   f'than the tolerance {self.tolerance:.0e}; the model changes with switch_to_deploy')
-        context.records.append(dict(kind='reparameterized', modules=merged))
+        context.model.edit((Merged(), ), context.sample, context.sample_info, self.tolerance)
+        context.records.append(dict(kind='reparameterized', modules=len(todo)))
 
 
 @STEPS.register_module()
@@ -65,10 +57,10 @@ class FoldBatchNorm(Step):
 
 @STEPS.register_module()
 class InsertQuantizers(Step):
-    """Turn layers into quantized ones at the places and bits that data flow and policy give.
+    """Turn layers into quantized ones at the places that data flow and policy give.
 
     Raises:
-        ValueError: If nothing would be quantized.
+        ValueError: If nothing would be quantized, or an override matches no layer.
     """
     structural = True
 
@@ -76,12 +68,9 @@ class InsertQuantizers(Step):
         """Plan, insert, and record the data flow of the quantized model."""
         model = context.model
         plan = model.make_plan(context.sample, context.sample_info)
-        if not any(x.w_bits or x.a_bits for x in plan.layers) and not plan.outputs and not plan.matmuls:
+        if not plan.places:
             raise ValueError('the quantizer config leaves every layer float: give bits to quantizer.weight or '
                              'quantizer.activation')
-        for pattern in model.policy.unused_patterns():
-            print_log(f'the override {pattern!r} matches no layer (a pattern must match the whole name, such as '
-                      f'{plan.layers[0].name!r})', 'current', logging.WARNING)
         model.insert_quantizers(plan)
         model.requires_grad_(False)
         model.observe(context.sample, context.sample_info)

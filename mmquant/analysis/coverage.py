@@ -190,13 +190,12 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) ->
     with model.frozen(*model.ready):
         quantized = context.run(0)
     layers = sum(is_layer(m) for m in model.architecture.modules())
-    reached = {x.name for x in model.plan.layers if x.w_bits}
     units = {g: len(model.units(g)) for g in GRANULARITIES}
-    rest = [x.name for x in model.plan.layers if x.w_bits is None]
+    rest = [name for name, _ in model.plan.float_layers]
     constant = [n for n in rest if n in model.flow.calls_of and not any(c.inputs for c in model.flow.calls_of[n])]
     used = [n for n in rest if n in model.flow.calls_of and n not in constant]  # weights made anew in each pass
     used += functional_layers(context, [n for n in rest if n not in model.flow.calls_of])
-    return dict(quantized=len(reached), layers=layers, units=units, sqnr=output_sqnr(reference, quantized),
+    return dict(quantized=len(model.plan.weights), layers=layers, units=units, sqnr=output_sqnr(reference, quantized),
                 unreached=len(rest) - len(used) - len(constant), functional=len(used),
                 constant=len(constant), reason='' if total else 'no layer with weights')
 

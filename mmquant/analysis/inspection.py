@@ -106,7 +106,7 @@ def inspect(model: QuantizedModel, images: list) -> Inspection:
 
 def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], list[Histogram]]:
     """Errors of layers' outputs against the float model, and histograms of what activation quantizers meet."""
-    layers = {p.name: model.architecture.get_submodule(p.name) for p in model.plan.layers}
+    layers = {name: model.architecture.get_submodule(name) for name in model.plan.layers}
     quantizers = {n: q for n, q in model.activation_quantizers().items() if q.initialized}
     sums = {name: [0.0, 0.0] for name in layers}  # signal, noise
     met: dict[str, list[torch.Tensor]] = defaultdict(list)

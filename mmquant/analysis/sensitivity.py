@@ -9,7 +9,8 @@ import torch
 
 from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
-from mmquant.models.layers import PerCall, QuantizedLayer, enabled
+from mmquant.models.layers import PerCall, enabled
+from mmquant.models.quantizer_index import quantizer_at
 from mmquant.quantizers import Quantizer
 
 
@@ -59,17 +60,16 @@ class LayerQuantizers:
 
 def quantizers_of(model: QuantizedModel) -> dict[str, LayerQuantizers]:
     """Layer -> its quantizers, for every layer with quantized weights or input."""
-    modules = dict(model.architecture.named_modules())
-    found = {}
-    for item in model.plan.layers:
-        layer = modules[item.name]
-        source = own = layer.input_quantizer if isinstance(layer, QuantizedLayer) else None
-        if own is None and item.note.startswith('quantized at '):
-            source = modules[item.note.removeprefix('quantized at ')].output_quantizer
+    plan, found = model.plan, {}
+    weights = model.weight_quantizers()
+    for name in plan.layers:
+        place, layer = plan.inputs.get(name), model.architecture.get_submodule(name)
+        if place is None and name not in weights:
+            continue
+        at_producer = place is not None and place.what == 'output'
+        source = quantizer_at(model.architecture, place) if at_producer else getattr(layer, 'input_quantizer', None)
         inputs = tuple(source) if isinstance(source, PerCall) else () if source is None else (source,)
-        weights = () if item.w_bits is None else (layer.weight_quantizer,)
-        if weights or inputs:
-            found[item.name] = LayerQuantizers(weights, inputs, source is not None and own is None)
+        found[name] = LayerQuantizers((weights[name],) if name in weights else (), inputs, at_producer)
     return found
 
 
@@ -140,9 +140,9 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
     Returns:
         tuple: The layers, and the metric of the ``float`` and the ``quantized`` model.
     """
-    w_bits = {x.name: x.w_bits for x in model.plan.layers}
+    weights = model.plan.weights
     layers = quantizers_of(model)
-    found = [LayerSensitivity(name, w_bits[name], layers[name].a_bits, sqnr)
+    found = [LayerSensitivity(name, weights[name].bits if name in weights else None, layers[name].a_bits, sqnr)
              for name, sqnr in layer_sqnr(model, batches).items() if names is None or name in names]
     if evaluate is None:
         return sorted(found, key=lambda x: x.sqnr), {}

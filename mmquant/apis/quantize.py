@@ -69,7 +69,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
             preprocessed as the model expects; labels are not used.
         recipe (str | list[dict]): Name of a recipe, or step configs. Default ``'brecq'``.
         w_bits, a_bits (int | None): Bits of weights and activations, 2..16; None: float. Default 4.
-        overrides (list[dict] | None): See :class:`BitPolicy`. Default: first and last layer at 8 bits.
+        overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer at 8 bits.
         num_iters (Mapping | None): ``{'weight': n, 'activation': n, 'joint': n}``, steps a unit instead of the
             recipe's.
         block_types (tuple[str, ...]): Names of module classes to reconstruct as a block.

@@ -9,10 +9,10 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmquant.calibration.cache import Cache
-from mmquant.calibration.decisions import Decisions
 from mmquant.calibration.stream import Stream
 from mmquant.calibration.visits import Visit, visits
 from mmquant.models import QuantizedModel
+from mmquant.models.decisions import Decisions
 from mmquant.models.detection import decoders
 from mmquant.models.layers import mmcv_operators
 from mmquant.structures.unit import Unit

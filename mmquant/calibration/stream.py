@@ -17,9 +17,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 from mmquant.calibration.cache import Cache, Kept, load
-from mmquant.calibration.decisions import Decisions
 from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
+from mmquant.models.decisions import Decisions
 from mmquant.models.layers import PerCall
 from mmquant.models.quantized_model import QuantizedModel
 from mmquant.structures.unit import Unit

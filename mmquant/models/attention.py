@@ -39,14 +39,16 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+def splittable(model: nn.Module) -> list[nn.MultiheadAttention]:
+    """What :func:`split_attention` splits: no subclasses, and no modules with learned extra keys or zero attention."""
+    return [m for m in model.modules() if type(m) is nn.MultiheadAttention and m.bias_k is None
+            and not m.add_zero_attn]
+
+
 @torch.no_grad()
 def split_attention(model: nn.Module) -> int:
-    """Split every ``nn.MultiheadAttention`` of a model, in place; returns how many.
-
-    Not split are subclasses, and modules with learned extra keys or zero attention, which no vision model here has.
-    """
-    found = [m for m in model.modules() if type(m) is nn.MultiheadAttention and m.bias_k is None
-             and not m.add_zero_attn]
+    """Split every ``nn.MultiheadAttention`` of a model that can be split, in place; returns how many."""
+    found = splittable(model)
     for module in found:
         weights = module.in_proj_weight.chunk(3) if module._qkv_same_embed_dim else (
             module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)

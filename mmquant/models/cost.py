@@ -18,7 +18,7 @@ class LayerCost:
         params (int): Weights and biases.
         macs (int): Multiply-accumulates for one image.
         w_bits, a_bits (int): Bits of weights and of the input (32: float).
-        note (str): Where its input is quantized, or why it is float.
+        note (str): Where its input is quantized, or why it is float: a column of a table, that nothing reads.
     """
     name: str
     params: int
@@ -41,8 +41,7 @@ class ModelCost:
         params (int): All parameters of the float model after folding.
         macs (int): Multiply-accumulates of layers with weights, one image.
         bops (int): Bit operations of these layers, one image.
-        size_mb (float): Packed size in 10**6 bytes: what the weight quantizers say that they store, everything
-            else at 32 bits.
+        size_mb (float): Packed size in 10**6 bytes: what the weight quantizers store, everything else at 32 bits.
         float_size_mb (float): All parameters at 32 bits.
     """
     params: int
@@ -68,19 +67,28 @@ def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
     macs: dict[str, int] = {}
     for call, count in macs_of_calls(model.architecture, model.flow, batch):
         macs[call.name] = macs.get(call.name, 0) + count
-    outputs = {o.name: o.bits for o in model.plan.outputs}
+    plan, reasons = model.plan, dict(model.plan.float_layers)
+    order = {name: i for i, name in reversed([*enumerate(c.name for c in model.flow.calls)])}
     layers, bits_saved = [], 0
-    for item in model.plan.layers:
-        layer = modules[item.name]
-        params = sum(p.numel() for p in layer.parameters(recurse=False))
-        source = item.note.removeprefix('quantized at ')
-        a_bits = item.a_bits or (outputs.get(source) if item.note.startswith('quantized at ') else None) or FLOAT_BITS
-        w_bits = item.w_bits or FLOAT_BITS
-        layers.append(LayerCost(item.name, params, macs.get(item.name, 0), w_bits, a_bits, item.note))
-        if item.w_bits:
-            count = layer._parameters['weight'].numel()
-            bits_saved += count * FLOAT_BITS - layer.weight_quantizer.stored_bits(count)
+    for name in sorted(plan.layers, key=lambda n: order.get(n, len(order))):
+        weight, source = plan.weights.get(name), plan.inputs.get(name)
+        own = modules[name].parameters(recurse=False)
+        layers.append(LayerCost(name, sum(p.numel() for p in own), macs.get(name, 0),
+                                weight.bits if weight else FLOAT_BITS, source.bits if source else FLOAT_BITS,
+                                reasons.get(name) or _input_note(model, name)))
+        if weight:
+            count = modules[name]._parameters['weight'].numel()
+            bits_saved += count * FLOAT_BITS - modules[name].weight_quantizer.stored_bits(count)
     params = sum(p.numel() for p in model.architecture.parameters())
     total_bits = params * FLOAT_BITS - bits_saved
     return ModelCost(params, sum(x.macs for x in layers), sum(x.bops for x in layers), total_bits / 8e6,
                      params * FLOAT_BITS / 8e6, tuple(layers))
+
+
+def _input_note(model: QuantizedModel, name: str) -> str:
+    """Where the input of a layer with quantized weights is quantized, if not by its own quantizer."""
+    source, flow = model.plan.inputs.get(name), model.flow
+    if source is not None:
+        return f'quantized at {source.name}' if source.what == 'output' else ''
+    reads = [flow.root(c.inputs[0]) for c in flow.calls_of.get(name, ()) if c.inputs]
+    return 'reads the network input' if set(reads) & set(flow.network_inputs) else ''

@@ -74,7 +74,8 @@ class QuantizedLayer:
     """Mix-in of all quantized layers.
 
     Attributes:
-        weight_quantizer (Quantizer): Quantizes ``weight``; its float value stays in the parameter.
+        weight_quantizer (Quantizer | None): Quantizes ``weight``; its float value stays in the parameter. ``None``:
+            float weights.
         input_quantizer (Quantizer | None): Quantizes the layer's input, ``None`` where the producer did it.
         adapters (nn.ModuleList): Each an :class:`Adapter`, around the weight quantizer; none by default.
         quantized_bias (Tensor | None): Buffer, the bias while weights are quantized; None: the float one.
@@ -117,7 +118,7 @@ class QuantizedLayer:
     def forward(self, x, *args, **kwargs):
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        if not self.weight_quantizer.enabled:
+        if self.weight_quantizer is None or not self.weight_quantizer.enabled:
             return super().forward(x, *args, **kwargs)
         self.activate()
         try:
@@ -216,7 +217,8 @@ def num_outputs(layer: nn.Module) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module, input_quantizer: nn.Module | None = None) -> None:
+def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module | None,
+                   input_quantizer: nn.Module | None = None) -> None:
     """Turn a float layer into a quantized one, in place."""
     layer.__class__ = quantized_class(type(layer))
     layer.weight_quantizer = weight_quantizer

@@ -1,89 +1,34 @@
-"""Where quantizers sit, derived from the data flow, and at how many bits.
+"""Where quantizers sit, derived from the data flow, and which ones.
 
 A quantized layer quantizes its input; a block quantizes its output; a tensor is quantized once, where it is produced,
-however many readers it has. For a ResNet these are BRECQ's points: behind each inner ReLU and behind add + ReLU.
+however many readers it has. For a ResNet these are BRECQ's points: after each inner ReLU and after add + ReLU.
 """
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
 from mmquant.models.layers import has_own_weight, is_layer
-from mmquant.models.policy import BitPolicy
+from mmquant.models.matmul import OPERANDS
+from mmquant.models.plan import Place, Plan
+from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.units import find_blocks, first_layers, layer_calls
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNREACHED = 'not reached through its own forward by the observed batch'
 NO_WEIGHT = 'its weight is computed in each forward pass (weight or spectral norm): remove the parametrization first'
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One layer with weights. ``w_bits`` None: float; ``a_bits`` None: no input quantizer, ``note`` says why."""
-    name: str
-    w_bits: int | None
-    a_bits: int | None
-    note: str = ''
-    shares: str | None = None  # layer whose input quantizer this one uses
-    calls: int = 1  # input quantizers: one for each call where there are several, else one for all calls
-    channels: int = 0  # scales of the input quantizer: one a channel of a depthwise convolution; 0: one in all
-
-
-@dataclass(frozen=True)
-class OutputPlan:
-    """A module whose output is quantized."""
-    name: str
-    bits: int
-
-
-@dataclass(frozen=True)
-class MatmulPlan:
-    """A module whose own matrix products are quantized: position -> kind."""
-    name: str
-    bits: int
-    sites: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All quantizers of a model, as plain values that a checkpoint can hold."""
-    layers: tuple[LayerPlan, ...] = ()
-    outputs: tuple[OutputPlan, ...] = ()
-    matmuls: tuple[MatmulPlan, ...] = ()
-    folded: tuple[tuple[str, str], ...] = ()
-    reparameterized: bool = False  # training-time branches were merged before
-    split_attention: bool = False  # nn.MultiheadAttention got layers for its projections
-    affine: tuple[str, ...] = ()  # layers with a factor and a bias for each output channel
-    functional: dict[str, list[str]] = field(default_factory=dict)  # modules made to call layers they read weights of
-
-    def to_dict(self) -> dict:
-        """Plain containers, loadable with ``weights_only=True``."""
-        return dict(layers=[vars(x) | {} for x in self.layers], outputs=[vars(x) | {} for x in self.outputs],
-                    matmuls=[vars(x) | {} for x in self.matmuls], folded=[list(p) for p in self.folded],
-                    reparameterized=self.reparameterized, split_attention=self.split_attention,
-                    affine=list(self.affine), functional=self.functional)
-
-    @classmethod
-    def from_dict(cls, d: dict) -> 'Plan':
-        """Inverse of :meth:`to_dict`."""
-        return cls(tuple(LayerPlan(**x) for x in d['layers']), tuple(OutputPlan(**x) for x in d['outputs']),
-                   tuple(MatmulPlan(**x) for x in d['matmuls']), tuple(tuple(p) for p in d['folded']),
-                   d.get('reparameterized', False), d.get('split_attention', False),
-                   tuple(d.get('affine', ())), d.get('functional', {}))
+BY_CONFIG = 'float weights by configuration'
 
 
 class _Placer:
 
-    def __init__(self, model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...],
-                 per_call: bool, depthwise_channels: bool) -> None:
-        self.model, self.flow, self.policy, self.per_call = model, flow, policy, per_call
-        self.depthwise_channels = depthwise_channels
+    def __init__(self, model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) -> None:
+        self.model, self.flow, self.policy = model, flow, policy
         self.modules = dict(model.named_modules())
         self.calls = layer_calls(model, flow)
-        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, block_types)
+        self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, policy.block_types)
                        if c.bare and len(c.outputs) == 1}
         self.first = first_layers(model, flow)
         self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
@@ -123,10 +68,9 @@ class _Placer:
                 of_any.update(op.outputs)
         return of_first
 
-    def _bits(self, value: int, readers: list[str]) -> int | None:
+    def _quantizer(self, value: int, readers: list[str]) -> dict | None:
         feeds_last = bool(readers) and set(readers) <= self.last
-        return self.policy.activation_bits(readers, from_first=value in self.of_first,
-                                           into_last=feeds_last)
+        return self.policy.activation(readers, from_first=value in self.of_first, into_last=feeds_last)
 
     def _readers(self, value: int, through=MOVEMENT) -> tuple[list[str], bool]:
         """Layers that read a tensor, and whether anything else does."""
@@ -141,92 +85,100 @@ class _Placer:
         return calls[-1] if calls else None
 
     def place(self) -> Plan:
-        """All quantizers: first behind blocks, then where layers read what no block made."""
-        outputs, inputs, mixing = {}, {}, set()
-        notes, shares = {}, {}
+        """All quantizers: first those of blocks, then where layers read what no block made.
+
+        Blocks come first since what a block returns must be quantized there, whoever reads it: the shortcut of the next
+        block then sees the same values as its convolutions.
+        """
+        outputs: dict[str, tuple[dict, list[str]]] = {}  # module -> its quantizer, readers
+        inputs: dict[str, tuple[dict, list[str]]] = {}  # owner -> quantizer, layers that share it
+        owner_of: dict[str, str] = {}
         for value, block in self.blocks.items():
             readers, _ = self._readers(value, MOVEMENT | POOLING)
-            if readers and (bits := self._bits(value, readers)) is not None:
-                outputs[block.name] = OutputPlan(block.name, bits)
-                notes |= {r: f'quantized at {block.name}' for r in self._readers(value)[0]}
+            if readers and (quantizer := self._quantizer(value, readers)) is not None:
+                outputs[block.name] = quantizer, self._covered(self._readers(value)[0])
         for value, calls in self.by_input.items():
+            made_by_block = value in self.blocks and self.blocks[value].name in outputs
             names = list(dict.fromkeys(c.name for c in calls))
-            if value in self.blocks and self.blocks[value].name in outputs:
+            if made_by_block or value in self.flow.network_inputs:
                 continue
-            if value in self.flow.network_inputs:
-                notes |= {n: 'reads the network input' for n in names}
+            quantizer = self._quantizer(value, names)
+            if quantizer is None:
                 continue
-            bits = self._bits(value, names)
-            if bits is None:
-                continue
-            once = all(len(self.flow.calls_of[n]) == 1 and self.policy.covers(n) for n in names)
-            names = [n for n in names if self.policy.covers(n)]
-            alone = len(names) == 1 and not self._readers(value)[1]
+            covered = self._covered(names)
+            once = covered == names and all(len(self.flow.calls_of[n]) == 1 for n in names)
+            alone = len(covered) == 1 and not self._readers(value)[1]
             producer = self._producer(value)
             if once and not alone and producer is not None:
-                outputs[producer.name] = OutputPlan(producer.name, bits)
-                notes |= {n: f'quantized at {producer.name}' for n in names}
+                outputs[producer.name] = quantizer, covered
                 continue
-            owner = next((n for n in names if n in inputs), names[0])
-            inputs.setdefault(owner, bits)
-            if not all(map(self._is_depthwise, names)):
-                mixing |= {owner}
-            shares |= {n: owner for n in names if n != owner and n not in inputs}
-        plans = self._layer_plans(inputs, notes, shares, mixing)
-        return Plan(tuple(plans), tuple(outputs.values()), tuple(self._matmuls()))
+            # a layer has one input quantizer: who shares with one of the readers shares with all
+            owner = next((owner_of[n] for n in covered if n in owner_of), covered[0])
+            _, sharers = inputs.setdefault(owner, (quantizer, []))
+            sharers += [n for n in covered if n not in owner_of]
+            owner_of |= {n: owner for n in covered if n not in owner_of}
+        places = [Place(name, 'output', cfg, tuple(readers)) for name, (cfg, readers) in outputs.items()]
+        weights, float_layers = self._weights()
+        places += [*weights, *(p for owner, found in inputs.items() for p in self._inputs(owner, *found))]
+        return Plan((*places, *self._operands()), tuple(float_layers))
+
+    def _covered(self, names: list[str]) -> list[str]:
+        return [n for n in names if self.policy.covers(n)]
 
     def _is_depthwise(self, name: str) -> bool:
         layer = self.modules[name]
         return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
 
-    def _layer_plans(self, inputs, notes, shares, mixing):
-        reached = {c.name: c for c in self.calls}
-        ordered = list(dict.fromkeys(c.name for c in self.calls))
-        for name in ordered:
-            w_bits = self.policy.weight_bits(name, name in self.first, name in self.last)
-            note = notes.get(name, '') if w_bits is not None else 'float weights by configuration'
-            if not self.policy.covers(name):
-                note = f'outside the scope ({", ".join(self.policy.scope)})'
-            shared = shares.get(name)
-            a_bits = inputs.get(name, inputs.get(shared))
-            calls = len(self.flow.calls_of[name]) if self.per_call and a_bits is not None else 1
-            owner = shared or name
-            own_scales = self.depthwise_channels and owner in inputs and owner not in mixing
-            yield LayerPlan(name, w_bits, a_bits, note, shared, calls,
-                            self.modules[name].in_channels if own_scales else 0)
-        for name, module in self.modules.items():
-            if is_layer(module) and name not in reached:
-                yield LayerPlan(name, None, None, UNREACHED if has_own_weight(module) else NO_WEIGHT)
+    def _inputs(self, owner: str, quantizer: dict, readers: list[str]):
+        """The place of an input quantizer; one for each call of its owner where the policy wants that."""
+        shape = None
+        if self.policy.depthwise_channels and all(map(self._is_depthwise, readers)):
+            quantizer = dict(quantizer, granularity='channel')
+            shape = (1, self.modules[owner].in_channels, 1, 1)
+        times = len(self.flow.calls_of[owner]) if self.policy.per_call else 1
+        for call in range(times):
+            yield Place(owner, 'input', quantizer, tuple(readers), call if times > 1 else None, shape=shape)
 
-    def _matmuls(self):
+    def _weights(self) -> tuple[list[Place], list[tuple[str, str]]]:
+        """Places of weights in execution order; layers that stay float, and why."""
+        places, float_layers = [], []
+        reached = dict.fromkeys(c.name for c in self.calls)
+        for name in reached:
+            quantizer = self.policy.weight(name, name in self.first, name in self.last)
+            if quantizer is not None:
+                places.append(Place(name, 'weight', quantizer, (name, )))
+                continue
+            inside = self.policy.covers(name)
+            float_layers.append((name, BY_CONFIG if inside else f'outside the scope ({", ".join(self.policy.scope)})'))
+        float_layers += [(n, UNREACHED if has_own_weight(m) else NO_WEIGHT) for n, m in self.modules.items()
+                         if is_layer(m) and n not in reached]
+        return places, float_layers
+
+    def _operands(self):
         for name, sites in self.flow.matmuls.items():
-            bits = self.policy.matmul_bits(name)
-            if bits is not None:
-                yield MatmulPlan(name, bits, {str(k): kind for k, kind in sites.items()})
+            quantizer = self.policy.operand(name)
+            for position, kind in sites.items() if quantizer else ():
+                for role in OPERANDS[kind]:
+                    yield Place(name, 'operand', quantizer, call=position, role=role)
 
 
-def place_quantizers(model: nn.Module, flow: DataFlow, policy: BitPolicy, block_types: tuple[str, ...] = (),
-                     before: Plan | None = None, per_call: bool = False, depthwise_channels: bool = False) -> Plan:
-    """Decide where quantizers sit and their bits.
+def place_quantizers(model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) -> Plan:
+    """Decide where quantizers sit, and which.
 
     Args:
         model (nn.Module): The (folded) float model.
         flow (DataFlow): Its record.
-        policy (BitPolicy): Bits by default, by position and by name pattern.
-        block_types (tuple[str, ...]): Further module classes that are blocks.
-        before (Plan | None): What was already done to the model: folding and re-parameterization; kept in the plan.
-        per_call (bool): A layer called several times (a head shared over pyramid levels) gets an input quantizer for
-            each call. Default: one for all.
-        depthwise_channels (bool): A tensor that depthwise convolutions alone read gets a scale for each channel. These
-            multiply the weights' scales, so integer arithmetic stays exact; a tensor-wide scale wastes most levels
-            where channels differ. Default: one scale a tensor.
+        policy (QuantizerPolicy): Quantizers by default, by position and by name pattern. With ``per_call``, a layer
+            called several times (a head shared over pyramid levels) gets an input quantizer for each call instead of
+            one for all. With ``depthwise_channels``, a tensor that depthwise convolutions alone read gets a scale for
+            each channel: these multiply the weights' scales, so integer arithmetic stays exact, where a tensor-wide
+            scale wastes most levels if channels differ.
 
     Raises:
-        ValueError: If a part of the policy's scope names no module.
+        ConfigError: If a part of the policy's scope names no module, or a pattern no module.
     """
-    before = before or Plan()
-    policy.check_scope([name for name, _ in model.named_modules()])
-    plan = _Placer(model, flow, policy, block_types, per_call, depthwise_channels).place()
-    return replace(plan, folded=before.folded,
-                   reparameterized=before.reparameterized, split_attention=before.split_attention,
-                   functional=before.functional)
+    names = [name for name, _ in model.named_modules()]
+    policy.check_scope(names)
+    plan = _Placer(model, flow, policy).place()
+    policy.check_patterns(names, [*plan.layers, *flow.matmuls])
+    return plan

@@ -1,125 +1,219 @@
-"""Bit widths: a default, overridden by position (first, last) and by name pattern."""
+"""Which quantizer a tensor gets: a default, overridden by position (first, last) and by name pattern."""
 from __future__ import annotations
 
 import difflib
+import json
 import re
 
-from mmquant.structures import IntegerGrid
+from mmquant.registry import QUANTIZERS
+from mmquant.utils.building import ConfigError, build, check_keys
 
-_KEYS = ('position', 'pattern', 'w_bits', 'a_bits', 'in_bits', 'out_bits', 'matmul_bits')
+KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call', 'depthwise_channels')
+_SHORT = dict(w_bits='weight', a_bits='activation', in_bits='input', out_bits='output', matmul_bits='matmul')
+_SELECTORS = dict(first=('weight', 'output'), last=('weight', 'input'), pattern=('weight', 'activation', 'matmul'))
+_RULE_KEYS = ('position', 'pattern', *_SHORT, *_SHORT.values())
 
 
-class BitPolicy:
-    """Answers how many bits a weight or an activation gets; ``None`` means float.
+class QuantizerPolicy:
+    """Answers which quantizer a weight, an activation or an operand gets: a whole config, or None for float.
+
+    Every config that the policy can hand out is tried when it is made: the grid itself says which bits it takes.
 
     Args:
-        w_bits (int | None): Default bits of weights, 2..16.
-        a_bits (int | None): Default bits of activations, 2..16.
-        matmul_bits (int | None | 'same'): Bits of the operands of products inside attention; ``'same'`` as ``a_bits``.
-        overrides (sequence[dict]): Applied in order, the last match wins. Each has one selector, ``position``
-            (``'first'`` layers read the network's input, ``'last'`` ones make its output) or ``pattern`` (a regular
-            expression that must match the layer's whole name), and any of ``w_bits``, ``a_bits`` (its input, for
-            patterns), ``out_bits`` (with ``position='first'``: the tensor made from the first layer), ``in_bits`` (with
-            ``position='last'``: the tensor that the last layer's input is made of), ``matmul_bits`` (patterns).
-        scope (sequence[str] | None): Paths of the parts to quantize, everything else is float; ``('backbone', 'neck')``
-            is the protocol of BRECQ's and QDrop's detection tables. Default: everything.
+        quantizer (dict): ``weight`` and ``activation``: configs of quantizers; ``bits=None`` keeps that kind float.
+            ``matmul_bits``: bits of the operands of products inside attention, default ``'same'`` as activations.
+
+            ``overrides``: list of dicts, applied in order, later ones over earlier ones. Each has one selector:
+            ``position='first'`` (layers that read the network's input; takes ``weight`` and ``output``: the tensor made
+            from them), ``position='last'`` (layers that make its output; ``weight`` and ``input``: the tensor that
+            theirs is made of) or ``pattern`` (a regular expression that must match a layer's whole name; ``weight``,
+            ``activation``: its input, ``matmul``). Their values are configs, merged over what holds so far; another
+            ``type`` replaces it. ``w_bits``, ``out_bits``, ``in_bits``, ``a_bits``, ``matmul_bits`` change the width
+            alone; by position they leave alone what is float by default.
+
+            ``scope``: paths of the parts to quantize, everything else is float; ``('backbone', 'neck')`` is the
+            protocol of BRECQ's and QDrop's detection tables. Default: everything. ``block_types``: names of classes
+            that are units beside those found by their residual add. ``per_call``, ``depthwise_channels``: see
+            :func:`place_quantizers`.
 
     Raises:
-        ValueError: For bits outside 2..16, an unknown key or position, or a pattern that is no regular expression.
+        ConfigError: For an unknown key, type or position, bits that a grid does not take, or a pattern that is no
+            regular expression; names the place in the config.
     """
 
-    def __init__(self, w_bits, a_bits, matmul_bits='same', overrides=(), scope=None) -> None:
+    def __init__(self, quantizer: dict) -> None:
+        check_keys(quantizer, KEYS, 'quantizer')
+        self.scope = _scope(quantizer.get('scope'))
+        self.block_types = _names(quantizer.get('block_types', ()))
+        self.per_call = quantizer.get('per_call', False)
+        self.depthwise_channels = quantizer.get('depthwise_channels', False)
+        self.weights = _default(quantizer, 'weight')
+        self.activations = _default(quantizer, 'activation')
+        bits = quantizer.get('matmul_bits', 'same')
+        self.operands = self.activations if bits == 'same' else whole_config(
+            {**self.activations, 'bits': bits}, 'quantizer.matmul_bits')
+        overrides = quantizer.get('overrides', ())
         if not isinstance(overrides, (list, tuple)):
-            raise ValueError(f'overrides must be a list of dicts, got {overrides!r}')
-        if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
-            raise ValueError(f'scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
-        self.scope = None if scope is None else tuple(scope)
-        self.w_bits, self.a_bits = _checked(w_bits, 'w_bits'), _checked(a_bits, 'a_bits')
-        self.matmul = self.a_bits if matmul_bits == 'same' else _checked(matmul_bits, 'matmul_bits')
-        self.overrides = [_checked_override(o, i) for i, o in enumerate(overrides)]
-        self.used: set[int] = set()
+            raise ConfigError(f'quantizer.overrides must be a list of dicts, got {overrides!r}')
+        bases = dict(weight=self.weights, activation=self.activations, input=self.activations,
+                     output=self.activations, matmul=self.operands)
+        self.rules = [_Rule(rule, f'quantizer.overrides[{i}]', bases) for i, rule in enumerate(overrides)]
 
     def covers(self, name: str) -> bool:
         """Whether a module lies inside the scope."""
         return self.scope is None or any(name == part or name.startswith(f'{part}.') for part in self.scope)
 
     def check_scope(self, names: list[str]) -> None:
-        """Raise ValueError for a part of the scope that is none of the modules ``names``."""
+        """Raise ConfigError for a part of the scope that is none of the modules ``names``."""
         for part in self.scope or ():
             if part not in names:
                 near = difflib.get_close_matches(part, names, 1)
                 top = ', '.join(n for n in names if n and '.' not in n)
-                raise ValueError(f'quantizer.scope: the model has no module {part!r}' +
-                                 (f'; did you mean {near[0]!r}?' if near else f'; its parts: {top}'))
+                raise ConfigError(f'quantizer.scope: the model has no module {part!r}' +
+                                  (f'; did you mean {near[0]!r}?' if near else f'; its parts: {top}'))
 
-    def _matching(self, name: str, first: bool, last: bool):
-        for i, rule in enumerate(self.overrides):
-            position = rule.get('position')
-            if (position == 'first' and first) or (position == 'last' and last) \
-                    or ('pattern' in rule and re.fullmatch(rule['pattern'], name)):
-                self.used.add(i)
-                yield rule
+    def check_patterns(self, names: list[str], layers: list[str]) -> None:
+        """Raise ConfigError for a pattern that matches none of the modules ``names``; it names the closest layer."""
+        for rule in self.rules:
+            if rule.pattern is not None and not any(map(rule.pattern.fullmatch, names)):
+                near = difflib.get_close_matches(rule.pattern.pattern.replace('\\', ''), layers, 1, 0.4)
+                raise ConfigError(f'{rule.where}: the pattern {rule.pattern.pattern!r} matches no layer (it must match '
+                                  f'the whole name, such as {(near or layers)[0]!r}); correct it or take it out')
 
-    def weight_bits(self, name: str, first: bool, last: bool) -> int | None:
-        """Bits of a layer's weights."""
-        bits = self.w_bits
-        for rule in self._matching(name, first, last):
-            bits = rule.get('w_bits', bits)
-        return bits if self.covers(name) else None
+    def weight(self, name: str, first: bool, last: bool) -> dict | None:
+        """Quantizer of a layer's weights."""
+        cfg = self.weights
+        for rule in self.rules:
+            if rule.selects(name) or (rule.position == 'first' and first) or (rule.position == 'last' and last):
+                cfg = rule.over(cfg, 'weight')
+        return self._quantizes(cfg, name) if self.covers(name) else None
 
-    def activation_bits(self, readers: list[str], from_first: bool, into_last: bool) -> int | None:
-        """Bits of a tensor read by the layers ``readers``; the widest wish of any reader in the scope wins."""
-        bits = self.a_bits
+    def activation(self, readers: list[str], from_first: bool, into_last: bool) -> dict | None:
+        """Quantizer of a tensor read by the layers ``readers``.
+
+        Where several readers in the scope wish different ones by their patterns, a wish for float wins, else the one
+        with the widest bits (among equals the first reader's); readers without a pattern have no say.
+        """
         readers = [name for name in readers if self.covers(name)]
-        if not readers:
+        cfg, wishes = self.activations, []
+        for rule in self.rules:
+            if rule.position == 'first' and from_first:
+                cfg = rule.over(cfg, 'output')
+            if rule.position == 'last' and into_last:
+                cfg = rule.over(cfg, 'input')
+        for name in readers:
+            wish = cfg
+            for rule in self.rules:
+                wish = rule.over(wish, 'activation') if rule.selects(name) else wish
+            wishes += [self._quantizes(wish, name)] if wish is not cfg else []
+        if not readers or None in wishes:
             return None
-        for rule in self.overrides:
-            if (rule.get('position') == 'first' and from_first) and 'out_bits' in rule:
-                bits = rule['out_bits']
-            if (rule.get('position') == 'last' and into_last) and 'in_bits' in rule:
-                bits = rule['in_bits']
-        wishes = [rule['a_bits'] for name in readers for rule in self._matching(name, False, False) if 'a_bits' in rule]
-        if None in wishes:
-            return None
-        return max(wishes) if wishes else bits
+        return max(wishes, key=lambda wish: wish['bits']) if wishes else self._quantizes(cfg, readers[0])
 
-    def matmul_bits(self, name: str) -> int | None:
-        """Bits of the operands of a module's own matrix products."""
-        bits = self.matmul
-        for rule in self._matching(name, False, False):
-            bits = rule.get('matmul_bits', rule.get('a_bits', bits))
-        return bits if self.covers(name) else None
+    def operand(self, name: str) -> dict | None:
+        """Quantizer of the operands of a module's own matrix products."""
+        cfg = self.operands
+        for rule in self.rules:
+            if rule.selects(name):
+                cfg = rule.over(cfg, 'matmul' if 'matmul' in rule.changes else 'activation')
+        return self._quantizes(cfg, name) if self.covers(name) else None
 
-    def unused_patterns(self) -> list[str]:
-        """Patterns that matched nothing so far."""
-        return [r['pattern'] for i, r in enumerate(self.overrides) if 'pattern' in r and i not in self.used]
+    @staticmethod
+    def _quantizes(cfg: dict, name: str) -> dict | None:
+        """A merged config with its bits, None where they are None."""
+        cfg = whole_config(cfg, f'the quantizer of {name}')
+        return None if cfg['bits'] is None else cfg
 
 
-def _checked(bits, key: str):
-    if bits is None:
-        return None
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise ValueError(f'{key} must be a whole number from 2 to 16, or None for float, got {bits!r}')
-    return IntegerGrid(bits).bits
+class _Rule:
+    """One entry of ``overrides``: whom it selects, and by kind what it merges over the config so far."""
+
+    def __init__(self, rule: dict, where: str, bases: dict[str, dict]) -> None:
+        self.where = where
+        if not isinstance(rule, dict):
+            raise ConfigError(f'{where} must be a dict such as dict(position="first", w_bits=8), got {rule!r}')
+        for key in rule:
+            if key not in _RULE_KEYS:
+                near = difflib.get_close_matches(key, _RULE_KEYS, 1)
+                raise ConfigError(f'{where} has the unknown key {key!r}' + (
+                    f'; did you mean {near[0]!r}?' if near else f'; known keys: {", ".join(_RULE_KEYS)}'))
+        if ('position' in rule) == ('pattern' in rule):
+            raise ConfigError(f'{where} needs exactly one of the selectors "position" and "pattern", got {dict(rule)}')
+        self.position = rule.get('position')
+        if 'position' in rule and self.position not in ('first', 'last'):
+            raise ConfigError(f'{where}.position must be "first" or "last", got {self.position!r}')
+        self.pattern = _compiled(rule['pattern'], where) if 'pattern' in rule else None
+        self.changes: dict[str, dict] = {}
+        takes = _SELECTORS[self.position or 'pattern']
+        for key, value in rule.items():
+            if key in ('position', 'pattern'):
+                continue
+            kind = _SHORT.get(key, key)
+            if kind not in takes:
+                valid = [k for k in (*_SHORT, *takes) if _SHORT.get(k, k) in takes]
+                raise ConfigError(f'{where}: {key!r} says nothing with {"position" if self.position else "pattern"}='
+                                  f'{rule.get("position", rule.get("pattern"))!r}, which takes {", ".join(valid)}')
+            change = {'bits': value} if key in _SHORT else value
+            if not isinstance(change, dict):
+                raise ConfigError(f'{where}.{key}: expected dict(bits=..., ...), got {value!r}')
+            if self.position and key in _SHORT and bases[kind]['bits'] is None:
+                continue
+            self.changes[kind] = {**self.changes.get(kind, {}), **change}
+            whole_config(_merged(bases[kind], self.changes[kind]), f'{where}.{key}')
+
+    def selects(self, name: str) -> bool:
+        """Whether the rule has a pattern, which matches the whole name."""
+        return self.pattern is not None and self.pattern.fullmatch(name) is not None
+
+    def over(self, cfg: dict, kind: str) -> dict:
+        """``cfg`` with what this rule says about a kind of tensor; ``cfg`` itself if it says nothing."""
+        return _merged(cfg, self.changes[kind]) if kind in self.changes else cfg
 
 
-def _checked_override(rule: dict, index: int) -> dict:
-    where = f'quantizer.overrides[{index}]'
-    if not isinstance(rule, dict):
-        raise ValueError(f'{where} must be a dict such as dict(position="first", w_bits=8), got {rule!r}')
-    for key, value in rule.items():
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            raise ValueError(f'{where} has the unknown key {key!r}' + (f'; did you mean {near[0]!r}?' if near else
-                                                                      f'; known keys: {", ".join(_KEYS)}'))
-        if key.endswith('bits'):
-            _checked(value, f'{where}.{key}')
-    if ('position' in rule) == ('pattern' in rule):
-        raise ValueError(f'{where} needs exactly one of the selectors "position" and "pattern", got {dict(rule)}')
-    if 'position' in rule and rule['position'] not in ('first', 'last'):
-        raise ValueError(f'{where}.position must be "first" or "last", got {rule["position"]!r}')
+def _merged(cfg: dict, change: dict) -> dict:
+    """A child config over its base; another type shares no arguments with it."""
+    return dict(change) if change.get('type', cfg['type']) != cfg['type'] else {**cfg, **change}
+
+
+def whole_config(cfg: dict, where: str) -> dict:
+    """A quantizer's config as plain values, with its bits; tried by building it, but for ``bits=None``.
+
+    Raises:
+        ConfigError: If the grid refuses a value, or a checkpoint cannot hold one.
+    """
+    given = {k: v for k, v in cfg.items() if k != 'bits' or v is not None}
+    bits = int(build(QUANTIZERS, given, where).bits)
+    names = {cls: name for name, cls in QUANTIZERS.module_dict.items()}
+    given['type'] = names.get(given['type'], given['type'])
     try:
-        re.compile(rule.get('pattern', ''))
-    except re.error as error:
-        raise ValueError(f'{where}.pattern {rule["pattern"]!r} is no regular expression: {error}') from error
-    return dict(rule)
+        given = json.loads(json.dumps(given))
+    except TypeError as error:
+        raise ConfigError(f'{where}: {error}, so that a checkpoint could not hold it; give plain values') from error
+    return {**given, 'bits': None if 'bits' in cfg and cfg['bits'] is None else bits}
+
+
+def _default(quantizer: dict, key: str) -> dict:
+    if not isinstance(quantizer.get(key), dict):
+        raise ConfigError(f'quantizer.{key}: expected dict(type=..., bits=...), got {quantizer.get(key)!r}; write '
+                          'bits=None to keep it float')
+    return whole_config(quantizer[key], f'quantizer.{key}')
+
+
+def _scope(scope) -> tuple[str, ...] | None:
+    if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
+        raise ConfigError('quantizer.scope must be a list of module paths such as ["backbone", "neck"], got '
+                          f'{scope!r}')
+    return None if scope is None else tuple(scope)
+
+
+def _names(blocks) -> tuple[str, ...]:
+    if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
+        raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
+    return tuple(blocks)
+
+
+def _compiled(pattern: str, where: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ConfigError(f'{where}.pattern {pattern!r} is no regular expression: {error}') from error

@@ -2,46 +2,38 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from mmquant.models.attention import split_attention
+from mmquant.models import builder
 from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
-from mmquant.models.dataflow import DataFlow, record
-from mmquant.models.detection import decoders, is_detector, no_tensors, plain_samples
-from mmquant.models.folding import FoldedBatchNorm, ensure_bias, fold, foldable_pairs, replace_by_identity
-from mmquant.models.functional_layers import call_functional_layers, find_functional_layers
+from mmquant.models.dataflow import DataFlow
+from mmquant.models.detection import is_detector, plain_samples
+from mmquant.models.edits import Edit, Folded, PlanError
+from mmquant.models.folding import foldable_pairs
 from mmquant.models.layers import (
     PerCall,
     QuantizedLayer,
-    channel_axis,
     enabled,
     fixed_weights,
     give_plain_memory,
-    has_own_weight,
-    quantize_layer,
-    quantize_output,
     use_channels_last,
     use_plain_memory,
 )
-from mmquant.models.matmul import OPERANDS, QuantizedMatmulOwner, quantize_matmuls
-from mmquant.models.output_affine import add_output_affine
-from mmquant.models.placement import Plan, place_quantizers
-from mmquant.models.policy import BitPolicy
-from mmquant.models.reparameterize import reparameterize
+from mmquant.models.old_plans import from_old_dict, is_old, without_idle_weights
+from mmquant.models.plan import Plan
+from mmquant.models.policy import QuantizerPolicy
+from mmquant.models.quantizer_index import QuantizerIndex
 from mmquant.models.units import find_units
 from mmquant.quantizers import Quantizer
-from mmquant.registry import MODELS, QUANTIZERS
+from mmquant.registry import MODELS
 from mmquant.structures.unit import Unit
-from mmquant.utils.building import ConfigError, build, check_keys
 
 NEEDS_PLAIN_MEMORY = ('view size is not compatible', 'must be contiguous')  # in errors of torch and of mmcv's operators
-_QUANTIZER_KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call',
-                   'depthwise_channels')
 
 
 @MODELS.register_module()
@@ -53,20 +45,23 @@ class QuantizedModel(BaseModel):
 
     Args:
         architecture (dict | nn.Module): The float model or its config.
-        quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float);
-            ``matmul_bits``, ``overrides``, ``scope``: see :class:`BitPolicy`; ``block_types``: classes that are units
-            beside those found by their residual add; ``per_call``, ``depthwise_channels``: see
-            :func:`place_quantizers`.
+        quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float), and
+            which tensors get others: see :class:`QuantizerPolicy`.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
+    Attributes:
+        plan (Plan | None): Quantized tensors and structural changes so far.
+        flow (DataFlow | None): The latest record of :meth:`observe`.
+        index (QuantizerIndex): The inserted quantizers.
+
     Raises:
-        ConfigError: For unknown keys or types and bits outside 2..16.
+        ConfigError: For unknown keys or types and bits that a grid does not take.
     """
 
     def __init__(self, architecture, quantizer: dict, float_checkpoint: str | None = None,
                  data_preprocessor: dict | None = None) -> None:
-        check_keys(quantizer, _QUANTIZER_KEYS, 'quantizer')
+        policy = QuantizerPolicy(quantizer)
         if isinstance(architecture, dict):
             architecture = dict(architecture)
             if data_preprocessor is not None:
@@ -79,10 +74,10 @@ class QuantizedModel(BaseModel):
         self.architecture = architecture
         self.float_checkpoint = float_checkpoint
         self.quantizer_cfg = quantizer
-        self.policy = _policy(quantizer)
+        self.policy = policy
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
-        self._per_call: list[PerCall] = []
+        self.index = QuantizerIndex(architecture, Plan())
         self._plain_memory = False
         self.train(False)
 
@@ -103,8 +98,8 @@ class QuantizedModel(BaseModel):
         return self._forward(inputs, data_samples, mode)
 
     def _forward(self, inputs, data_samples, mode: str):
-        for module in self._per_call:
-            module.position = 0
+        for quantizers in self.index.per_call.values():
+            quantizers.position = 0
         if self._plain_memory:
             inputs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, inputs)
         if isinstance(self.architecture, BaseModel):
@@ -120,9 +115,10 @@ class QuantizedModel(BaseModel):
         """
         if self.flow is None or self.flow.mutated & set(self.flow.network_inputs):  # the model may write into them
             inputs = tree_map_only(torch.Tensor, torch.clone, inputs)
-        return self._raw(inputs, data_samples)
+        return self.raw(inputs, data_samples)
 
-    def _raw(self, inputs, data_samples):
+    def raw(self, inputs, data_samples: list | None = None):
+        """As :meth:`run`, but a model that writes into its inputs writes into these."""
         if data_samples is None and is_detector(self.architecture):
             data_samples = plain_samples(inputs)
         return self.forward(inputs, data_samples)
@@ -149,118 +145,64 @@ class QuantizedModel(BaseModel):
         Raises:
             ValueError: If the model returns no tensor that it computed from the inputs.
         """
-        returned = []
-        with self.quantization(weights=False, activations=False):
-            copied = tree_map_only(torch.Tensor, torch.clone, inputs)
-            if self.flow is None:  # it may fail and lay out its memory anew, which is no part of its data flow
-                self.run(inputs, data_samples)
-            self.flow = record(self.architecture, lambda x: returned.append(self._raw(x, data_samples)), copied,
-                               decoders(self.architecture))
-        if not self.flow.calls[0].outputs:
-            raise ValueError(no_tensors(self.architecture, returned[0]))
+        self.flow = builder.observe(self, inputs, data_samples)
         return self.flow
+
+    def edit(self, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
+        """Change the structure in order, prove on one small batch that the float outputs stay, note it in the plan.
+
+        Args:
+            edits (tuple[Edit, ...]): What to change.
+            inputs, data_samples: As in :meth:`run`.
+            tolerance (float): Largest allowed change, relative to the largest output.
+
+        Raises:
+            PlanError: If a module that an edit needs is not there.
+            RuntimeError: If the outputs change by more; the model is left changed.
+        """
+        builder.edit(self, tuple(edits), inputs, data_samples, tolerance)
 
     def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
         """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
         pairs = foldable_pairs(self.architecture, self.observe(inputs, data_samples))
-        for layer, bn in pairs:
-            fold(self.architecture.get_submodule(layer), self.architecture.get_submodule(bn))
-            replace_by_identity(self.architecture, bn)
-        before = self.plan or Plan()
-        self.plan = replace(before, folded=(*before.folded, *pairs))
+        self.edit(tuple(Folded(*pair) for pair in pairs), inputs, data_samples)
         return pairs
-
-    def reparameterize(self) -> int:
-        """Merge training-time branches by the modules' own ``switch_to_deploy``; returns the number of modules."""
-        merged = reparameterize(self.architecture)
-        self.plan = replace(self.plan or Plan(), reparameterized=True)
-        return merged
 
     def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
         """Decide where quantizers sit, without inserting them; attention gets layers for its projections.
 
         Modules that read a layer's weight are made to call the layer.
         """
-        if split_attention(self.architecture):
-            self.plan = replace(self.plan or Plan(), split_attention=True)
-        flow = self.observe(inputs, data_samples)
-        if any(has_own_weight(m) and n not in flow.calls_of for n, m in self.architecture.named_modules()):
-            found = find_functional_layers(self.architecture, lambda: self.run(inputs, data_samples))
-            if found:
-                call_functional_layers(self.architecture, found)
-                self.plan = replace(self.plan or Plan(), functional={**(self.plan or Plan()).functional, **found})
-                flow = self.observe(inputs, data_samples)
-        return place_quantizers(self.architecture, flow, self.policy, self.block_types, self.plan,
-                                self.quantizer_cfg.get('per_call', False),
-                                self.quantizer_cfg.get('depthwise_channels', False))
+        return builder.make_plan(self, inputs, data_samples)
 
     def insert_quantizers(self, plan: Plan) -> None:
-        """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before."""
-        if plan.reparameterized:
-            reparameterize(self.architecture)
-        if plan.split_attention:
-            split_attention(self.architecture)
-        call_functional_layers(self.architecture, plan.functional)
-        known = set(self.plan.folded) if self.plan else set()
-        for layer, bn in plan.folded:
-            if (layer, bn) not in known:
-                ensure_bias(self.architecture.get_submodule(layer))
-                self.architecture.get_submodule(layer).folded_bn = FoldedBatchNorm()
-                replace_by_identity(self.architecture, bn)
-        shared = {}
-        for item in plan.layers:
-            if item.w_bits is None and item.a_bits is None:
-                continue
-            layer = self.architecture.get_submodule(item.name)
-            sources = shared.get(item.shares)
-            if sources is None:
-                sources = [self._activation(item.a_bits, item.channels) for _ in range(item.calls)
-                           if item.a_bits is not None]
-            shared[item.name] = sources
-            source = PerCall(sources) if len(sources) > 1 else next(iter(sources), None)
-            quantize_layer(layer, self._weight(item.w_bits, layer), source)
-        for item in plan.outputs:
-            quantize_output(self.architecture.get_submodule(item.name), self._activation(item.bits))
-        for item in plan.matmuls:
-            sites = {site: nn.ModuleDict({role: self._activation(item.bits) for role in OPERANDS[kind]})
-                     for site, kind in item.sites.items()}
-            quantize_matmuls(self.architecture.get_submodule(item.name), sites)
-        for name in plan.affine:
-            add_output_affine(self.architecture.get_submodule(name))
-        self.plan = plan
-        self._per_call = [m for m in self.architecture.modules() if isinstance(m, PerCall)]
-        self.train(False)
-        self.to(next(self.architecture.parameters()).device)
+        """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before.
 
-    def add_output_affines(self, names) -> None:
-        """Give quantized layers a factor and a bias for each output channel; they change nothing yet."""
-        for name in names:
-            add_output_affine(self.architecture.get_submodule(name))
-        self.plan = replace(self.plan, affine=(*self.plan.affine, *names))
+        Raises:
+            PlanError: If a module of the plan is not there.
+        """
+        builder.insert(self, plan)
 
-    def _weight(self, bits: int | None, layer: nn.Module) -> Quantizer:
-        cfg = dict(self.quantizer_cfg['weight'], bits=bits or 8)
-        if cfg.get('granularity') in ('channel', 'group') or cfg.get('keep_mean'):
-            cfg['channel_axis'] = channel_axis(layer)
-        quantizer = build(QUANTIZERS, cfg, 'quantizer.weight')
-        quantizer.allocate(layer.weight.shape)
-        quantizer.enabled = bits is not None
-        return quantizer
+    def set_bits(self, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
+        """Change the widths of inserted quantizers; the plan, and with it costs and tables, follow.
 
-    def _activation(self, bits: int, channels: int = 0) -> Quantizer:
-        cfg = dict(self.quantizer_cfg['activation'], bits=bits)
-        if channels:
-            cfg.update(granularity='channel', channel_axis=1)
-        quantizer = build(QUANTIZERS, cfg, 'quantizer.activation')
-        if channels:
-            quantizer.allocate((1, channels, 1, 1))
-        return quantizer
+        Codes are dropped, and ranges must be set again where a width changed.
+
+        Args:
+            bits (Mapping): Layer -> (bits of its weights, bits of its input); None leaves a width as it is. An input
+                that several layers read takes the widest wish; layers that are not named wish what it has. The name of
+                a module with matrix products stands for its operands.
+
+        Raises:
+            ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take; nothing is changed.
+        """
+        builder.set_bits(self, bits)
 
     # ---- looking inside ------------------------------------------------------------------------------------------
     @property
     def block_types(self) -> tuple[str, ...]:
         """Names of classes declared as blocks."""
-        return tuple(self.quantizer_cfg.get('block_types', ()))
+        return self.policy.block_types
 
     def units(self, granularity: str = 'block') -> list[Unit]:
         """Reconstruction units in execution order; needs a recorded data flow."""
@@ -269,38 +211,25 @@ class QuantizedModel(BaseModel):
     def per_call_within(self, unit: Unit, call: int) -> list[tuple[PerCall, int]]:
         """Quantizers per call inside one call of a unit, and the number that the first of these calls has."""
         begin, end = unit.spans[call]
-        found = []
-        for name in unit.layers:
-            quantizer = getattr(self.architecture.get_submodule(name), 'input_quantizer', None)
-            if isinstance(quantizer, PerCall):
-                found.append((quantizer, next(i for i, c in enumerate(self.flow.calls_of[name])
-                                              if begin <= c.enter <= end)))
-        return found
+        return [(self.index.per_call[name], next(i for i, c in enumerate(self.flow.calls_of[name])
+                                                 if begin <= c.enter <= end))
+                for name in unit.layers if name in self.index.per_call]
 
     def quantized_layers(self) -> dict[str, nn.Module]:
         """Path -> layer whose weights are quantized."""
-        planned = {x.name for x in self.plan.layers if x.w_bits is not None} if self.plan else set()
-        return {n: m for n, m in self.architecture.named_modules() if isinstance(m, QuantizedLayer) and n in planned}
+        return dict(self.index.layers)
 
     def weight_quantizers(self) -> dict[str, Quantizer]:
         """Path of the layer -> its weight quantizer."""
-        return {n: m.weight_quantizer for n, m in self.quantized_layers().items()}
+        return {n: m.weight_quantizer for n, m in self.index.layers.items()}
 
-    def activation_quantizers(self) -> dict[str, Quantizer]:
-        """Path of the owner -> quantizer of its input, output or operands; shared ones once."""
-        found = {}
-        for name, module in self.architecture.named_modules():
-            if isinstance(module, QuantizedLayer) and isinstance(module.input_quantizer, PerCall):
-                found |= {f'{name}.input.{k}': q for k, q in enumerate(module.input_quantizer)}
-            elif isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
-                found[f'{name}.input'] = module.input_quantizer
-            if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
-                found[f'{name}.output'] = module.output_quantizer
-            if isinstance(module, QuantizedMatmulOwner):
-                found |= {f'{name}.matmul{k}.{role}': q for k, site in module.matmul_quantizers.items()
-                          for role, q in site.items()}
-        return {name: q for name, q in found.items() if q is next(v for v in found.values() if v is q)
-                and name == next(k for k, v in found.items() if v is q)}
+    def activation_quantizers(self, unit: Unit | None = None) -> dict[str, Quantizer]:
+        """Path of the owner -> quantizer of its input, output or operands; shared ones once.
+
+        Args:
+            unit (Unit | None): Those inside this unit, that of the activation after it included. Default: all.
+        """
+        return dict(self.index.activations) if unit is None else self.index.within(self.architecture, unit)
 
     @property
     def ready(self) -> tuple[bool, bool]:
@@ -333,40 +262,25 @@ class QuantizedModel(BaseModel):
             CheckpointError: If the file is missing, damaged, or of another model.
         """
         data = read_quantized(path)
+        plan, state = self._read_plan(data, path), data['state_dict']
+        if not any(isinstance(m, QuantizedLayer) for m in self.architecture.modules()):
+            try:
+                self.insert_quantizers(plan)
+            except PlanError as error:
+                raise CheckpointError(f'{path} does not fit the model: {error}') from error
+        elif plan != self.plan:
+            raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
+                                  'build a fresh QuantizedModel')
+        if is_old(data['plan']):
+            state = without_idle_weights(state, plan)
+        load_float_weights(self.architecture, path, state)
+        return data['meta']
+
+    def _read_plan(self, data: dict, path: str) -> Plan:
         try:
-            plan = Plan.from_dict(data['plan'])
+            plan = data['plan']
+            return from_old_dict(plan, self.policy) if is_old(plan) else Plan.from_dict(plan)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
                                   f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
                                   ) from error
-        if not any(isinstance(m, QuantizedLayer) for m in self.architecture.modules()):
-            self._check_fits(plan, path)
-            self.insert_quantizers(plan)
-        elif plan != self.plan:
-            raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
-                                  'build a fresh QuantizedModel')
-        load_float_weights(self.architecture, path, data['state_dict'])
-        return data['meta']
-
-    def _check_fits(self, plan: Plan, path: str) -> None:
-        own = {name for name, _ in self.architecture.named_modules()}
-        lost = [x.name for x in plan.layers if x.name not in own]
-        if lost and not plan.reparameterized and not plan.split_attention:
-            raise CheckpointError(f'{path} does not fit the model: {len(lost)} of its {len(plan.layers)} layers do not '
-                                  f'exist here (first: {lost[0]}). Is it the checkpoint of another architecture?')
-
-
-def _policy(quantizer: dict) -> BitPolicy:
-    blocks = quantizer.get('block_types', ())
-    if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
-        raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
-    for key in ('weight', 'activation'):
-        if not isinstance(quantizer.get(key), dict):
-            raise ConfigError(f'quantizer.{key}: expected dict(type=..., bits=...), got {quantizer.get(key)!r}; write '
-                              'bits=None to keep it float')
-        build(QUANTIZERS, {**quantizer[key], 'bits': quantizer[key].get('bits', 8) or 8}, f'quantizer.{key}')
-    try:
-        return BitPolicy(quantizer['weight'].get('bits', 8), quantizer['activation'].get('bits', 8),
-                         quantizer.get('matmul_bits', 'same'), quantizer.get('overrides', ()), quantizer.get('scope'))
-    except ValueError as error:
-        raise ConfigError(f'quantizer: {error}') from error

@@ -1,8 +1,5 @@
-import logging
-
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from models_for_tests import MLP, ResNet, images, inserted, quantizer_cfg, randomize, silent
 from torch import nn
 
@@ -15,7 +12,9 @@ from mmquant.algorithms import (
     Step,
 )
 from mmquant.models import QuantizedModel
+from mmquant.models.edits import Merged
 from mmquant.registry import STEPS
+from mmquant.utils.building import ConfigError
 
 
 def context_of(model, x, chunk=8, **cfg):
@@ -45,14 +44,8 @@ def test_nothing_to_quantize():
 
 def test_patterns_that_match_nothing_are_named():
     context = context_of(MLP(), images(4, 8), overrides=[dict(pattern='fc2', w_bits=3), dict(pattern='fc_1', w_bits=3)])
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger = MMLogger.get_instance('test_preparation')
-    logger.addHandler(handler)
-    InsertQuantizers().run(context)
-    logger.removeHandler(handler)
-    assert len(records) == 1 and "override 'fc_1' matches no layer" in records[0] and "such as 'fc1'" in records[0]
+    with pytest.raises(ConfigError, match=r"quantizer\.overrides\[1\]: the pattern 'fc_1' matches no layer .*'fc1'"):
+        InsertQuantizers().run(context)
 
 
 class RepBlock(nn.Module):
@@ -80,15 +73,18 @@ def test_reparameterize_merges_branches():
     context = context_of(model, x)
     Reparameterize().run(context)
     torch.testing.assert_close(context.model(x), before, rtol=0, atol=1e-5)
-    assert context.records == [dict(kind='reparameterized', modules=2)] and context.model.plan.reparameterized
+    assert context.records == [dict(kind='reparameterized', modules=2)]
+    assert context.model.plan.edits == (Merged(), )
     FoldBatchNorm().run(context)
     InsertQuantizers().run(context)
-    assert list(context.model.quantized_layers()) == ['0.merged', '2.merged'] and context.model.plan.reparameterized
+    assert list(context.model.quantized_layers()) == ['0.merged', '2.merged']
+    assert context.model.plan.edits == (Merged(), )
 
 
 def test_inexact_merging_is_refused():
     context = context_of(nn.Sequential(RepBlock(exact=False)), images(4, 3, 6, 6))
-    with pytest.raises(RuntimeError, match='re-parameterization changed the output by .* than the tolerance 1e-03'):
+    with pytest.raises(RuntimeError, match=r'Merged\(\) changed the float output by .* than the tolerance 1e-03; the '
+                       r'first module whose output differs is 0 \(RepBlock\)'):
         Reparameterize().run(context)
     Reparameterize(tolerance=1.0).run(context_of(nn.Sequential(RepBlock(exact=False)), images(4, 3, 6, 6)))
 
@@ -130,7 +126,7 @@ def test_context():
 
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch):
     for able in (True, False):
-        monkeypatch.setattr('mmquant.algorithms.step.computes_bfloat16', lambda device, able=able: able)
+        monkeypatch.setattr('mmquant.calibration.context.computes_bfloat16', lambda device, able=able: able)
         assert CalibrationContext(QuantizedModel(MLP(), quantizer_cfg()), [images(2, 8)], amp=True).amp is able
         assert CalibrationContext(QuantizedModel(MLP(), quantizer_cfg()), [images(2, 8)], amp=False).amp is False
 

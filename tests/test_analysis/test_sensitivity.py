@@ -34,7 +34,7 @@ def test_sqnr_by_hand(measured):
     model, x, inputs = measured
     rows = {row.name: row for row in sensitivities(model, [(x, None)])[0]}
     assert set(rows) == set(model.quantized_layers())
-    elsewhere = [item.name for item in model.plan.layers if item.note.startswith('quantized at ')]
+    elsewhere = [name for name, p in model.plan.inputs.items() if p.what == 'output']
     assert elsewhere and set(elsewhere) < set(rows)
     for name, layer in model.quantized_layers().items():
         own = quantizers_of(model)[name]
@@ -56,16 +56,10 @@ def test_sqnr_by_hand(measured):
 def test_bits_of_the_input_wherever_it_is_quantized(measured):
     model, x, _ = measured
     rows = {row.name: row for row in sensitivities(model, [(x, None)])[0]}
-    planned = {item.name: item for item in model.plan.layers}
-    outputs = {item.name: item.bits for item in model.plan.outputs}
-    for name, row in rows.items():
-        note = planned[name].note
-        if note == 'reads the network input':
-            assert row.a_bits is None
-        elif note.startswith('quantized at '):
-            assert row.a_bits == outputs[note.removeprefix('quantized at ')]
-        else:
-            assert row.a_bits == planned[name].a_bits is not None
+    assert rows['conv1'].a_bits is None  # reads the network input
+    for name in set(rows) - {'conv1'}:
+        assert rows[name].a_bits == model.plan.inputs[name].bits
+    assert {model.plan.inputs[name].what for name in set(rows) - {'conv1'}} == {'input', 'output'}
 
 
 @torch.no_grad()

@@ -105,7 +105,8 @@ def test_overrides_and_block_types():
     quantized = mmquant.quantize(randomize(ViT()), loader(), NEAREST, 4, 4, block_types=('Attention',),
                                  overrides=overrides)
     bits = {n: q.bits.item() for n, q in quantized.weight_quantizers().items()}
-    assert bits.pop('head') == 6 and set(bits.values()) == {4} and not quantized.plan.matmuls
+    assert bits.pop('head') == 6 and set(bits.values()) == {4}
+    assert not any(p.what == 'operand' for p in quantized.plan.places)
     assert quantized.block_types == ('Attention',)
 
 

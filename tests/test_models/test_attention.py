@@ -5,6 +5,7 @@ from torch import nn
 
 from mmquant.models import QuantizedModel
 from mmquant.models.attention import SplitMultiheadAttention, split_attention
+from mmquant.models.edits import SplitAttention
 
 
 def masks(kind, n, length, heads):
@@ -64,9 +65,10 @@ def test_projections_are_quantized_and_saved(tmp_path):
     torch.manual_seed(0)
     context = calibrated(Decoder(), x := images(6, 5, 8), w_bits=8, a_bits=8)
     model = context.model
-    assert isinstance(model.architecture.attn, SplitMultiheadAttention) and model.plan.split_attention
+    assert isinstance(model.architecture.attn, SplitMultiheadAttention) and model.plan.edits == (SplitAttention(), )
     assert set(model.quantized_layers()) == {'stem', 'last', *(f'attn.{n}_proj' for n in ('q', 'k', 'v', 'out'))}
-    assert [list(m.sites.values()) for m in model.plan.matmuls] == [['matmul', 'matmul']]
+    assert [(p.call, p.role) for p in model.plan.places if p.what == 'operand'] == [
+        (0, 'left'), (0, 'right'), (1, 'left'), (1, 'right')]
     model.save(str(tmp_path / 'q.pth'))
     other = QuantizedModel(Decoder(), model.quantizer_cfg, 'random')
     other.load(str(tmp_path / 'q.pth'))

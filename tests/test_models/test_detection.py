@@ -8,9 +8,9 @@ from models_for_tests import calibrated, images
 from torch import nn
 
 from mmquant.algorithms import Reconstruction
-from mmquant.calibration.decisions import Decisions
 from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
+from mmquant.models.decisions import Decisions
 from mmquant.models.detection import is_detector, plain_samples
 from mmquant.utils.building import ConfigError
 
@@ -20,7 +20,7 @@ pytestmark = needs_detectors
 def test_every_layer_of_backbone_neck_and_head_is_quantized():
     for name in ('retinanet', 'faster-rcnn'):
         model = context_of(detector(name), images(2, 3, 64, 64).split(2)).model
-        assert all(x.w_bits for x in model.plan.layers), name
+        assert not model.plan.float_layers, name
         parts = {n.split('.')[0] for n in model.quantized_layers()}
         assert parts == {'backbone', 'neck', *(('bbox_head', ) if name == 'retinanet' else ('rpn_head', 'roi_head'))}
 
@@ -39,8 +39,7 @@ def test_head_shared_over_levels():
     model = context.model
     unit = next(u for u in model.units() if u.layers == ('bbox_head.cls_convs.1.conv', ))
     assert unit.name == 'bbox_head.cls_convs.1' and len(unit.spans) == 4
-    plan = {x.name: x for x in model.plan.layers}
-    assert plan['bbox_head.reg_convs.0.conv'].shares == 'bbox_head.cls_convs.0.conv'
+    assert model.plan.inputs['bbox_head.reg_convs.0.conv'].name == 'bbox_head.cls_convs.0.conv'
     head = [n for n in model.activation_quantizers() if n.startswith('bbox_head')]
     assert len(head) == 5  # levels, two layers of each branch: one behind the first and one behind the second
 
@@ -72,8 +71,8 @@ def test_scope_of_the_literature():
     assert {n.split('.')[0] for n in model.quantized_layers()} == {'backbone', 'neck'}
     assert not any(n.startswith('bbox_head') or 'fpn_convs' in n and n.endswith('output')
                    for n in model.activation_quantizers())
-    head = next(x for x in model.plan.layers if x.name == 'bbox_head.retina_cls')
-    assert head.note == 'outside the scope (backbone, neck)' and head.a_bits is None
+    assert dict(model.plan.float_layers)['bbox_head.retina_cls'] == 'outside the scope (backbone, neck)'
+    assert 'bbox_head.retina_cls' not in model.plan.inputs
     assert {q.grid.bits for n, q in model.weight_quantizers().items() if n != 'backbone.conv1'} == {4}
 
 
@@ -179,7 +178,7 @@ def test_a_scale_for_each_channel_of_a_depthwise_input():
     x = images(4, 3, 8, 8)
     rough = calibrated(float_model, x, depthwise_channels=False).model
     fine = calibrated(float_model, x, depthwise_channels=True).model
-    assert {x.name: x.channels for x in fine.plan.layers} == dict(stem=0, dw=4, pw=0, last=0)
+    assert {p.name: p.shape for p in fine.plan.places if p.shape} == dict(dw=(1, 4, 1, 1))
     assert fine.architecture.dw.input_quantizer.scale.shape == (1, 4, 1, 1)
     y = float_model.act(float_model.stem(x))
     errors = [(m.architecture.dw.input_quantizer(y) - y)[:, 1:].square().mean() for m in (rough, fine)]

@@ -6,6 +6,7 @@ from models_for_tests import BasicBlock, ResNet, flow_of, images, quantizer_cfg,
 from torch import nn
 
 from mmquant.models import QuantizedModel
+from mmquant.models.edits import Folded
 from mmquant.models.fold_sites import fold_sites, scale_channels
 from mmquant.models.folding import FoldedBatchNorm, fold, foldable_pairs, replace_by_identity
 
@@ -195,9 +196,9 @@ def test_folding_twice_finds_nothing_more():
     wrapped = QuantizedModel(randomize(BasicBlock(3, 3)), quantizer_cfg(), 'random')
     x = images(2, 3, 4, 4)
     first = copy.deepcopy(wrapped.fold_batch_norm(x))
-    assert len(first) == 2 and wrapped.plan.folded == tuple(first)
+    assert len(first) == 2 and wrapped.plan.edits == tuple(Folded(*pair) for pair in first)
     with torch.no_grad():
         before = wrapped(x)
         assert wrapped.fold_batch_norm(x) == []
         assert torch.equal(wrapped(x), before)
-    assert wrapped.plan.folded == tuple(first)
+    assert wrapped.plan.edits == tuple(Folded(*pair) for pair in first)

@@ -6,6 +6,7 @@ from models_for_tests import calibrated, images
 from torch import nn
 
 from mmquant.models import QuantizedModel
+from mmquant.models.edits import CallsLayers
 from mmquant.models.functional_layers import FunctionalLayerOwner, call_functional_layers, find_functional_layers
 
 
@@ -59,8 +60,9 @@ def test_a_layer_with_another_bias_of_its_own_is_left_alone():
 def test_quantized_and_saved(tmp_path):
     torch.manual_seed(0)
     model = calibrated(Net(), x := images(6, 5, 8), w_bits=4, a_bits=8).model
-    assert 'attn.qkv' in model.quantized_layers() and model.plan.functional == {'attn': ['attn.qkv']}
-    assert [list(m.sites.values()) for m in model.plan.matmuls] == [['matmul', 'matmul']]
+    assert 'attn.qkv' in model.quantized_layers() and model.plan.edits == (CallsLayers('attn', ('attn.qkv', )), )
+    assert [(p.call, p.role) for p in model.plan.places if p.what == 'operand'] == [
+        (0, 'left'), (0, 'right'), (1, 'left'), (1, 'right')]
     assert any('attn.qkv' in unit.layers for unit in model.units('layer'))
     out = model(x)
     model.save(str(tmp_path / 'q.pth'))

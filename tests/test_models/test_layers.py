@@ -247,8 +247,8 @@ def test_layer_whose_weight_is_made_in_each_pass_is_passed_over_with_a_reason():
     with torch.no_grad():
         wrapped = calibrated(model, x, overrides=()).model
         wrapped(x)
-    found = {p.name: (p.w_bits, p.note) for p in wrapped.plan.layers}
-    assert found['1'][0] is None and 'weight is computed' in found['1'][1] and found['2'][0] == 4
+    [(name, why)] = wrapped.plan.float_layers
+    assert name == '1' and 'weight is computed' in why and wrapped.plan.weights['2'].bits == 4
 
 
 def test_weights_of_plain_convolutions_are_channels_last():

@@ -13,6 +13,7 @@ from mmquant.algorithms import (
     Reparameterize,
 )
 from mmquant.models import QuantizedModel
+from mmquant.models.edits import AddOutputAffine
 from mmquant.models.layers import quantize_layer
 from mmquant.models.output_affine import FLOOR, add_output_affine, fold_output_affine, output_affine_of
 from mmquant.quantizers import UniformAffineQuantizer
@@ -172,6 +173,10 @@ def context_of(model, x, *steps, granularity='channel', **cfg):
     return context
 
 
+def affine_layers(model) -> list[str]:
+    return [e.layer for e in model.plan.edits if isinstance(e, AddOutputAffine)]
+
+
 def repvgg(seed=0, **more):
     from mmpretrain.models import RepVGG
     arch = dict(num_blocks=[1, 1, 1, 1], width_factor=[1 / 8] * 4, group_layer_map=None, se_cfg=None)
@@ -204,7 +209,7 @@ def test_saved_and_loaded(init, granularity, tmp_path):
     path = model.save(str(tmp_path / 'q.pth'))
     fresh = QuantizedModel(repvgg(1), dict(model.quantizer_cfg), 'random')
     fresh.load(path)
-    assert torch.equal(fresh(x)[0], model(x)[0]) and fresh.plan == model.plan and len(fresh.plan.affine) == 5
+    assert torch.equal(fresh(x)[0], model(x)[0]) and fresh.plan == model.plan and len(affine_layers(fresh)) == 5
 
 
 def test_dense_scales_become_the_factors():
@@ -220,7 +225,7 @@ def test_where_there_is_no_merged_layer():
     with pytest.raises(ValueError, match="no layer takes an output affine .*layers='merged'.*layers='all' needs none"):
         context_of(randomize(Chain()), images(4, 3, 8, 8), *chain, InsertOutputAffine())
     context = context_of(randomize(Chain()), images(4, 3, 8, 8), *chain, InsertOutputAffine(layers='all'))
-    assert context.model.plan.affine == ('convs.0', 'convs.1', 'convs.2', 'fc')
+    assert affine_layers(context.model) == ['convs.0', 'convs.1', 'convs.2', 'fc']
     with pytest.raises(ValueError, match="init='dense_bn' needs the BatchNorm .* built in deployed form"):
         context_of(randomize(Chain()), images(4, 3, 8, 8), *chain, InsertOutputAffine(layers='all', init='dense_bn'))
     with pytest.raises(ValueError, match="init='dense_bn' needs the BatchNorm"):
@@ -238,4 +243,4 @@ def test_weight_standardization_takes_no_factor():
     model = nn.Sequential(ConvWS2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2))
     context = context_of(randomize(model), images(4, 3, 8, 8), FoldBatchNorm(), InsertQuantizers(),
                          InsertOutputAffine(layers='all'))
-    assert context.model.plan.affine == ('2', )
+    assert affine_layers(context.model) == ['2']

@@ -15,7 +15,9 @@ from models_for_tests import (
 )
 from torch import nn
 
-from mmquant.models.placement import Plan
+from mmquant.models.cost import model_cost
+from mmquant.models.edits import Folded
+from mmquant.models.plan import Plan
 
 
 def plan_of(model, x=None, **cfg) -> Plan:
@@ -23,19 +25,33 @@ def plan_of(model, x=None, **cfg) -> Plan:
 
 
 def outputs(plan) -> dict:
-    return {o.name: o.bits for o in plan.outputs}
+    return {p.name: p.bits for p in plan.places if p.what == 'output'}
 
 
 def inputs(plan) -> dict:
-    return {x.name: x.a_bits for x in plan.layers if x.a_bits is not None}
+    return {name: p.bits for p in plan.places if p.what == 'input' for name in p.readers}
 
 
 def weights(plan) -> dict:
-    return {x.name: x.w_bits for x in plan.layers}
+    return {name: plan.weights[name].bits if name in plan.weights else None for name in plan.layers}
 
 
-def notes(plan) -> dict:
-    return {x.name: x.note for x in plan.layers if x.note}
+def operands(plan) -> dict:
+    """Module -> (bits, product -> roles)."""
+    found = {}
+    for p in plan.places:
+        if p.what == 'operand':
+            found.setdefault(p.name, (p.bits, {}))[1].setdefault(p.call, []).append(p.role)
+    return found
+
+
+def producers(plan) -> dict:
+    """Layer -> module whose output it reads quantized."""
+    return {name: p.name for p in plan.places if p.what == 'output' for name in p.readers}
+
+
+def notes(model) -> dict:
+    return {x.name: x.note for x in model_cost(model, 2).layers if x.note}
 
 
 class TwoPools(nn.Module):
@@ -53,16 +69,18 @@ class TwoPools(nn.Module):
 
 def test_resnet_has_brecqs_points():
     """Behind each inner ReLU, behind add and ReLU; 8 bits for what the stem makes and the head is made from."""
-    plan = plan_of(randomize(ResNet()), w_bits=2)
+    model = inserted(randomize(ResNet()), images(2, 3, 16, 16), w_bits=2).model
+    plan = model.plan
     assert outputs(plan) == {'maxpool': 8, 'layer1.0': 4, 'layer1.1': 4, 'layer2.0': 4, 'layer2.1': 8}
     assert inputs(plan) == {'layer1.0.conv2': 4, 'layer1.1.conv2': 4, 'layer2.0.conv2': 4, 'layer2.1.conv2': 4, 'fc': 8}
     bits = weights(plan)
     assert (bits.pop('conv1'), bits.pop('fc')) == (8, 8) and set(bits.values()) == {2} and len(bits) == 9
-    assert notes(plan) == {
+    assert notes(model) == {
         'conv1': 'reads the network input', 'layer1.0.conv1': 'quantized at maxpool',
         'layer1.1.conv1': 'quantized at layer1.0', 'layer2.0.conv1': 'quantized at layer1.1',
         'layer2.0.downsample.0': 'quantized at layer1.1', 'layer2.1.conv1': 'quantized at layer2.0'}
-    assert len(plan.folded) == 10 and not plan.matmuls
+    assert producers(plan) == {n: t.removeprefix('quantized at ') for n, t in notes(model).items() if n != 'conv1'}
+    assert len(plan.edits) == 10 and all(isinstance(e, Folded) for e in plan.edits) and not operands(plan)
 
 
 @pytest.mark.parametrize('make', [ResNet, TwoPools, Chain])
@@ -92,21 +110,23 @@ def test_quantized_tensors_are_the_ones_behind_relu():
 def test_weights_only():
     overrides = [dict(position='first', w_bits=8), dict(position='last', w_bits=8)]
     plan = plan_of(randomize(ResNet()), a_bits=None, overrides=overrides)
-    assert not plan.outputs and not inputs(plan) and set(weights(plan).values()) == {4, 8}
+    assert not outputs(plan) and not inputs(plan) and set(weights(plan).values()) == {4, 8}
 
 
 def test_activations_only():
     context = inserted(randomize(ResNet()), images(2, 3, 16, 16), w_bits=None, overrides=())
     plan = context.model.plan
     assert set(weights(plan).values()) == {None} and len(outputs(plan)) == 5 and len(inputs(plan)) == 5
-    assert notes(plan)['layer1.1.conv1'] == 'float weights by configuration'
+    assert dict(plan.float_layers)['layer1.1.conv1'] == 'float weights by configuration'
+    assert producers(plan)['layer1.1.conv1'] == 'layer1.0'
     assert not context.model.quantized_layers() and len(context.model.activation_quantizers()) == 10
 
 
 def test_chain_quantizes_inputs():
-    plan = plan_of(Chain())
-    assert not plan.outputs and inputs(plan) == {'convs.1': 8, 'convs.2': 4, 'fc': 8}
-    assert notes(plan) == {'convs.0': 'reads the network input'}
+    model = inserted(Chain(), images(2, 3, 16, 16)).model
+    plan = model.plan
+    assert not outputs(plan) and inputs(plan) == {'convs.1': 8, 'convs.2': 4, 'fc': 8}
+    assert notes(model) == {'convs.0': 'reads the network input'}
 
 
 def test_no_override_no_8_bits():
@@ -131,15 +151,15 @@ class TwoReaders(nn.Module):
 def test_several_readers_share_the_quantizer_at_the_producer():
     plan = plan_of(TwoReaders(functional=False), overrides=())
     assert outputs(plan) == {'act': 4} and inputs(plan) == {'mid': 4, 'last': 4}
-    assert notes(plan)['a'] == notes(plan)['b'] == 'quantized at act'
+    assert producers(plan) == {'a': 'act', 'b': 'act'}
 
 
 def test_readers_of_a_functional_result_share_one_input_quantizer():
     x = images(4, 3, 4, 4)
     model = calibrated(TwoReaders(functional=True), x, overrides=()).model
     plan = model.plan
-    assert not plan.outputs and inputs(plan) == {'mid': 4, 'a': 4, 'b': 4, 'last': 4}
-    assert {p.name: p.shares for p in plan.layers if p.shares} == {'b': 'a'}
+    assert not outputs(plan) and inputs(plan) == {'mid': 4, 'a': 4, 'b': 4, 'last': 4}
+    assert [p.readers for p in plan.places if p.what == 'input' and len(p.readers) > 1] == [('a', 'b')]
     layers = dict(model.architecture.named_modules())
     assert layers['a'].input_quantizer is layers['b'].input_quantizer
     assert layers['a'].input_quantizer is not layers['mid'].input_quantizer
@@ -169,19 +189,21 @@ def test_block_output_that_nobody_reads_is_not_quantized():
 @pytest.mark.parametrize('fused', [False, True])
 def test_attention_sites(fused):
     plan = plan_of(ViT(fused=fused))
-    sites = {'0': 'attention'} if fused else {'0': 'matmul', '1': 'matmul'}
-    assert [(m.name, m.bits, m.sites) for m in plan.matmuls] == [(f'layers.{i}.attn', 4, sites) for i in range(2)]
+    two = ['left', 'right']
+    sites = {0: ['query', 'key', 'probabilities', 'value']} if fused else {0: two, 1: two}
+    assert operands(plan) == {f'layers.{i}.attn': (4, sites) for i in range(2)}
     assert not any('qkv' in n for n in outputs(plan)) and weights(plan)['layers.0.attn.qkv'] == 4
     assert inputs(plan)['layers.1.attn.proj'] == 4 and inputs(plan)['head'] == 8
 
 
 def test_attention_bits():
     x = images(2, 5, 8)
-    assert plan_of(Attention(), x, matmul_bits=8).matmuls[0].bits == 8
-    assert not plan_of(Attention(), x, matmul_bits=None).matmuls
-    assert not plan_of(Attention(), x, a_bits=None).matmuls
+    assert {bits for bits, _ in operands(plan_of(Attention(), x, matmul_bits=8)).values()} == {8}
+    assert not operands(plan_of(Attention(), x, matmul_bits=None))
+    assert not operands(plan_of(Attention(), x, a_bits=None))
     overrides = [dict(pattern=r'layers\.0\.attn', matmul_bits=6), dict(pattern=r'layers\.1\.attn', matmul_bits=None)]
-    assert [(m.name, m.bits) for m in plan_of(ViT(), overrides=overrides).matmuls] == [('layers.0.attn', 6)]
+    found = operands(plan_of(ViT(), overrides=overrides))
+    assert {name: bits for name, (bits, _) in found.items()} == {'layers.0.attn': 6}
 
 
 class Idle(nn.Module):
@@ -197,9 +219,8 @@ class Idle(nn.Module):
 
 def test_unreached_layers_are_listed_with_a_reason():
     model = inserted(Idle(), images(4, 3)).model
-    found = {p.name: (p.w_bits, p.a_bits, p.note) for p in model.plan.layers}
     reason = 'not reached through its own forward by the observed batch'
-    assert found['idle'] == found['borrowed'] == (None, None, reason) and found['used'][0] == 8
+    assert model.plan.float_layers == (('idle', reason), ('borrowed', reason)) and model.plan.weights['used'].bits == 8
     assert list(model.quantized_layers()) == ['used']
 
 
@@ -209,7 +230,7 @@ def test_overrides_by_pattern_win_over_positions_and_defaults():
     plan = plan_of(randomize(ResNet()), overrides=overrides)
     bits = weights(plan)
     assert bits['conv1'] == 6 and bits['layer1.0.conv2'] == bits['layer1.1.conv2'] == 3 and bits['layer1.0.conv1'] == 4
-    assert bits['fc'] is None and notes(plan)['fc'] == 'float weights by configuration'
+    assert bits['fc'] is None and dict(plan.float_layers)['fc'] == 'float weights by configuration'
     found = inputs(plan)
     assert found['layer1.0.conv2'] == 5 and found['layer2.0.conv2'] == 4 and 'fc' not in found
     # the last block feeds only the float head
@@ -237,7 +258,7 @@ def test_head_over_two_levels_has_one_quantizer():
 
     x = images(2, 3, 4, 4)
     model = calibrated(Pyramid(), x, overrides=()).model
-    assert inputs(model.plan) == {'head': 4, 'last': 4} and not model.plan.outputs
+    assert inputs(model.plan) == {'head': 4, 'last': 4} and not outputs(model.plan)
     assert len(model.activation_quantizers()) == 2
 
 

@@ -138,7 +138,7 @@ def test_bits_none_keeps_a_kind_float():
     cfg = quantizer_cfg(w_bits=None, a_bits=None, overrides=())
     wrapped = QuantizedModel(MLP(), cfg, 'random')
     plan = wrapped.make_plan(images(2, 8))
-    assert all(p.w_bits is None and p.a_bits is None for p in plan.layers) and not plan.outputs
+    assert not plan.places and len(plan.float_layers) == len(plan.layers) == 2
 
 
 def test_checkpoint_of_another_model(tmp_path):
@@ -219,5 +219,5 @@ class Twins(nn.Module):
 @torch.no_grad()
 def test_a_tensor_returned_in_a_container_is_quantized_where_it_is_made():
     model = calibrated(Twins(), x := images(4, 8), w_bits=8, a_bits=8).model
-    assert [item.name for item in model.plan.outputs] == ['pair.fc']
+    assert [p.name for p in model.plan.places if p.what == 'output'] == ['pair.fc']
     assert model(x).shape == (4, 2) and set(model.quantized_layers()) == {'pair.fc', 'a', 'b'}

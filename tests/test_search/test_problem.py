@@ -2,7 +2,6 @@
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -235,7 +234,7 @@ def test_refusals():
     with pytest.raises(ConfigError, match=r'1 modules are in training mode \(first: convs\.1\), so dropout'):
         ClipProblem(problem.context, problem.objective)
     problem.model.architecture.convs[1].training = False
-    problem.model.plan = SimpleNamespace(layers=[])
+    problem.model.quantized_layers = dict
     problem.model.activation_quantizers = dict
     with pytest.raises(ConfigError, match='no quantizer is selected, so there are no clips to search: give bits to'):
         ClipProblem(problem.context, problem.objective)

@@ -1,0 +1,152 @@
+"""From a float model to a quantized one: observe, edit, plan, insert; all in place."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from mmquant.models.attention import splittable
+from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.detection import decoders, no_tensors
+from mmquant.models.edits import CallsLayers, Edit, SplitAttention, planned_module
+from mmquant.models.functional_layers import find_functional_layers
+from mmquant.models.layers import PerCall, channel_axis, has_own_weight, quantize_layer, quantize_output
+from mmquant.models.matmul import quantize_matmuls
+from mmquant.models.placement import place_quantizers
+from mmquant.models.plan import Place, Plan
+from mmquant.models.proof import Proof
+from mmquant.models.quantizer_index import QuantizerIndex, quantizer_at
+from mmquant.quantizers import Quantizer
+from mmquant.registry import QUANTIZERS
+from mmquant.utils.building import ConfigError, build, closest
+
+
+def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
+    """Record the data flow of one small batch in float mode; see ``QuantizedModel.observe``."""
+    returned = []
+    with model.quantization(weights=False, activations=False):
+        copied = tree_map_only(torch.Tensor, torch.clone, inputs)
+        if model.flow is None:  # it may fail and lay out its memory anew, which is no part of its data flow
+            model.run(inputs, data_samples)
+        flow = record(model.architecture, lambda x: returned.append(model.raw(x, data_samples)), copied,
+                      decoders(model.architecture))
+    if not flow.calls[0].outputs:
+        raise ValueError(no_tensors(model.architecture, returned[0]))
+    return flow
+
+
+def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
+    """Change the structure; see ``QuantizedModel.edit``."""
+    if not edits:
+        return
+    proof = Proof(model, inputs, data_samples, tolerance)
+    for change in edits:
+        change.apply(model.architecture)
+    proof.check(edits)
+    before = model.plan or Plan()
+    model.plan = replace(before, edits=(*before.edits, *edits))
+
+
+def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
+    """Decide where quantizers sit; see ``QuantizedModel.make_plan``."""
+    if splittable(model.architecture):
+        edit(model, (SplitAttention(), ), inputs, data_samples)
+    flow = model.observe(inputs, data_samples)
+    if any(has_own_weight(m) and n not in flow.calls_of for n, m in model.architecture.named_modules()):
+        found = find_functional_layers(model.architecture, lambda: model.run(inputs, data_samples))
+        if found:
+            edit(model, tuple(CallsLayers(owner, tuple(names)) for owner, names in found.items()), inputs,
+                 data_samples)
+            flow = model.observe(inputs, data_samples)
+    plan = place_quantizers(model.architecture, flow, model.policy)
+    return replace(plan, edits=model.plan.edits if model.plan else ())
+
+
+def insert(model, plan: Plan) -> None:
+    """Make the plan's edits that are still to be made, and put a quantizer at each place."""
+    done = set(model.plan.edits if model.plan else ())
+    todo = [change for change in plan.edits if change not in done]
+    for change in todo:
+        if not change.after_places:
+            change.apply(model.architecture)
+    install(model.architecture, plan.places)
+    for change in todo:
+        if change.after_places:
+            change.apply(model.architecture)
+    model.plan = plan
+    model.index = QuantizerIndex(model.architecture, plan)
+    model.train(False)
+    model.to(next(model.architecture.parameters()).device)
+
+
+def install(model: nn.Module, places: tuple[Place, ...]) -> None:
+    """Build the quantizers and hand them to the modules; layers become quantized ones."""
+    weights: dict[str, Place] = {}
+    inputs: dict[str, list[Quantizer]] = defaultdict(list)  # layer -> quantizers of its input, by call
+    operands: dict[str, dict[str, nn.ModuleDict]] = defaultdict(lambda: defaultdict(nn.ModuleDict))
+    for place in places:
+        module = planned_module(model, place.name, f'place of the {place.what} of {place.name}')
+        if place.what == 'weight':
+            weights[place.name] = place
+        elif place.what == 'input':
+            quantizer = activation_quantizer(place)
+            for name in place.readers:
+                inputs[name].append(quantizer)
+        elif place.what == 'output':
+            quantize_output(module, activation_quantizer(place))
+        else:
+            operands[place.name][str(place.call)][place.role] = activation_quantizer(place)
+    for name in dict.fromkeys((*weights, *inputs)):
+        layer = planned_module(model, name, f'place of the input of {name}')
+        sources = inputs.get(name, ())
+        quantize_layer(layer, weight_quantizer(weights[name], layer) if name in weights else None,
+                       PerCall(sources) if len(sources) > 1 else next(iter(sources), None))
+    for name, sites in operands.items():
+        quantize_matmuls(model.get_submodule(name), sites)
+
+
+def weight_quantizer(place: Place, layer: nn.Module) -> Quantizer:
+    """The quantizer of a layer's weights, with room for its scales."""
+    quantizer = build(QUANTIZERS, place.quantizer, f'weight of {place.name}')
+    quantizer.allocate(layer.weight.shape, channel_axis(layer))
+    return quantizer
+
+
+def activation_quantizer(place: Place) -> Quantizer:
+    """The quantizer of an activation."""
+    quantizer = build(QUANTIZERS, place.quantizer, f'{place.what} of {place.name}')
+    if place.shape is not None:
+        quantizer.allocate(place.shape, 1)
+    return quantizer
+
+
+def set_bits(model, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
+    """Change widths after insertion; see ``QuantizedModel.set_bits``."""
+    plan = model.plan or Plan()
+    wanted: dict[int, dict[str, int]] = defaultdict(dict)  # number of the place -> wishes by layer
+    names = {*plan.layers, *(p.name for p in plan.places if p.what == 'operand')}
+    for name, (w_bits, a_bits) in bits.items():
+        if name not in names:
+            raise ConfigError(f'set_bits: no layer {name!r} is planned; {closest(name, names)}')
+        for what, value in (('weight', w_bits), ('activation', a_bits)):
+            found = [i for i, p in enumerate(plan.places) if (p.what == 'weight') == (what == 'weight')
+                     and (name in p.readers or p.what == 'operand' and p.name == name)] if value is not None else []
+            if value is not None and not found:
+                raise ConfigError(f'set_bits: the {what} of {name} is float, so that it takes no bits (got {value!r}); '
+                                  'quantize it by the config, or give None')
+            for i in found:
+                wanted[i][name] = value
+    changed = {}
+    for i, wishes in wanted.items():
+        place = plan.places[i]
+        for value in wishes.values():  # the grid says which it takes, before anything is changed
+            build(QUANTIZERS, place.with_bits(value).quantizer, f'set_bits, {place.what} of {place.name}')
+        silent = [place.bits] * (len(set(place.readers) - set(wishes)) > 0)
+        changed[i] = place.with_bits(max([*wishes.values(), *silent]))
+    for place in changed.values():
+        quantizer_at(model.architecture, place).set_bits(place.bits)
+    model.plan = replace(plan, places=tuple(changed.get(i, p) for i, p in enumerate(plan.places)))

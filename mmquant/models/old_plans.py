@@ -1,0 +1,77 @@
+"""Plans of checkpoints written before a plan held whole quantizers (format 1): layers, outputs and matmuls with bits.
+
+Such a plan names the quantizer of a layer's input in prose (``note``), and its quantizers in the model's config alone.
+"""
+from __future__ import annotations
+
+from mmquant.models.edits import AddOutputAffine, CallsLayers, Folded, Merged, SplitAttention
+from mmquant.models.matmul import OPERANDS
+from mmquant.models.plan import Place, Plan
+from mmquant.models.policy import QuantizerPolicy
+
+AT = 'quantized at '
+
+
+def is_old(d: dict) -> bool:
+    """Whether a plan is of format 1."""
+    return 'format' not in d
+
+
+def from_old_dict(d: dict, policy: QuantizerPolicy) -> Plan:
+    """The plan that ``d``, of format 1, stands for.
+
+    Args:
+        d (dict): ``layers`` (name, w_bits, a_bits, note, shares, calls, channels), ``outputs`` (name, bits),
+            ``matmuls`` (name, bits, sites), ``folded``, ``reparameterized``, ``split_attention``, ``affine``,
+            ``functional``.
+        policy (QuantizerPolicy): Of the model that loads it; gives the kinds of quantizers, ``d`` their bits.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: If it is damaged.
+    """
+    layers = d['layers']
+    scope = [x['name'] for x in layers if policy.covers(x['name'])]
+    places = [Place(x['name'], 'output', {**policy.activations, 'bits': x['bits']},
+                    tuple(y['name'] for y in layers if y['note'] == AT + x['name'] and y['name'] in scope))
+              for x in d['outputs']]
+    places += [Place(x['name'], 'weight', {**policy.weights, 'bits': x['w_bits']}, (x['name'], ))
+               for x in layers if x['w_bits'] is not None]
+    for x in layers:
+        if x['a_bits'] is not None and not x.get('shares'):
+            places += _inputs(x, [y['name'] for y in layers if y.get('shares') == x['name']], policy)
+    places += [Place(x['name'], 'operand', {**policy.operands, 'bits': x['bits']}, call=int(site), role=role)
+               for x in d['matmuls'] for site, kind in x['sites'].items() for role in OPERANDS[kind]]
+    return Plan(tuple(places), tuple((x['name'], x['note']) for x in layers if x['w_bits'] is None), tuple(_edits(d)))
+
+
+def _inputs(layer: dict, sharers: list[str], policy: QuantizerPolicy):
+    quantizer, shape = {**policy.activations, 'bits': layer['a_bits']}, None
+    if channels := layer.get('channels', 0):
+        quantizer.update(granularity='channel')
+        shape = (1, channels, 1, 1)
+    calls = layer.get('calls', 1)
+    for call in range(calls):
+        yield Place(layer['name'], 'input', quantizer, (layer['name'], *sharers), call if calls > 1 else None,
+                    shape=shape)
+
+
+def _edits(d: dict):
+    if d.get('reparameterized'):
+        yield Merged()
+    for layer, bn in d['folded']:
+        yield Folded(layer, bn)
+    if d.get('split_attention'):
+        yield SplitAttention()
+    for owner, names in d.get('functional', {}).items():
+        yield CallsLayers(owner, tuple(names))
+    for name in d.get('affine', ()):
+        yield AddOutputAffine(name)
+
+
+def without_idle_weights(state: dict, plan: Plan) -> dict:
+    """A state without the weight quantizers that layers with float weights used to hold, switched off."""
+    idle = tuple(f'{name}.weight_quantizer.' for name, _ in plan.float_layers)
+    kept = type(state)((k, v) for k, v in state.items() if not k.startswith(idle)) if idle else state
+    if kept is not state and hasattr(state, '_metadata'):
+        kept._metadata = state._metadata
+    return kept

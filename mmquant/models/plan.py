@@ -1,0 +1,110 @@
+"""The plan of a quantized model: which tensors are quantized and how, and what was done to the float model before."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+from mmquant.models.edits import Edit, PlanError, edit_from_dict
+from mmquant.utils.building import check_keys
+
+FORMAT = 2
+WHAT = ('weight', 'input', 'output', 'operand')
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor that is quantized.
+
+    Attributes:
+        name (str): Path of the module that holds the quantizer.
+        what (str): Of this module, the ``'weight'``, the ``'input'``, the ``'output'``, or an ``'operand'`` of one of
+            its own matrix products.
+        quantizer (dict): Whole config, with ``type`` and ``bits``.
+        readers (tuple[str, ...]): Layers (in the scope) that read the tensor; those of an ``'input'`` share the
+            quantizer.
+        call (int | None): Where a layer has one input quantizer for each call: number of the call. Of an operand:
+            number of the product.
+        role (str): Of an operand: ``'left'``, ``'right'``, ``'query'``, ...
+        shape (tuple[int, ...] | None): Of an activation with more than one scale: its shape; channels lie on axis 1.
+
+    Raises:
+        PlanError: Without a quantizer, or for an unknown ``what``.
+    """
+    name: str
+    what: str
+    quantizer: dict
+    readers: tuple[str, ...] = ()
+    call: int | None = None
+    role: str = ''
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.what not in WHAT:
+            raise PlanError(f'place {self.name!r}: what must be one of {", ".join(WHAT)}, got {self.what!r}')
+        if not isinstance(self.quantizer, dict) or not {'type', 'bits'} <= set(self.quantizer):
+            raise PlanError(f'place {self.name!r} ({self.what}) has no quantizer: expected dict(type=..., bits=...), '
+                            f'got {self.quantizer!r}')
+
+    @property
+    def bits(self) -> int:
+        """Bits of a value."""
+        return self.quantizer['bits']
+
+    def with_bits(self, bits: int) -> Place:
+        """The same place at another width."""
+        return replace(self, quantizer={**self.quantizer, 'bits': bits})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All quantizers of a model and its structural changes, as plain values that a checkpoint can hold.
+
+    Attributes:
+        places (tuple[Place, ...]): What is quantized.
+        float_layers (tuple[tuple[str, str], ...]): Layers whose weights stay float, and why: prose for a table.
+        edits (tuple[Edit, ...]): In the order in which they were made.
+    """
+    places: tuple[Place, ...] = ()
+    float_layers: tuple[tuple[str, str], ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    @cached_property
+    def weights(self) -> dict[str, Place]:
+        """Layer -> place of its weights."""
+        return {p.name: p for p in self.places if p.what == 'weight'}
+
+    @cached_property
+    def inputs(self) -> dict[str, Place]:
+        """Layer -> place where its input is quantized; its own input quantizer counts before one at the producer."""
+        return {name: p for what in ('output', 'input') for p in self.places if p.what == what for name in p.readers}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer with weights that the plan knows: quantized ones, then float ones."""
+        return (*self.weights, *(name for name, _ in self.float_layers))
+
+    def to_dict(self) -> dict:
+        """Plain containers, loadable with ``weights_only=True``."""
+        return dict(format=FORMAT, places=[_lists(asdict(p)) for p in self.places],
+                    float_layers=[list(x) for x in self.float_layers],
+                    edits=[_lists(edit.to_dict()) for edit in self.edits])
+
+    @classmethod
+    def from_dict(cls, d: dict) -> Plan:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            PlanError: If it is of a newer version, holds a place without quantizer or an unknown edit.
+        """
+        if d['format'] > FORMAT:
+            raise PlanError(f'the plan has format {d["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
+        check_keys(d, ('format', 'places', 'float_layers', 'edits'), 'plan')
+        places = tuple(Place(**{**p, 'readers': tuple(p['readers']), 'shape': p['shape'] and tuple(p['shape'])})
+                       for p in d['places'])
+        return cls(places, tuple((name, why) for name, why in d['float_layers']),
+                   tuple(edit_from_dict(x) for x in d['edits']))
+
+
+def _lists(d: dict) -> dict:
+    """Tuples as lists: what JSON gives back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in d.items()}

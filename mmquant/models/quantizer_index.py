@@ -1,0 +1,79 @@
+"""Where a model's quantizers are: looked up once, when they are inserted."""
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import nn
+
+from mmquant.models.layers import PerCall, QuantizedLayer
+from mmquant.models.matmul import QuantizedMatmulOwner
+from mmquant.models.plan import Place, Plan
+from mmquant.models.units import unit_module
+from mmquant.quantizers import Quantizer
+from mmquant.structures.unit import Unit
+
+
+class QuantizerIndex:
+    """Quantizers of a model by the paths of what holds them, in the order of its modules.
+
+    Args:
+        model (nn.Module): With inserted quantizers.
+        plan (Plan): What was inserted.
+
+    Attributes:
+        layers (dict[str, nn.Module]): Layers with quantized weights.
+        activations (dict[str, Quantizer]): ``'conv.input'``, ``'conv.input.0'`` (for each call), ``'block.output'``,
+            ``'attn.matmul0.left'``; one that several layers share stands at the first of them.
+        per_call (dict[str, PerCall]): Layers with an input quantizer for each call.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.layers: dict[str, nn.Module] = {}
+        self.activations: dict[str, Quantizer] = {}
+        self.per_call: dict[str, PerCall] = {}
+        self._held: dict[nn.Module, list[str]] = defaultdict(list)  # module -> names of its activation quantizers
+        names: dict[Quantizer, str] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, QuantizedLayer):
+                if name in plan.weights:
+                    self.layers[name] = module
+                if isinstance(module.input_quantizer, PerCall):
+                    self.per_call[name] = module.input_quantizer
+            for suffix, quantizer in _of(module):
+                key = names.setdefault(quantizer, f'{name}.{suffix}')
+                self.activations[key] = quantizer
+                self._held[module].append(key)
+        self._rank = {name: i for i, name in enumerate(self.activations)}
+
+    def within(self, model: nn.Module, unit: Unit) -> dict[str, Quantizer]:
+        """Activation quantizers inside a unit, that of the activation after it included."""
+        modules = [*unit_module(model, unit).modules()]
+        if unit.activation:
+            modules += model.get_submodule(unit.activation).modules()
+        names = {name for module in modules for name in self._held.get(module, ())}
+        return {name: self.activations[name] for name in sorted(names, key=self._rank.get)}
+
+
+def _of(module: nn.Module):
+    """(what, quantizer) of the activations that a module quantizes."""
+    if isinstance(module, QuantizedLayer) and isinstance(module.input_quantizer, PerCall):
+        yield from ((f'input.{k}', q) for k, q in enumerate(module.input_quantizer))
+    elif isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
+        yield 'input', module.input_quantizer
+    if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
+        yield 'output', module.output_quantizer
+    if isinstance(module, QuantizedMatmulOwner):
+        yield from ((f'matmul{k}.{role}', q) for k, site in module.matmul_quantizers.items()
+                    for role, q in site.items())
+
+
+def quantizer_at(model: nn.Module, place: Place) -> Quantizer:
+    """The inserted quantizer of a place."""
+    module = model.get_submodule(place.name)
+    if place.what == 'weight':
+        return module.weight_quantizer
+    if place.what == 'output':
+        return module.output_quantizer
+    if place.what == 'operand':
+        return module.matmul_quantizers[str(place.call)][place.role]
+    return module.input_quantizer if place.call is None else module.input_quantizer[place.call]
