@@ -38,6 +38,10 @@ class Columns:
     def __getitem__(self, part: slice) -> Columns:
         return Columns(self.quantizer, self.index[..., part], self.counts)
 
+    def ordered(self, order: Tensor) -> Columns:
+        """The columns of each group in an order of its own, (groups, 1, columns)."""
+        return Columns(self.quantizer, self.index.take_along_dim(order, 2), self.counts)
+
     def __len__(self) -> int:
         return self.index.shape[-1]
 

@@ -62,8 +62,7 @@ class GPTQ(Solver):
             return eliminate(weight, self.factor(gram), columns, self.block)[0]
         order = diagonal.argsort(dim=-1, descending=True, stable=True)[:, None]  # (g, 1, C)
         gram = gram.take_along_dim(order, 2).take_along_dim(order.mT, 1)
-        columns = Columns(columns.quantizer, columns.index.take_along_dim(order, 2), columns.counts)
-        codes = eliminate(weight.take_along_dim(order, 2), self.factor(gram), columns, self.block)[0]
+        codes = eliminate(weight.take_along_dim(order, 2), self.factor(gram), columns.ordered(order), self.block)[0]
         return torch.empty_like(codes).scatter_(2, order.expand_as(codes), codes)
 
     def factor(self, gram: Tensor) -> Tensor:

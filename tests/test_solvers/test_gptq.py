@@ -9,10 +9,13 @@ from mmquant.calibration.moments import Moments, quadratic
 from mmquant.models.layer_matrix import LayerMatrix
 from mmquant.observers import LpNormObserver, MinMaxObserver
 from mmquant.quantizers import UniformAffineQuantizer
-from mmquant.registry import SOLVERS
+from mmquant.registry import QUANTIZERS, SOLVERS
 from mmquant.solvers.gptq import GPTQ, eliminate
 from mmquant.solvers.solver import better_rows
 from mmquant.utils.building import ConfigError, build
+
+QUANTIZERS.import_from_location()
+NAMES = sorted(n for n, c in QUANTIZERS.module_dict.items() if c.__module__.startswith('mmquant.'))
 
 
 def integers(groups: int, rows: int, columns: int):
@@ -169,14 +172,17 @@ def test_float32_of_a_nearly_singular_hessian():
     assert torch.isfinite(value).all() and error[0] < error[1]
 
 
-@pytest.mark.parametrize('settings', [
-    dict(granularity='channel'), dict(granularity='channel', symmetric=True), dict(granularity='group', group_size=8),
-    dict(granularity='tensor')])
+GRIDS = [dict(type=f'mmquant.{name}', **settings) for name in NAMES for settings in (
+    dict(granularity='channel'), dict(granularity='group', group_size=8), dict(granularity='tensor'))]
+
+
+@pytest.mark.parametrize('grid', [*GRIDS, dict(type='mmquant.UniformAffineQuantizer', symmetric=True)],
+                         ids=lambda grid: '-'.join(str(x).removeprefix('mmquant.') for x in grid.values()))
 @pytest.mark.parametrize('act_order', [False, True])
-def test_on_grids_of_channels_and_groups_codes_are_the_grids_own(settings, act_order):
+def test_on_every_grid_and_granularity_codes_are_the_grids_own(grid, act_order):
     """Group grids in any order of columns: every value is one that its own element can have."""
     weight, x = weights(6, 32, size=0.3).float(), correlated(100, 32)
-    quantizer = UniformAffineQuantizer(3, **settings)
+    quantizer = build(QUANTIZERS, dict(grid, bits=3), 'grid')
     quantizer.allocate((6, 32))
     quantizer.fit(weight, LpNormObserver())
     matrix = LayerMatrix(nn.Linear(32, 6))
@@ -184,7 +190,7 @@ def test_on_grids_of_channels_and_groups_codes_are_the_grids_own(settings, act_o
     gram = x.mT @ x
     codes = GPTQ(act_order=act_order, block=5).solve(matrix.matrix(weight), of(gram), columns)
     values = quantizer.decode(matrix.tensor(codes))
-    assert torch.equal(quantizer.nearest(values), values)
+    torch.testing.assert_close(quantizer.nearest(values), values)
     torch.testing.assert_close(columns.decode(codes)[0], values)
     errors = [quadratic(gram, (weight - v)[None].double()).sum() for v in (values, quantizer.nearest(weight))]
     assert errors[0] < 0.7 * errors[1]
