@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 KINDS = [('STEPS', 'Steps', '`train_cfg.steps`'),
+         ('SOURCES', 'Sources of calibration images', '`train_cfg.source`'),
          ('QUANTIZERS', 'Quantizers', '`quantizer.weight`, `quantizer.activation`'),
          ('OBSERVERS', 'Observers', '`observer` of the steps that set ranges'),
          ('ROUNDINGS', 'Roundings', '`rounding` of a reconstruction'),

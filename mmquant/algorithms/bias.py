@@ -1,6 +1,6 @@
 """Bias correction: quantization shifts the mean of each output channel of a layer, the layer's bias shifts it back.
 
-    b_q = b + E[y] - E[y_q]     over images and places; y of the float net, y_q behind the layers corrected before
+    b_q = b + E[y] - E[y_q]     over images and places; y of the float net, y_q after the layers corrected before
 
 The empirical form of DFQ's correction (arXiv 1906.04721, section 4.2). The squared error of one layer's output only
 falls, by the squared shift. The layers of a block may have been tuned to each other, though, so a block whose output is

@@ -50,23 +50,23 @@ class Cache:
         self.folder = folder
 
     @property
-    def limited(self) -> bool:
+    def has_budget(self) -> bool:
         """Whether memory is limited; if not, :meth:`put` returns what it is given."""
         return self.limits['device'] is not None or self.limits['host'] is not None
 
-    def put(self, x: torch.Tensor) -> torch.Tensor | Kept:
-        """Keep a tensor; read it with :func:`load` or :meth:`Kept.rows`.
+    def put(self, x: torch.Tensor) -> torch.Tensor | CachedTensor:
+        """Keep a tensor; read it with :func:`load` or :meth:`CachedTensor.rows`.
 
         Raises:
             MemoryError: If it fits nowhere.
         """
-        if not self.limited:
+        if not self.has_budget:
             return x
         size = x.numel() * x.element_size()
         for tier in TIERS[x.device.type == 'cpu':]:
             limit = self.limits[tier]
             if limit is None or self.used[tier] + size <= limit:
-                return Kept(self, x.detach(), tier, size)
+                return CachedTensor(self, x.detach(), tier, size)
         limits = ', '.join(f'{tier} {n / 2**30:.2f} GiB' for tier, n in self.limits.items() if n is not None)
         raise MemoryError(f'the cache is full ({limits}): {size / 2**20:.0f} MiB more are needed; raise '
                           'train_cfg.cache.disk, or calibrate with fewer or smaller images')
@@ -76,7 +76,7 @@ class Cache:
         self.peak[tier] = max(self.peak[tier], self.used[tier])
 
 
-class Kept:
+class CachedTensor:
     """A tensor in a :class:`Cache`; its room is given back when nobody refers to it any more."""
 
     def __init__(self, cache: Cache, x: torch.Tensor, tier: str, size: int) -> None:
@@ -123,4 +123,4 @@ class Kept:
 
 def load(x):
     """The tensor that :meth:`Cache.put` was given; anything else as it is."""
-    return x.load() if isinstance(x, Kept) else x
+    return x.load() if isinstance(x, CachedTensor) else x

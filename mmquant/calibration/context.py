@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 
 from mmquant.calibration.cache import Cache
 from mmquant.calibration.stream import Stream
-from mmquant.calibration.visits import Visit, visits
+from mmquant.calibration.visits import Visit
 from mmquant.models import QuantizedModel
 from mmquant.models.decisions import Decisions
 from mmquant.models.detection import decoders
@@ -62,7 +62,7 @@ class CalibrationContext:
     state: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.cache.limited:  # a budget wants freed memory back
+        if not self.cache.has_budget:  # a budget wants freed memory back
             reuse_freed_memory()
         reason = self._against_bfloat16() if self.amp else None
         if reason:
@@ -165,7 +165,7 @@ class CalibrationContext:
     def visits(self, kind: str, wanted: Callable[[Unit], bool] | None = None,
                streams: Sequence[str] | Mapping[str, object] = ('float', 'quantized'), name: str = '',
                ticks: int = 1) -> Iterator[Visit]:
-        """Go from unit to unit in execution order; a resumed run begins behind the last finished one.
+        """Go from unit to unit in execution order; a resumed run begins after the last finished one.
 
         Args:
             kind (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``.
@@ -178,7 +178,19 @@ class CalibrationContext:
         Yields:
             Visit: The unit, done when the next visit is asked for.
         """
-        yield from visits(self, kind, wanted, streams, name, ticks)
+        todo = [(i, u) for i, u in enumerate(self.model.units(kind)) if wanted is None or wanted(u)]
+        todo = [(i, u) for i, u in todo if i >= self.first_unit]
+        if not todo:
+            return
+        modes = streams if isinstance(streams, Mapping) else {stream: stream for stream in streams}
+        opened = {stream: self.stream(mode) for stream, mode in modes.items()}
+        with self.progress(f'{name} ({len(todo)} units)', len(todo) * ticks) as bar:
+            for done, (index, unit) in enumerate(todo):
+                pending = frozenset(n for _, u in todo[done:] for n in u.layers)
+                yield Visit(self, unit, index, pending, opened, name,
+                            lambda part, text, done=done: bar.update(done * ticks + part, text))
+                self.unit_done(index)
+                bar.update((done + 1) * ticks, unit.name or 'net')
 
     def seed_for(self, unit: int) -> int:
         """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""

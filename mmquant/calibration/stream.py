@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.utils._pytree import tree_map
 
-from mmquant.calibration.cache import Cache, Kept, load
+from mmquant.calibration.cache import Cache, CachedTensor, load
 from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
 from mmquant.models.decisions import Decisions
@@ -364,7 +364,7 @@ def _copy(x, clone: bool):
 
 
 def _bury(x):
-    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, Kept)) else x
+    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, CachedTensor)) else x
 
 
 def _revive(x, overwritten: bool):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from mmquant.calibration.cache import Cache, Kept
+from mmquant.calibration.cache import Cache, CachedTensor
 
 
 def _rows_first(x: torch.Tensor) -> torch.Tensor:
@@ -18,10 +18,10 @@ class Rows:
     """Rows of several chunks, each in memory or in a file.
 
     Args:
-        parts (list[Tensor | Kept]): At least one; the same shape but for the number of rows.
+        parts (list[Tensor | CachedTensor]): At least one; the same shape but for the number of rows.
     """
 
-    def __init__(self, parts: list[torch.Tensor | Kept]) -> None:
+    def __init__(self, parts: list[torch.Tensor | CachedTensor]) -> None:
         self.parts, self.sizes = parts, [p.shape[0] for p in parts]
 
     def __len__(self) -> int:
@@ -44,7 +44,8 @@ class Rows:
             places = ((rows >= start) & (rows < start + size)).nonzero()[:, 0]
             if len(places):
                 local = rows[places] - start
-                piece = part.rows(local) if isinstance(part, Kept) else part.index_select(0, local.to(part.device))
+                cached = isinstance(part, CachedTensor)
+                piece = part.rows(local) if cached else part.index_select(0, local.to(part.device))
                 if found is None:
                     form = torch.channels_last if piece.dim() == 4 else torch.contiguous_format
                     found = torch.empty((len(rows), *piece.shape[1:]), dtype=piece.dtype, device=piece.device,
@@ -70,14 +71,14 @@ def join(parts: list, cache: Cache | None = None):
     """Chunks of rows as one tensor, or as :class:`Rows` where the cache is limited; tuples of tensors one by one."""
     if isinstance(parts[0], tuple):
         return tuple(join(list(column), cache) for column in zip(*parts))
-    if cache is not None and cache.limited:
-        return Rows([p if isinstance(p, Kept) else cache.put(_rows_first(p.detach())) for p in parts])
+    if cache is not None and cache.has_budget:
+        return Rows([p if isinstance(p, CachedTensor) else cache.put(_rows_first(p.detach())) for p in parts])
     return _rows_first((parts[0] if len(parts) == 1 else torch.cat(parts)).detach())
 
 
 def keep(x, cache: Cache | None):
     """Hand one chunk to a limited cache, so that :func:`join` finds it there."""
-    if cache is None or not cache.limited:
+    if cache is None or not cache.has_budget:
         return x
     return tuple(keep(y, cache) for y in x) if isinstance(x, tuple) else cache.put(_rows_first(x.detach()))
 

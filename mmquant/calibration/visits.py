@@ -11,7 +11,7 @@ all units before.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mmquant.calibration.stream import Stream
@@ -79,21 +79,3 @@ class Visit:
     def record(self, kind: str = 'unit', **facts) -> None:
         """Report plain facts about this unit."""
         self.context.records.append(dict(kind=kind, step=self._name, unit=self.unit.name, **facts))
-
-
-def visits(context: 'CalibrationContext', kind: str, wanted: Callable[[Unit], bool] | None,
-           streams: Sequence[str] | Mapping[str, object], name: str, ticks: int) -> Iterator[Visit]:
-    """See :meth:`CalibrationContext.visits`."""
-    todo = [(i, u) for i, u in enumerate(context.model.units(kind)) if wanted is None or wanted(u)]
-    todo = [(i, u) for i, u in todo if i >= context.first_unit]
-    if not todo:
-        return
-    modes = streams if isinstance(streams, Mapping) else {stream: stream for stream in streams}
-    opened = {stream: context.stream(mode) for stream, mode in modes.items()}
-    with context.progress(f'{name} ({len(todo)} units)', len(todo) * ticks) as bar:
-        for done, (index, unit) in enumerate(todo):
-            pending = frozenset(n for _, u in todo[done:] for n in u.layers)
-            yield Visit(context, unit, index, pending, opened, name,
-                        lambda part, text, done=done: bar.update(done * ticks + part, text))
-            context.unit_done(index)
-            bar.update((done + 1) * ticks, unit.name or 'net')

@@ -59,7 +59,7 @@ class ClipProblem:
         objective (Objective): Prepared with the same calibration images.
         amp (bool): Run in bfloat16 autocast.
         use_cache (bool): Keep prefixes. Default True; off, every evaluation runs the whole network.
-        on_evaluation (Callable | None): ``on_evaluation(loss)`` behind each.
+        on_evaluation (Callable | None): ``on_evaluation(loss)`` after each.
 
     Attributes:
         counts (Counts): What was spent so far.

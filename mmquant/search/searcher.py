@@ -29,7 +29,7 @@ def scipy_optimize():
 
 
 class Searcher(ABC):
-    """Looks for a point of small loss, in units (phases or sweeps) behind each of which a run can be resumed.
+    """Looks for a point of small loss, in units (phases or sweeps) after each of which a run can be resumed.
 
     A unit starts at the problem's origin and evaluates points; the caller then moves the origin to the best of them.
 
@@ -65,7 +65,7 @@ class PowellSearch(Searcher):
 
     Args:
         num_iters (int): Iterations. Default 2 (LAPQ's code for ResNet-18; 1 elsewhere).
-        max_evaluations (int | None): Stop behind this many. Default 30 per clip and iteration.
+        max_evaluations (int | None): Stop after this many. Default 30 per clip and iteration.
         step (float): First trial step along each direction, in log clip. Default 0.1.
         tolerance (float): Relative change of loss that ends the search, and of a clip. Default 1e-4, as in SciPy.
     """

@@ -5,7 +5,7 @@ import pytest
 import torch
 from models_for_tests import images
 
-from mmquant.calibration.cache import Cache, Kept, load, parse_bytes
+from mmquant.calibration.cache import Cache, CachedTensor, load, parse_bytes
 from mmquant.calibration.unit_inputs import Rows, join, pick, run_in_chunks
 from mmquant.utils.building import ConfigError
 
@@ -19,7 +19,7 @@ def test_sizes():
 
 def test_without_limit_nothing_is_copied():
     x = images(3, 4)
-    assert Cache().put(x) is x and load(x) is x and not Cache(disk=5).limited
+    assert Cache().put(x) is x and load(x) is x and not Cache(disk=5).has_budget
 
 
 @pytest.mark.parametrize('shape', [(5, 3), (5, 3, 4, 4), (5, ), ()])
@@ -29,7 +29,7 @@ def test_what_does_not_fit_goes_to_disk_and_comes_back(shape, tmp_path):
     if len(shape) == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     kept = cache.put(x)
-    assert isinstance(kept, Kept) and kept.tensor is None and len(os.listdir(tmp_path)) == 1
+    assert isinstance(kept, CachedTensor) and kept.tensor is None and len(os.listdir(tmp_path)) == 1
     assert cache.used['disk'] == x.numel() * 4
     assert torch.equal(load(kept), x)
     if shape:

@@ -11,6 +11,7 @@ from mmquant.utils.distributed import (
     one_writes,
     share,
     sum_over_ranks,
+    sum_tensor_over_ranks,
 )
 
 
@@ -22,6 +23,7 @@ def test_alone_nothing_changes(tmp_path):
     x = torch.randn(4, 3)
     assert gather_rows(x, 4) is x and gather_list([1, 2]) == [1, 2] and mean_over_ranks(0.1) == 0.1 and share(5) == 5
     assert one_writes(lambda a: a + 1)(2) == 3 and sum_over_ranks(0.1, 2) == [0.1, 2]
+    assert sum_tensor_over_ranks(x) is x
 
 
 @pytest.mark.parametrize('rows', [1, 3])
@@ -42,6 +44,9 @@ def test_sums_and_means_of_two_processes(monkeypatch):
     monkeypatch.setattr(dist, 'get_comm_device', lambda: torch.device('cpu'))
     monkeypatch.setattr(dist, 'all_reduce', lambda x, op: x.add_(torch.tensor([1.0, 20.0])[:len(x)]))
     assert sum_over_ranks(0.5, 3) == [1.5, 23] and mean_over_ranks(0.5) == 0.75
+    x = torch.tensor([[1, 2], [3, 4]])
+    monkeypatch.setattr(dist, 'all_reduce', lambda y, op: y.mul_(10))
+    assert torch.equal(sum_tensor_over_ranks(x), x * 10) and x[0, 0] == 1  # the own share stays
 
 
 def test_only_the_first_process_writes(monkeypatch):

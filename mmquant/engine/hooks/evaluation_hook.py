@@ -47,7 +47,7 @@ class EvaluationHook(Hook):
             self._evaluate(runner, context, 'float', (False, False))
 
     def after_calibration_step(self, runner, context: CalibrationContext, step: Step, seconds: float) -> None:
-        """Evaluate behind a step that changed the accuracy."""
+        """Evaluate after a step that changed the accuracy."""
         if step.evaluates is not None:
             self._evaluate(runner, context, step.name, step.evaluates, seconds)
 

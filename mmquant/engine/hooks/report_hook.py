@@ -16,14 +16,14 @@ from mmquant.utils.versions import found_versions
 
 @HOOKS.register_module()
 class ReportHook(Hook):
-    """Writes the report behind calibration; ``tools/ptq.py`` adds it to every run.
+    """Writes the report after calibration; ``tools/ptq.py`` adds it to every run.
 
     A report that cannot be made is a warning: the checkpoint is saved already.
 
     Args:
         num_images (int): Calibration images for errors of outputs and histograms of activations. Default 16.
     """
-    priority = 'VERY_LOW'  # behind the evaluation of the final model
+    priority = 'VERY_LOW'  # after the evaluation of the final model
 
     def __init__(self, num_images: int = 16) -> None:
         self.num_images = num_images
