@@ -17,8 +17,8 @@ from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRang
 from mmquant.apis.cli import run_as_script
 from mmquant.calibration.unit_inputs import UnitInput
 from mmquant.calibration.unit_run import UnitRun
-from mmquant.models import QuantizedModel
 from mmquant.losses import LpLoss
+from mmquant.models import QuantizedModel
 from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, make_adam, make_update
 from mmquant.registry import ROUNDINGS
 from mmquant.zoo.benchmarks import add_out_argument, show
