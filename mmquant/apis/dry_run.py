@@ -8,18 +8,15 @@ import time
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger, print_log
-from mmengine.registry import init_default_scope
+from mmengine.logging import print_log
 from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.tables import coverage_table, units_table
+from mmquant.apis.prepare import RANDOM_BATCH, prepare_random
 from mmquant.models import QuantizedModel
 from mmquant.models.cost import ModelCost, model_cost
-from mmquant.registry import MODELS, STEPS
-from mmquant.utils.building import ConfigError, build
 
-BATCH = 2
 TIMED_BATCH = 8
 
 
@@ -33,7 +30,7 @@ def dry_run(cfg: Config) -> dict:
         dict: ``units`` (name, kind, layers, bits), ``layers``, ``size_mb``, ``bops``, ``macs``, ``params``,
         ``estimated_seconds``.
     """
-    context, steps = prepare(cfg)
+    context, steps = prepare_random(cfg)
     model = context.model
     report = describe(model, next((s.unit for s in steps if s.unit), 'block'))
     report['estimated_seconds'] = estimate_seconds(context, steps, report)
@@ -44,35 +41,14 @@ def dry_run(cfg: Config) -> dict:
     return report
 
 
-def prepare(cfg: Config) -> tuple[CalibrationContext, list[Step]]:
-    """The model of a config, with random weights, behind the structural steps; and all steps."""
-    shape = cfg.get('calibration_input_shape')
-    if not shape:
-        raise ConfigError(f'{cfg.filename}: calibration_input_shape is missing; set it to the shape of one '
-                          'preprocessed image, as in configs/_base_/calibration/imagenet_1024.py')
-    MMLogger.get_instance('mmquant', log_level='WARNING')
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    torch.manual_seed(0)
-    model_cfg = dict(cfg.model, float_checkpoint='random')
-    if cfg.get('data_preprocessor'):
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model_cfg)
-    steps = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
-    context = CalibrationContext(model, [torch.randn(BATCH, *shape)])
-    for step in steps:
-        if step.structural:
-            step.run(context)
-    return context, steps
-
-
 def model_cost_of(cfg: Config) -> ModelCost:
     """Parameters, operations and size of a calibration config's model, without data and without weights."""
-    return model_cost(prepare(cfg)[0].model, BATCH)
+    return model_cost(prepare_random(cfg)[0].model, RANDOM_BATCH)
 
 
 def describe(model: QuantizedModel, granularity: str) -> dict:
     """Units, coverage and cost of a model with inserted quantizers; prints the tables."""
-    cost = model_cost(model, BATCH)
+    cost = model_cost(model, RANDOM_BATCH)
     units = model.units(granularity)
     bits = {x.name: (x.w_bits, x.a_bits) for x in cost.layers}
     print_log('\n' + units_table(units, bits))
