@@ -1,4 +1,6 @@
 """Every config parses and builds; one of each architecture is quantized from the first step to the last."""
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,19 +11,22 @@ from mmengine.registry import init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.algorithms import CalibrationContext
+from mmquant.algorithms.step_list import build_steps, ordered_steps
 from mmquant.apis.config import build_runner, calibration_config, load_config
 from mmquant.apis.quantize import run_steps
 from mmquant.models.edits import Merged
 from mmquant.models.units import layer_calls
-from mmquant.registry import MODELS, STEPS
+from mmquant.registry import MODELS, QUANTIZERS
 from mmquant.search.clips import find_clips
-from mmquant.utils.building import build
+from mmquant.utils.building import build, differing_keys, plain
 from mmquant.utils.progress import progress
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 FLOAT = [name for name in CONFIGS if name.startswith('configs/float/')]
 QUANTIZED = [name for name in CONFIGS if name not in FLOAT]
+PARENT = {name: match.group(1) for name in QUANTIZED
+          if (match := re.search(r"^_base_ = './(.*)\.py'$", (ROOT / name).read_text(), re.M))}
 slow = pytest.mark.slow
 
 
@@ -37,10 +42,16 @@ def fresh(cfg):
 
 
 def of_detectors(name):
-    """Marks of a config: detectors need compiled operators, and one bit width of each builds the same model."""
-    detector = name.endswith(('_coco.py', 'det.py', '_val2017-328.py'))
-    marks = ([needs_detectors] if detector else []) + ([slow] if detector and '_w4a8_' not in name else [])
-    return pytest.param(name, marks=marks)
+    """Marks of a config: detectors need compiled operators."""
+    return pytest.param(name, marks=[needs_detectors] if name.endswith(('_coco.py', 'det.py', '-328.py')) else [])
+
+
+@cache
+def settled(name):
+    """A config as plain values, with its steps in the order in which they run."""
+    cfg = load_config(str(ROOT / name))
+    cfg.train_cfg.steps = [[step, settings] for step, settings in ordered_steps(cfg.train_cfg.steps).items()]
+    return plain(cfg._cfg_dict.to_dict())
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=needs_detectors) if 'det.py' in n or '328' in n else n
@@ -52,7 +63,8 @@ def test_float_config_builds(name):
 
 
 @pytest.mark.parametrize('name', map(of_detectors, QUANTIZED))
-def test_quantization_config_builds(name):
+def test_quantization_config(name):
+    """What the file says of itself is so, and the Runner gets what it needs."""
     cfg = scoped(name)
     source, lines = cfg.model.float_checkpoint, (ROOT / name).read_text().splitlines()
     assert source.endswith('.pth') and len(lines) <= 25
@@ -61,20 +73,52 @@ def test_quantization_config_builds(name):
     cfg = calibration_config(cfg)
     assert cfg.val_cfg is not None and cfg.test_cfg is not None
     assert cfg.train_dataloader.dataset and cfg.calibration_input_shape
-    assert cfg.custom_hooks == [dict(type='mmquant.EvaluationHook')]
-    steps = [build(STEPS, s, f'steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
-    assert steps[-1].evaluates == (True, True)
+    assert not cfg.get('custom_hooks')  # those of the base are for training
+    assert build_steps(cfg.train_cfg.steps)[-1].evaluates == (True, True)
+
+
+@pytest.mark.parametrize('name', map(of_detectors, sorted({*QUANTIZED} - {*PARENT})))
+def test_model_builds(name):
+    cfg = scoped(name)
     model = fresh(cfg)
     model.load_float_checkpoint()
     assert not model.architecture.training
+
+
+@pytest.mark.parametrize('name', sorted(PARENT))
+def test_width_is_all_that_a_child_changes(name):
+    """Two lines, unless a comment says why the recipe changes, too."""
+    text, parent = (ROOT / name).read_text(), settled(str(Path(name).with_name(f'{PARENT[name]}.py')))
+    changed = {line.split(':')[0] for line in differing_keys(parent, settled(name))}
+    bits = {key for key in changed if key in ('model.quantizer.weight.bits', 'model.quantizer.activation.bits')}
+    assert bits and (changed == bits or text.startswith('#'))
+    assert all(key.startswith(('train_cfg.steps', 'train_cfg.amp')) for key in changed - bits)
+    if changed == bits:
+        assert len(text.splitlines()) == 3
+
+
+def test_no_base_is_unused():
+    """Every file of _base_ is built on by a leaf, directly or through other files."""
+    texts = {path: path.read_text() for path in (ROOT / 'configs').rglob('*.py')}
+    named = {Path(base).name for text in texts.values() for base in re.findall(r"'(\.[./\w-]+\.py)'", text)}
+    tests = {'integer.py', 'digitsdet_128_boxes.py'}  # built on by tests, and for users
+    unused = {path.name for path in texts if '_base_' in path.parts and path.parent.name != 'variants'} - named - tests
+    assert not unused
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs/_base_/quantizers').glob('*.py')), ids=lambda p: p.stem)
+def test_quantizer_bases(path):
+    cfg = load_config(str(path)).quantizer
+    for part in ('weight', 'activation'):
+        assert build(QUANTIZERS, dict(cfg[part], bits=4), part).bits == 4
 
 
 @pytest.mark.parametrize('name', ['convnext-tiny_w4a4', 'regnetx-400mf_w2a4'])  # their bases have hooks for training
 def test_runner_builds(name, tmp_path):
     cfg = calibration_config(scoped(f'configs/brecq/{name}.py'))
     cfg.work_dir, cfg.experiment_name, cfg.model.float_checkpoint = str(tmp_path), f'build_{name}', 'random'
-    hooks = [type(hook).__name__ for hook in build_runner(cfg).hooks]
-    assert 'EvaluationHook' in hooks and not {'EMAHook', 'PreciseBNHook'} & set(hooks)
+    hooks = {type(hook).__name__ for hook in build_runner(cfg).hooks}
+    assert 'LoggerHook' in hooks and not {'EMAHook', 'PreciseBNHook'} & hooks
 
 
 # ---- from the first step to the last ------------------------------------------------------------------------------
@@ -126,6 +170,10 @@ def cheap(step):
     return {**step, **{key: changes[key] for key in known}}
 
 
+def cheap_steps(cfg):
+    return build_steps({name: cheap(step) for name, step in ordered_steps(cfg.train_cfg.steps).items()})
+
+
 def relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
@@ -140,8 +188,7 @@ def test_all_steps(name, side, blocks, units, tmp_path):
         before = model(images)
     assert before.std(0).max() > 1e-3 * before.abs().max()  # images can be told apart
 
-    steps = [build(STEPS, cheap(dict(s)), f'steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
-    run_steps(CalibrationContext(model, [images], progress=progress), steps)
+    run_steps(CalibrationContext(model, [images], progress=progress), cheap_steps(cfg))
 
     found = model.units()
     assert (sum(u.kind == 'block' for u in found), len(found)) == (blocks, units)
@@ -172,9 +219,8 @@ def test_all_steps_of_lapq(name, tmp_path):
     torch.manual_seed(0)
     model, images = fresh(cfg), torch.randn(4, 3, 32, 32)
     enliven(model, images)
-    steps = [build(STEPS, cheap(dict(s)), f'steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
     context = CalibrationContext(model, [images], progress=progress)
-    run_steps(context, steps)
+    run_steps(context, cheap_steps(cfg))
     assert context.records[-1]['kind'] == ('unit' if 'brecq' in name else 'search')
     with torch.no_grad():
         after = model(images)
@@ -191,7 +237,7 @@ def test_number_of_clips(name, clips):
     """For ResNet-18 those of the authors' saved vectors: 33, 18 and 15."""
     cfg = calibration_config(scoped(f'configs/lapq/{name}.py'))
     context = CalibrationContext(fresh(cfg), [torch.randn(2, 3, 32, 32)], progress=progress)
-    run_steps(context, [build(STEPS, dict(s), 'step') for s in cfg.train_cfg.steps[:2] if 'Sweep' not in s['type']])
+    run_steps(context, [s for s in build_steps(cfg.train_cfg.steps) if s.structural])
     assert len(find_clips(context.model)) == clips
 
 
@@ -210,7 +256,7 @@ def test_metafile(path):
     for model in data['Models']:
         assert model['In Collection'] in collections
         assert '_'.join(Path(model['Config']).with_suffix('').parts[1:]) == model['Name']
-        source = scoped(model['Config']).model.float_checkpoint
+        source = settled(model['Config'])['model']['float_checkpoint']
         if source.startswith('https://'):
             assert model['Metadata']['Float Model']['Weights'] == source
     folder = Path(path).parent

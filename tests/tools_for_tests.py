@@ -13,10 +13,11 @@ from mmquant.apis.config import build_runner, calibration_config, load_config
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs/brecq/resnet18_w2a4_digits.py')
 # A run of a few seconds: 4 steps a unit, 32 calibration and 100 evaluation images.
-TINY = ('train_cfg.steps.4.num_iters=4', 'train_cfg.steps.6.num_iters=4', 'train_cfg.dataloader.dataset.indices=32',
-        'val_dataloader.dataset.indices=100', 'test_dataloader.dataset.indices=100',
-        'train_cfg.steps.2.observer.num_candidates=20', 'train_cfg.steps.3.observer.num_candidates=20',
-        'train_cfg.steps.5.observer.num_candidates=20')
+TINY = ('train_cfg.steps.weights.num_iters=4', 'train_cfg.steps.activations.num_iters=4',
+        'train_cfg.dataloader.dataset.indices=32', 'val_dataloader.dataset.indices=100',
+        'test_dataloader.dataset.indices=100', 'train_cfg.steps.nearest_weights.observer.num_candidates=20',
+        'train_cfg.steps.nearest.observer.num_candidates=20',
+        'train_cfg.steps.activation_ranges.observer.num_candidates=20')
 
 STEPS = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
          dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.MinMaxObserver')),

@@ -6,7 +6,7 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.apis.dry_run import dry_run
 
-REPORT = 'mmquant.ReportHook'
+HOOKS = ('mmquant.EvaluationHook', 'mmquant.ReportHook')  # of every run, unless the config has its own
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,8 +33,8 @@ def main() -> None:
     cfg.train_cfg.resume = args.resume
     cfg.train_cfg.amp = args.amp or cfg.train_cfg.get('amp', False)
     hooks = cfg.get('custom_hooks') or []
-    if not args.no_report and not any(h.get('type') == REPORT for h in hooks):
-        cfg.custom_hooks = [*hooks, dict(type=REPORT)]
+    missing = {*HOOKS[:1 if args.no_report else 2]} - {h['type'] for h in hooks}
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS if name in missing)]
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     build_runner(cfg).train()
 

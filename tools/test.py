@@ -8,6 +8,7 @@ import mmengine
 from mmengine.dist import is_main_process
 
 import mmquant  # noqa: F401  checks the versions
+from mmquant.algorithms.step_list import listed_steps
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.datasets.identity import without_roots
@@ -70,7 +71,7 @@ def check_unchanged(cfg, args) -> None:
 def publish(record: dict, meta: dict, args) -> None:
     """Store the record beside the config, if the run was the config's; then the tables."""
     own = load_config(args.config)
-    settings = dict(steps=own.train_cfg.steps, quantizer=own.model.quantizer,
+    settings = dict(steps=listed_steps(own.train_cfg.steps), quantizer=own.model.quantizer,
                     dataset=without_roots((own.train_cfg.get('dataloader') or {}).get('dataset')))
     check_publishable(meta, plain(settings), record['data'])
     path = write_json(osp.join(results_folder(args.config), f'seed{record["seed"]}.json'), record)

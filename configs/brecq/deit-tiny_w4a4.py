@@ -1,16 +1,10 @@
 _base_ = [
-    'mmpretrain::deit/deit-tiny_4xb256_in1k.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/brecq.py', '../_base_/calibration/imagenet_1024.py'
+    '../_base_/models/deit-tiny.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/brecq.py',
+    '../_base_/calibration/imagenet_1024.py'
 ]
 
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
 # Products inside attention stay at 8 bits: most probabilities are below half a step of a 4-bit grid.
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, matmul_bits=8),
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/'
-    'deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(_base_.quantizer, matmul_bits=8))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

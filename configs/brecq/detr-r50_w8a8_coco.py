@@ -1,19 +1,3 @@
-_base_ = [
-    'mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/brecq_det.py', '../_base_/calibration/coco_256.py'
-]
+_base_ = './detr-r50_w4a8_coco.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v3.0/detr/detr_r50_8xb2-150e_coco/'
-    'detr_r50_8xb2-150e_coco_20221023_153551-436d03e8.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=8)))

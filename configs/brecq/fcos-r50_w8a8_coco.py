@@ -1,19 +1,3 @@
-_base_ = [
-    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/brecq_det.py', '../_base_/calibration/coco_256.py'
-]
+_base_ = './fcos-r50_w4a8_coco.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/fcos/fcos_r50_caffe_fpn_gn-head_1x_coco/'
-    'fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=8)))

@@ -1,15 +1,11 @@
 _base_ = [
-    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/brecq_mobilenet.py', '../_base_/calibration/imagenet_1024.py'
+    '../_base_/models/mobilenet-v2.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/brecq.py',
+    '../_base_/calibration/imagenet_1024.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/'
-    'mobilenet_v2/mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+# A stronger pull of the roundings, as the authors advise for depthwise convolutions.
+_base_.brecq.weights.regularizer.weight = 0.1
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

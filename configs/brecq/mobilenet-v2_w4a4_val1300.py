@@ -1,18 +1,9 @@
-_base_ = [
-    '../float/mobilenet-v2_val1300.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/brecq_mobilenet_1k_b16_relative.py', '../_base_/calibration/val1300_calib1000.py'
-]
+# The losses of blocks are large here: with the usual factor of the regularizer many roundings stay undecided (records
+# of kind 'unit' in results.json tell the share), so it is relative to the loss. Batches of 16 in bfloat16: for CPUs.
+_base_ = './mobilenet-v2_w8a8_val1300.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/mobilenet_v2_1.0_224_tf_mmpretrain.pth')
+model = dict(quantizer=dict(weight=dict(bits=4), activation=dict(bits=4)))
 train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    amp=True)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+    amp=True,
+    steps=dict(
+        weights=dict(batch_size=16, regularizer=dict(weight=100, relative=True)), activations=dict(batch_size=16)))

@@ -1,15 +1,9 @@
 _base_ = [
-    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/brecq.py', '../_base_/calibration/imagenet_1024.py'
+    '../_base_/models/regnetx-400mf.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/brecq.py',
+    '../_base_/calibration/imagenet_1024.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/'
-    'regnet/regnetx-400mf_8xb128_in1k_20211213-89bfc226.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

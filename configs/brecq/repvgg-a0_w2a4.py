@@ -1,14 +1,3 @@
-_base_ = [
-    'mmpretrain::repvgg/repvgg-A0_8xb32_in1k.py', '../_base_/quantizers/w2a4_affine.py',
-    '../_base_/algorithms/brecq_reparam.py', '../_base_/calibration/imagenet_1024.py'
-]
+_base_ = './repvgg-a0_w4a4.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=2)))

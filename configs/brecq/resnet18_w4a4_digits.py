@@ -1,14 +1,9 @@
 _base_ = [
-    '../float/resnet18_digits.py', '../_base_/quantizers/w4a4_affine.py', '../_base_/algorithms/brecq_1k.py',
+    '../_base_/models/resnet18_digits.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/brecq_short.py',
     '../_base_/calibration/digits_256.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='checkpoints/resnet18_digits.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

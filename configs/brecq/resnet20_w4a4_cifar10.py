@@ -1,14 +1,12 @@
 _base_ = [
-    '../float/resnet20_cifar10.py', '../_base_/quantizers/w4a4_affine.py', '../_base_/algorithms/brecq_2k.py',
+    '../_base_/models/resnet20_cifar10.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/brecq_short.py',
     '../_base_/calibration/cifar10_1000.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/resnet20_cifar10_mmpretrain.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+# A little more than the short recipe: images are small.
+_base_.brecq.weights.num_iters = 2000
+_base_.brecq.activations.num_iters = 1000
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

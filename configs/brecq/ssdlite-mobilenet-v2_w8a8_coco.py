@@ -1,19 +1,3 @@
-_base_ = [
-    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/brecq_det.py', '../_base_/calibration/coco_256_320.py'
-]
+_base_ = './ssdlite-mobilenet-v2_w4a8_coco.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, depthwise_channels=True),
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/ssd/ssdlite_mobilenetv2_scratch_600e_coco/'
-    'ssdlite_mobilenetv2_scratch_600e_coco_20210629_110627-974d9307.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=8)))

@@ -1,18 +1,14 @@
 _base_ = [
-    '../float/yolox-nano_val2017-328.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/brecq_det_1k.py', '../_base_/calibration/train2017-128_416.py'
+    '../_base_/models/yolox-nano_val2017-328.py', '../_base_/quantizers/affine.py',
+    '../_base_/algorithms/brecq_short.py', '../_base_/calibration/train2017-128_416.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, depthwise_channels=True),
-    float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/yolox_nano_coco_mmdet.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    chunk_size=32)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+# The regularizer is relative to the loss of a unit: heads have losses in the hundreds, and with the usual factor many
+# roundings of their weights stay undecided.
+_base_.brecq.weights.update(batch_size=8)
+_base_.brecq.weights.regularizer.update(weight=100, relative=True)
+_base_.brecq.activations.update(batch_size=8)
+model = dict(quantizer=dict(_base_.quantizer, depthwise_channels=True))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

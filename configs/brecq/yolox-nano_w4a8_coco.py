@@ -1,19 +1,9 @@
-# mmdet publishes no weights for this model: train them with its config.
 _base_ = [
-    'mmdet::yolox/yolox_nano_8xb8-300e_coco.py', '../_base_/quantizers/w4a8_affine.py',
-    '../_base_/algorithms/brecq_det.py', '../_base_/calibration/coco_256_416.py'
+    '../_base_/models/yolox-nano_coco.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/brecq_det.py',
+    '../_base_/calibration/coco_256_416.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, depthwise_channels=True),
-    float_checkpoint='weights/yolox_nano_8xb8-300e_coco.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 8
+model = dict(quantizer=dict(_base_.quantizer, depthwise_channels=True))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

@@ -1,19 +1,3 @@
-# mmdet publishes no weights for this model: train them with its config.
-_base_ = [
-    'mmdet::yolox/yolox_nano_8xb8-300e_coco.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/brecq_det.py', '../_base_/calibration/coco_256_416.py'
-]
+_base_ = './yolox-nano_w4a8_coco.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, depthwise_channels=True),
-    float_checkpoint='weights/yolox_nano_8xb8-300e_coco.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.brecq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=8)))

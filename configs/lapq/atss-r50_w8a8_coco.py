@@ -1,19 +1,3 @@
-_base_ = [
-    'mmdet::atss/atss_r50_fpn_1x_coco.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/lapq_det.py', '../_base_/calibration/coco_256.py'
-]
+_base_ = './atss-r50_w4a8_coco.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/atss/atss_r50_fpn_1x_coco/'
-    'atss_r50_fpn_1x_coco_20200209-985f7bd0.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.lapq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=8)))

@@ -1,18 +1,9 @@
 _base_ = [
-    '../float/faster-rcnn_digitsdet.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/lapq_det.py', '../_base_/calibration/digitsdet_128.py'
+    '../_base_/models/faster-rcnn_digitsdet.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/lapq_det.py',
+    '../_base_/calibration/digitsdet_128.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='checkpoints/faster-rcnn_digitsdet.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.lapq,
-    chunk_size=16)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.lapq)

@@ -1,18 +1,3 @@
-_base_ = [
-    '../float/faster-rcnn_digitsdet.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/lapq_det.py', '../_base_/calibration/digitsdet_128.py'
-]
+_base_ = './faster-rcnn_w4a4_digitsdet.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='checkpoints/faster-rcnn_digitsdet.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.lapq,
-    chunk_size=16)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=8), activation=dict(bits=8)))

@@ -1,19 +1,11 @@
 _base_ = [
-    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py', '../_base_/quantizers/w4a4_lapq_official.py',
+    '../_base_/models/mobilenet-v2.py', '../_base_/quantizers/lapq_official.py',
     '../_base_/algorithms/lapq_official.py', '../_base_/calibration/imagenet_512.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, overrides=[
-        *_base_.quantizer.overrides,
-        dict(pattern=r'backbone\.conv2\.conv', w_bits=None, a_bits=None),
-        dict(pattern=r'backbone\.layer[2-7]\.\d\.conv\.0\.conv', a_bits=None),
-    ]),
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/mobilenet_v2/'
-    'mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.lapq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+_base_.quantizer.overrides.append(dict(pattern=r'backbone\.conv2\.conv', w_bits=None, a_bits=None))
+_base_.quantizer.overrides.append(dict(pattern=r'backbone\.layer[2-7]\.\d\.conv\.0\.conv', a_bits=None))
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.lapq)

@@ -1,14 +1,12 @@
 _base_ = [
-    '../float/resnet18_digits.py', '../_base_/quantizers/w2a4_affine.py',
-    '../_base_/algorithms/lapq_brecq_1k.py', '../_base_/calibration/digits_256.py'
+    '../_base_/models/resnet18_digits.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/lapq.py',
+    '../_base_/algorithms/brecq_short.py', '../_base_/calibration/digits_256.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='checkpoints/resnet18_digits.pth')
+_base_.quantizer.weight.bits = 2
+_base_.quantizer.activation.bits = 4
+model = dict(quantizer=_base_.quantizer)
+# LAPQ's clips, then BRECQ's two stages from them.
 train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.lapq_brecq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+    dataloader=_base_.calibration_dataloader,
+    steps=dict(_base_.lapq, weights=_base_.brecq.weights, activations=_base_.brecq.activations))

@@ -1,17 +1,10 @@
 _base_ = [
-    'mmpretrain::resnet/resnet18_8xb32_in1k.py', '../_base_/quantizers/w4a4_lapq_official.py',
-    '../_base_/algorithms/lapq_official.py', '../_base_/calibration/imagenet_512.py'
+    '../_base_/models/resnet18.py', '../_base_/quantizers/lapq_official.py', '../_base_/algorithms/lapq_official.py',
+    '../_base_/calibration/imagenet_512.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, overrides=[
-        *_base_.quantizer.overrides,
-        dict(pattern=r'backbone\.layer4\.1\.conv2', w_bits=None),
-    ]),
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/resnet18_8xb32_in1k_20210831-fbbb1da6.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.lapq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+_base_.quantizer.overrides.append(dict(pattern=r'backbone\.layer4\.1\.conv2', w_bits=None))
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.lapq)

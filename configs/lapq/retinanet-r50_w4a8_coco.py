@@ -1,19 +1,9 @@
 _base_ = [
-    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', '../_base_/quantizers/w4a8_affine.py',
-    '../_base_/algorithms/lapq_det.py', '../_base_/calibration/coco_256.py'
+    '../_base_/models/retinanet-r50_coco.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/lapq_det.py',
+    '../_base_/calibration/coco_256.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r50_fpn_1x_coco/'
-    'retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.lapq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 8
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.lapq)

@@ -1,19 +1,9 @@
 _base_ = [
-    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py', '../_base_/quantizers/w4a8_affine.py',
+    '../_base_/models/ssdlite-mobilenet-v2_coco.py', '../_base_/quantizers/affine.py',
     '../_base_/algorithms/lapq_det.py', '../_base_/calibration/coco_256_320.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, depthwise_channels=True),
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/ssd/ssdlite_mobilenetv2_scratch_600e_coco/'
-    'ssdlite_mobilenetv2_scratch_600e_coco_20210629_110627-974d9307.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.lapq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 8
+model = dict(quantizer=dict(_base_.quantizer, depthwise_channels=True))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.lapq)

@@ -1,19 +1,9 @@
 _base_ = [
-    'mmdet::yolox/yolox_s_8xb8-300e_coco.py', '../_base_/quantizers/w4a8_affine.py',
-    '../_base_/algorithms/lapq_det.py', '../_base_/calibration/coco_256_640.py'
+    '../_base_/models/yolox-s_coco.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/lapq_det.py',
+    '../_base_/calibration/coco_256_640.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/yolox/yolox_s_8x8_300e_coco/'
-    'yolox_s_8x8_300e_coco_20211121_095711-4592a793.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.lapq,
-    chunk_size=2)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 8
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.lapq)

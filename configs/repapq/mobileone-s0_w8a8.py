@@ -1,14 +1,9 @@
 _base_ = [
-    'mmpretrain::mobileone/mobileone-s0_8xb32_in1k.py', '../_base_/quantizers/w8a8_affine.py',
-    '../_base_/algorithms/repapq.py', '../_base_/calibration/imagenet_1024.py'
+    '../_base_/models/mobileone-s0.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/repapq.py',
+    '../_base_/calibration/imagenet_1024.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, block_types=['MobileOneBlock']),
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/mobileone/mobileone-s0_8xb32_in1k_20221110-0bc94952.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.repapq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 8
+_base_.quantizer.activation.bits = 8
+model = dict(quantizer=dict(_base_.quantizer, block_types=['MobileOneBlock']))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.repapq)

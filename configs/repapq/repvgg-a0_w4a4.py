@@ -1,14 +1,9 @@
 _base_ = [
-    'mmpretrain::repvgg/repvgg-A0_8xb32_in1k.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/repapq_w4.py', '../_base_/calibration/imagenet_1024.py'
+    '../_base_/models/repvgg-a0.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/repapq_w4.py',
+    '../_base_/calibration/imagenet_1024.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, block_types=['RepVGGBlock']),
-    float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.repapq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+model = dict(quantizer=dict(_base_.quantizer, block_types=['RepVGGBlock']))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.repapq)

@@ -1,14 +1,12 @@
 _base_ = [
-    '../float/repvgg_digits.py', '../_base_/quantizers/w4a4_affine.py',
-    '../_base_/algorithms/repapq_w4_1k.py', '../_base_/calibration/digits_256.py'
+    '../_base_/models/repvgg_digits.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/repapq_w4.py',
+    '../_base_/calibration/digits_256.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, block_types=['RepVGGBlock']),
-    float_checkpoint='checkpoints/repvgg_digits.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.repapq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 4
+# A tenth of the steps, for small models and images; roundings learn ten times faster.
+_base_.repapq.joint.num_iters = 1000
+_base_.repapq.joint.lr.rounding = 1e-2
+model = dict(quantizer=dict(_base_.quantizer, block_types=['RepVGGBlock']))
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.repapq)

@@ -1,14 +1,3 @@
-_base_ = [
-    '../float/repvgg_digits.py', '../_base_/quantizers/w6a6_affine.py',
-    '../_base_/algorithms/repapq.py', '../_base_/calibration/digits_256.py'
-]
+_base_ = './repvgg_w8a8_digits.py'
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=dict(_base_.quantizer, block_types=['RepVGGBlock']),
-    float_checkpoint='checkpoints/repvgg_digits.pth')
-train_cfg = dict(
-    _delete_=True, type='mmquant.CalibrationLoop', dataloader=_base_.calibration_dataloader, steps=_base_.repapq)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+model = dict(quantizer=dict(weight=dict(bits=6), activation=dict(bits=6)))

@@ -1,18 +1,11 @@
 _base_ = [
-    '../float/yolox-nano_val2017-328.py', '../_base_/quantizers/w8a8_per_tensor.py',
-    '../_base_/algorithms/repapq_plain_200_b8.py', '../_base_/calibration/train2017-128_416.py'
+    '../_base_/models/yolox-nano_val2017-328.py', '../_base_/quantizers/per_tensor.py',
+    '../_base_/algorithms/repapq_plain.py', '../_base_/calibration/train2017-128_416.py'
 ]
 
-model = dict(
-    _delete_=True,
-    type='mmquant.QuantizedModel',
-    architecture=_base_.model,
-    quantizer=_base_.quantizer,
-    float_checkpoint='{{$MMQUANT_REAL_DATA:data}}/weights/yolox_nano_coco_mmdet.pth')
-train_cfg = dict(
-    _delete_=True,
-    type='mmquant.CalibrationLoop',
-    dataloader=_base_.calibration_dataloader,
-    steps=_base_.repapq,
-    chunk_size=32)
-custom_hooks = [dict(type='mmquant.EvaluationHook')]
+_base_.quantizer.weight.bits = 8
+_base_.quantizer.activation.bits = 8
+# 200 steps per unit of 8 images: for detectors without a GPU.
+_base_.repapq.joint.update(num_iters=200, batch_size=8)
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.repapq)

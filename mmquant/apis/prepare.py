@@ -8,10 +8,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.algorithms.step_list import build_steps
 from mmquant.apis.config import build_runner, calibration_config
 from mmquant.apis.quantize import run_steps
-from mmquant.registry import MODELS, STEPS
-from mmquant.utils.building import ConfigError, build
+from mmquant.registry import MODELS
+from mmquant.utils.building import ConfigError
 from mmquant.utils.progress import progress
 
 RANDOM_BATCH = 2
@@ -61,6 +62,6 @@ def prepare_random(cfg: Config) -> tuple[CalibrationContext, list[Step]]:
 
 def _run_structural(context: CalibrationContext, cfg: Config) -> list[Step]:
     """Build all steps, run those that shape the model."""
-    steps = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(cfg.train_cfg.steps)]
+    steps = build_steps(cfg.train_cfg.steps)
     run_steps(context, [s for s in steps if s.structural])
     return steps

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.algorithms.step_list import build_steps, merged, ordered_steps
 from mmquant.models import QuantizedModel
-from mmquant.registry import STEPS
-from mmquant.utils.building import ConfigError, build, check_keys, closest
+from mmquant.utils.building import ConfigError, check_keys, closest
 from mmquant.utils.progress import progress
 
 
@@ -27,37 +27,42 @@ def config_root() -> str:
     raise FileNotFoundError(f'the configs folder is neither in {package}/.mim nor beside it; reinstall mmquant')
 
 
-def recipe_steps(recipe: str | list, num_iters: Mapping[str, int] | None = None) -> list[dict]:
-    """Step configs of a recipe.
+def recipe_steps(recipe: str | dict | list, num_iters: Mapping[str, int] | None = None) -> dict[str, dict | Step]:
+    """Steps of a recipe by name, in the order in which they run.
 
     Args:
-        recipe (str | list[dict]): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_2k'``, ...),
-            or the steps themselves.
-        num_iters (Mapping | None): Steps a unit for ``'weight'``, ``'activation'`` and ``'joint'``, instead of the
-            recipe's.
+        recipe (str | dict | list): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_short'``,
+            ...), or the steps themselves; see :func:`ordered_steps`.
+        num_iters (Mapping | None): Steps per unit by the name of a step (``dict(weights=1000, activations=500)``),
+            instead of the recipe's.
 
     Raises:
-        ConfigError: For an unknown name or key, or no steps.
+        ConfigError: For an unknown recipe, step or key, or no steps.
     """
-    check_keys(num_iters or {}, ('weight', 'activation', 'joint'), 'num_iters')
-    if not recipe or not isinstance(recipe, (str, list, tuple)):
-        raise ConfigError(f'recipe must be a name or a list of at least one step, got {recipe!r}')
-    steps = _shipped_steps(recipe) if isinstance(recipe, str) else recipe
-    return [dict(s, num_iters=num_iters[s['target']]) if num_iters and s.get('target') in num_iters else dict(s)
-            for s in steps]
+    if not recipe or not isinstance(recipe, (str, Mapping, list, tuple)):
+        raise ConfigError(f'recipe must be a name, or at least one step, got {recipe!r}')
+    steps = ordered_steps(_shipped_steps(recipe) if isinstance(recipe, str) else recipe, 'recipe')
+    check_keys(num_iters or {}, [name for name, s in steps.items() if isinstance(s, dict) and 'num_iters' in s],
+               'num_iters')
+    return merged(steps, {name: dict(num_iters=n) for name, n in (num_iters or {}).items()})
 
 
-def _shipped_steps(recipe: str) -> list[dict]:
+def _shipped_steps(recipe: str) -> Mapping:
+    """The variable that is named as the method: ``brecq`` in ``brecq.py``, ``brecq_short.py``, ``brecq_det.py``."""
     folder = osp.join(config_root(), '_base_', 'algorithms')
     path = osp.join(folder, f'{recipe}.py')
     if not osp.isfile(path):
         names = [n[:-3] for n in os.listdir(folder) if n.endswith('.py')]
         raise ConfigError(f'unknown recipe {recipe!r}; {closest(recipe, names)}')
-    cfg = Config.fromfile(path)
-    return cfg[max((k for k, v in cfg.items() if isinstance(v, list) and recipe.startswith(k)), key=len)]
+    cfg, method = Config.fromfile(path), recipe
+    while method not in cfg and '_' in method:
+        method = method.rpartition('_')[0]
+    if method not in cfg:
+        raise ConfigError(f'{path} has no variable {method!r} with the steps of the method')
+    return cfg[method]
 
 
-def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'brecq', w_bits: int | None = 4,
+def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list = 'brecq', w_bits: int | None = 4,
              a_bits: int | None = 4, *, overrides: list[dict] | None = None, num_iters: Mapping[str, int] | None = None,
              block_types: tuple[str, ...] = (), seed: int = 0, amp: bool = False,
              chunk_size: int = 64) -> QuantizedModel:
@@ -67,11 +72,10 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
         model (nn.Module): Float model with loaded weights; it is changed in place and called as ``model(images)``.
         calib_loader (Iterable): Yields image tensors (N, C, H, W), or tuples and dicts whose first tensor they are,
             preprocessed as the model expects; labels are not used.
-        recipe (str | list[dict]): Name of a recipe, or step configs. Default ``'brecq'``.
+        recipe (str | dict | list): Name of a recipe, or steps by name; see :func:`recipe_steps`. Default ``'brecq'``.
         w_bits, a_bits (int | None): Bits of weights and activations, 2..16; None: float. Default 4.
         overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer at 8 bits.
-        num_iters (Mapping | None): ``{'weight': n, 'activation': n, 'joint': n}``, steps a unit instead of the
-            recipe's.
+        num_iters (Mapping | None): ``{'weights': n, 'activations': n}``, steps per unit instead of the recipe's.
         block_types (tuple[str, ...]): Names of module classes to reconstruct as a block.
         seed (int): Same seed, same result.
         amp (bool): Reconstruct in bfloat16 autocast.
@@ -90,7 +94,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | list = 'bre
     spec = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=w_bits, granularity='channel'),
                 activation=dict(type='mmquant.UniformAffineQuantizer', bits=a_bits), overrides=overrides,
                 block_types=block_types)
-    steps = [build(STEPS, s, f'recipe[{i}]') for i, s in enumerate(recipe_steps(recipe, num_iters))]
+    steps = build_steps(recipe_steps(recipe, num_iters), 'recipe')
     model.eval()
     wrapped = QuantizedModel(model, spec, 'random')
     context = CalibrationContext(wrapped, _collect(calib_loader, wrapped, chunk_size), seed, amp, progress=progress)

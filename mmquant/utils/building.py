@@ -56,11 +56,13 @@ def plain(cfg):
 
 
 def differing_keys(a, b, prefix: str = '') -> list[str]:
-    """Dotted paths, with both values, where two nested structures of plain values differ."""
+    """Dotted paths, with both values, where two nested structures of plain values differ; steps go by their names."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [(k, a.get(k), b.get(k)) for k in sorted({*a, *b})]
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        keys = [(i, x, y) for i, (x, y) in enumerate(zip(a, b))]
+        named = all(isinstance(x, dict) and isinstance(y, dict) and 'name' in x and x['name'] == y.get('name')
+                    for x, y in zip(a, b))
+        keys = [(x['name'] if named else i, x, y) for i, (x, y) in enumerate(zip(a, b))]
     else:
         return [] if a == b else [f'{prefix}: {_short(a)} instead of {_short(b)}']
     return [d for k, x, y in keys for d in differing_keys(x, y, f'{prefix}.{k}' if prefix else str(k))]

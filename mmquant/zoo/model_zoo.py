@@ -318,7 +318,7 @@ def _metrics(entry: Entry) -> dict:
 
 
 def float_config(config: str) -> str:
-    """The float model's config: the first base of a leaf, or of the quantized config that the leaf is based on."""
+    """The float model's config, at the end of the first bases of a leaf: it lies in another package or in ``float``."""
     with open(config) as f:
         tree = ast.parse(f.read())
     bases = next(ast.literal_eval(node.value) for node in tree.body
@@ -327,5 +327,4 @@ def float_config(config: str) -> str:
     if '::' in first:
         return first
     path = osp.normpath(osp.join(osp.dirname(config), first))
-    quantized = osp.dirname(path) == osp.normpath(osp.dirname(config))
-    return float_config(path) if quantized else repository_path(path)
+    return repository_path(path) if osp.basename(osp.dirname(path)) == 'float' else float_config(path)

@@ -2,9 +2,9 @@
 
 A variants file is a config with ``variants``, a dict of name -> variant. A variant may hold
 
-- ``algorithm``: a list of steps instead of the config's;
-- ``steps``: changes of steps by the name of their class (``dict(Reconstruction=dict(loss=dict(p=2)))``); dicts are
-  merged, a value of None takes a key away, None for a whole step takes that away;
+- ``algorithm``: steps by name instead of the config's;
+- ``steps``: changes of steps by name (``dict(weights=dict(num_iters=1000))``), merged as a child config's are: a value
+  of None takes a key or a whole step away, ``after`` puts a new one in;
 - ``quantizer``: changes of ``model.quantizer``, in the same way.
 
 What was measured lies beside the records of the config, in ``results/<config stem>/variants.json``.
@@ -17,23 +17,11 @@ import os.path as osp
 
 from mmengine.config import Config
 
+from mmquant.algorithms.step_list import merged, ordered_steps
 from mmquant.utils.building import ConfigError, check_keys, closest, plain
 
 FILE = 'variants.json'
 KEYS = ('algorithm', 'steps', 'quantizer')
-
-
-def merged(base: dict, changes: dict) -> dict:
-    """``base`` with ``changes`` in it; dicts are merged, None takes a key away."""
-    result = copy.deepcopy(base)
-    for key, value in changes.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
 
 
 def apply_variant(cfg: Config, variant: dict) -> Config:
@@ -44,14 +32,12 @@ def apply_variant(cfg: Config, variant: dict) -> Config:
     """
     check_keys(variant, KEYS, 'variant')
     cfg = copy.deepcopy(cfg)
-    steps = [dict(s) for s in variant.get('algorithm', cfg.train_cfg.steps)]
+    steps = ordered_steps(variant.get('algorithm', cfg.train_cfg.steps))
     changes = variant.get('steps', {})
-    names = [s['type'].split('.')[-1] for s in steps]
-    for name in changes:
-        if name not in names:
-            raise ConfigError(f'variant: no step {name!r} to change; {closest(name, names)}')
-    cfg.train_cfg.steps = [merged(s, changes.get(name, {})) for s, name in zip(steps, names)
-                           if changes.get(name, {}) is not None]
+    for name, change in changes.items():
+        if name not in steps and 'type' not in (change or {}):
+            raise ConfigError(f'variant: no step {name!r} to change; {closest(name, steps)}')
+    cfg.train_cfg.steps = ordered_steps(merged(steps, changes))
     cfg.model.quantizer = merged(cfg.model.quantizer, variant.get('quantizer', {}))
     return cfg
 

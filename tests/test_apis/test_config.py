@@ -5,10 +5,10 @@ from mmquant.apis.config import calibration_config, check_data, load_config
 from mmquant.utils.building import ConfigError
 
 
-def test_options_reach_steps_by_index():
-    cfg = load_config(CONFIG, {'train_cfg.steps.4.num_iters': 7, 'model.quantizer.weight.bits': 3})
-    assert cfg.train_cfg.steps[4].num_iters == 7 and cfg.model.quantizer.weight.bits == 3
-    assert load_config(CONFIG).train_cfg.steps[4].num_iters != 7
+def test_options_reach_steps_by_name():
+    cfg = load_config(CONFIG, {'train_cfg.steps.weights.num_iters': 7, 'model.quantizer.weight.bits': 3})
+    assert cfg.train_cfg.steps.weights.num_iters == 7 and cfg.model.quantizer.weight.bits == 3
+    assert load_config(CONFIG).train_cfg.steps.weights.num_iters != 7
 
 
 def test_new_keys_are_allowed_as_the_last_part_only():

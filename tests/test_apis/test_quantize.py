@@ -10,7 +10,7 @@ from mmquant.apis.quantize import config_root, recipe_steps
 from mmquant.models import QuantizedModel
 from mmquant.utils.building import ConfigError
 
-FEW = dict(weight=5, activation=5)
+FEW = dict(weights=5, activations=5)
 NEAREST = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
            dict(type='mmquant.InitWeightRange', observer=MIN_MAX),
            dict(type='mmquant.InitActivationRange', observer=MIN_MAX)]
@@ -110,18 +110,23 @@ def test_overrides_and_block_types():
     assert quantized.block_types == ('Attention',)
 
 
+def iters(steps):
+    return {name: s['num_iters'] for name, s in steps.items() if 'num_iters' in s}
+
+
 def test_recipes_are_the_shipped_files():
-    assert [s['type'] for s in recipe_steps('lapq_brecq_1k')][2:] == [
-        'mmquant.NormSweep', 'mmquant.JointSearch', 'mmquant.Reconstruction', 'mmquant.Reconstruction']
+    assert list(recipe_steps('lapq')) == ['fold', 'insert', 'nearest', 'joint']
+    assert list(recipe_steps('lapq_official')) == ['insert', 'nearest', 'joint']
     steps = recipe_steps('brecq')
-    assert [s['type'].split('.')[1] for s in steps] == [
-        'FoldBatchNorm', 'InsertQuantizers', 'InitWeightRange', 'InitActivationRange', 'Reconstruction',
-        'InitActivationRange', 'Reconstruction']
-    assert [s['num_iters'] for s in steps if 'num_iters' in s] == [20000, 5000]
-    changed = recipe_steps('brecq', dict(weight=7))
-    assert [s['num_iters'] for s in changed if 'num_iters' in s] == [7, 5000]
-    assert [s['num_iters'] for s in recipe_steps('brecq') if 'num_iters' in s] == [20000, 5000]
-    assert [s['num_iters'] for s in recipe_steps('repapq_w6', dict(joint=9)) if 'num_iters' in s] == [9]
+    assert {name: s['type'].split('.')[1] for name, s in steps.items()} == dict(
+        fold='FoldBatchNorm', insert='InsertQuantizers', nearest_weights='InitWeightRange',
+        nearest='InitActivationRange', weights='Reconstruction', activation_ranges='InitActivationRange',
+        activations='Reconstruction')
+    assert iters(steps) == dict(weights=20000, activations=5000)
+    assert iters(recipe_steps('brecq', dict(weights=7))) == dict(weights=7, activations=5000)
+    assert iters(recipe_steps('brecq')) == dict(weights=20000, activations=5000)
+    assert iters(recipe_steps('brecq_short')) == dict(weights=1000, activations=500)
+    assert iters(recipe_steps('repapq_w4', dict(joint=9))) == dict(joint=9)
     assert config_root().endswith('configs')
 
 
@@ -134,11 +139,11 @@ def test_recipes_are_the_shipped_files():
     (dict(overrides=[dict(position='frist')]), ConfigError, 'position must be "first" or "last"'),
     (dict(overrides=[dict(pattern='a', w_bit=3)]), ConfigError, r"unknown key 'w_bit'; did you mean 'w_bits'\?"),
     (dict(recipe=[dict(type='mmquant.FoldBatchNrm')]), ConfigError,
-     r"recipe\[0\]: unknown type .* 'mmquant.FoldBatchNorm'\?"),
+     r"recipe\.FoldBatchNrm: unknown type .* 'mmquant.FoldBatchNorm'\?"),
     (dict(recipe=[dict(type='mmquant.Reconstruction', iters=3)]), ConfigError,
-     r"recipe\[0\] \(Reconstruction\): unknown key 'iters'"),
-    (dict(num_iters=dict(weights=3)), ConfigError, r"num_iters: unknown key 'weights'; did you mean 'weight'\?"),
-    (dict(recipe=[]), ConfigError, 'recipe must be a name or a list of at least one step'),
+     r"recipe\.Reconstruction \(Reconstruction\): unknown key 'iters'"),
+    (dict(num_iters=dict(wieghts=3)), ConfigError, r"num_iters: unknown key 'wieghts'; did you mean 'weights'\?"),
+    (dict(recipe=[]), ConfigError, 'recipe must be a name, or at least one step'),
     (dict(calib_loader=[]), ValueError, 'the calibration set is empty: calib_loader yielded nothing'),
     (dict(calib_loader=iter(())), ValueError, 'the calibration set is empty'),
     (dict(calib_loader=[torch.full((2, 3, 16, 16), float('nan'))]), ValueError,
@@ -149,7 +154,8 @@ def test_recipes_are_the_shipped_files():
     (dict(w_bits=None, a_bits=None, overrides=[], recipe=NEAREST), ValueError, 'leaves every layer float'),
 ])
 def test_wrong_input(change, error, text):
-    arguments = dict(model=randomize(ResNet()), calib_loader=loader(), recipe='brecq', num_iters=FEW)
+    few = {} if isinstance(change.get('recipe'), list) else dict(num_iters=FEW)
+    arguments = dict(model=randomize(ResNet()), calib_loader=loader(), recipe='brecq', **few)
     with pytest.raises(error, match=text):
         mmquant.quantize(**{**arguments, **change})
 

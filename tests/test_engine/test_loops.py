@@ -107,7 +107,7 @@ def test_overlap_that_cannot_be_checked_is_said(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('loop, text', [(dict(chunk_size=0), 'train_cfg.chunk_size must be at least 1, got 0'),
-                                        (dict(steps=dict(a=1)), 'train_cfg.steps must be a list of at least one step')])
+                                        (dict(steps=3), 'train_cfg.steps must be a dict of at least one step')])
 def test_wrong_arguments(tmp_path, loop, text):
     with pytest.raises(ValueError, match=text):
         CalibrationLoop(None, None, **{'steps': STEPS, **loop})

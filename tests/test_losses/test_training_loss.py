@@ -112,14 +112,17 @@ def test_lapq_from_the_shipped_parts(tmp_path, monkeypatch):
     """A leaf of configs/_base_: boxes reach the objective, and the search lowers the training loss."""
     monkeypatch.setattr(digits_det, 'NUM_IMAGES', dict(train=2, calibration=3, test=3))
     text = (ROOT / 'configs/lapq/retinanet_w4a4_digitsdet.py').read_text().replace("'../", f"'{ROOT}/configs/")
-    text = text.replace('lapq_det.py', 'lapq_det_training_loss.py')
+    text += '''
+for step in (_base_.lapq.nearest, _base_.lapq.joint):
+    step.objective = dict(type='mmquant.TrainingLoss')
+'''
     (tmp_path / 'leaf.py').write_text(text.replace('digitsdet_128.py', 'digitsdet_128_boxes.py'))
     cfg, root = load_config(str(tmp_path / 'leaf.py')), tmp_path / 'scenes'
-    assert [s.objective.type for s in cfg.train_cfg.steps if 'objective' in s] == ['mmquant.TrainingLoss'] * 2
+    assert [s.objective.type for s in cfg.train_cfg.steps.values() if 'objective' in s] == ['mmquant.TrainingLoss'] * 2
     run_tool('ptq.py', tmp_path / 'leaf.py', '--work-dir', tmp_path / 'run', '--no-report', '--cfg-options',
              f'train_cfg.dataloader.dataset.data_root={root}', 'train_cfg.dataloader.dataset.indices=2',
              f'val_dataloader.dataset.data_root={root}', f'val_evaluator.ann_file={root}/annotations/test.json',
-             'train_cfg.steps.2.norms=[2,3]', 'train_cfg.steps.2.init_images=2',
-             'train_cfg.steps.3.searcher.num_sweeps=1')
+             'train_cfg.steps.nearest.norms=[2,3]', 'train_cfg.steps.nearest.init_images=2',
+             'train_cfg.steps.joint.searcher.num_sweeps=1')
     search, = [r for r in results_of(tmp_path / 'run')['records'] if r['kind'] == 'search']
     assert search['objective'] == 'TrainingLoss' and 0 < search['loss'] <= search['start_loss']

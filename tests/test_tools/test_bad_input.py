@@ -20,15 +20,16 @@ def based(tmp_path, text: str) -> str:
 
 
 OPTIONS = {
-    'top key': ('trian_cfg.steps.4.num_iters=4', r"no key 'trian_cfg' in the config; did you mean 'train_cfg'\?"),
+    'top key': ('trian_cfg.steps.weights.num_iters=4', r"no key 'trian_cfg' in the config; did you mean 'train_cfg'\?"),
     'inner key': ('model.quantizr.weight.bits=4', r"no key 'quantizr' in model; did you mean 'quantizer'\?"),
-    'index': ('train_cfg.steps.9.lr=1', r"train_cfg\.steps is a list of 7; '9' is no index of it"),
+    'index': ('param_scheduler.9.end=1', r"param_scheduler is a list of 2; '9' is no index of it"),
+    'step': ('train_cfg.steps.wieghts.num_iters=1', r"no key 'wieghts' in train_cfg\.steps; did you mean 'weights'\?"),
     'below a value': ('model.float_checkpoint.x=1', r'model\.float_checkpoint is .* and has no keys'),
-    'key of a step': ('train_cfg.steps.4.num_iter=4',
-                      r"train_cfg\.steps\[4\] \(Reconstruction\): unknown key 'num_iter'; did you mean 'num_iters'\?"),
-    'type of a step': ('train_cfg.steps.4.type=mmquant.Reconstuction',
-                       r"train_cfg\.steps\[4\]: unknown type .*; did you mean 'mmquant.Reconstruction'\?"),
-    'type of an observer': ('train_cfg.steps.2.observer.type=mmquant.LpNorm',
+    'key of a step': ('train_cfg.steps.weights.num_iter=4',
+                      r"train_cfg\.steps\.weights \(Reconstruction\): unknown key 'num_iter'; .* 'num_iters'\?"),
+    'type of a step': ('train_cfg.steps.weights.type=mmquant.Reconstuction',
+                       r"train_cfg\.steps\.weights: unknown type .*; did you mean 'mmquant.Reconstruction'\?"),
+    'type of an observer': ('train_cfg.steps.nearest_weights.observer.type=mmquant.LpNorm',
                             r"unknown type 'mmquant.LpNorm'; did you mean 'mmquant.LpNormObserver'\?"),
     'type of a quantizer': ('model.quantizer.weight.type=mmquant.UniformAffineQuantiser',
                             r"quantizer\.weight: unknown type .*; did you mean 'mmquant.UniformAffineQuantizer'\?"),
@@ -46,7 +47,7 @@ OPTIONS = {
     'key of the data set': ('val_dataloader.dataset.splt=test',
                             r"unknown key 'splt' for DigitsDataset in the config; did you mean 'split'\?"),
     'type of the metric': ('val_evaluator.type=Acuracy', r"unknown type 'Acuracy' .*; did you mean 'Accuracy'\?"),
-    'value of a step': ('train_cfg.steps.4.unit=blok', r"unit must be one of .* got 'blok'"),
+    'value of a step': ('train_cfg.steps.weights.unit=blok', r"unit must be one of .* got 'blok'"),
     'few bits': ('model.quantizer.weight.bits=1',
                  r'quantizer\.weight .*bits=1 is not supported: expected an int in 2\.\.16'),
     'many bits': ('model.quantizer.activation.bits=32', r'bits=32 is not supported: expected an int in 2\.\.16'),
@@ -55,7 +56,6 @@ OPTIONS = {
     'unreachable weights': ('model.float_checkpoint=http://127.0.0.1:9/w.pth',
                             r'w\.pth cannot be downloaded .*model\.float_checkpoint=PATH.*resnet18_w2a4_digits\.py'),
     'type of a value': ('train_cfg.chunk_size=many', r"chunk_size must be int, got 'many'"),
-    'hook': ('custom_hooks="[3]"', r'custom_hooks must be a list of dict\(type=\.\.\., \.\.\.\), got \[3\]'),
     'architecture that does not fit': ('model.architecture.head.in_channels=3',
                                        r'does not fit the model: .*wrong shapes|model\.architecture cannot run on'),
     'metric': ('val_evaluator.topk=x', r'the evaluation failed .*; check val_dataloader, val_evaluator'),
@@ -96,7 +96,20 @@ def test_missing_imagenet(tmp_path):
 
 def test_no_steps(tmp_path):
     config = based(tmp_path, 'train_cfg = dict(steps=[])')
-    with pytest.raises(SystemExit, match=r'train_cfg\.steps must be a list of at least one step, got \[\]'):
+    with pytest.raises(SystemExit, match=r'train_cfg\.steps must be a dict of at least one step .* got \[\]'):
+        run_tool('ptq.py', config, '--work-dir', tmp_path)
+
+
+def test_step_of_a_child_that_its_base_does_not_have(tmp_path):
+    """A misspelt name stands for a new step after merging; the one that was meant is named."""
+    config = based(tmp_path, 'train_cfg = dict(steps=dict(wieghts=dict(num_iters=4)))')
+    with pytest.raises(SystemExit, match=r"train_cfg\.steps: no step 'wieghts' to change .*; did you mean 'weights'\?"):
+        run_tool('ptq.py', config, '--work-dir', tmp_path)
+
+
+def test_hook_that_is_none(tmp_path):
+    config = based(tmp_path, 'custom_hooks = [3]')
+    with pytest.raises(SystemExit, match=r'custom_hooks must be a list of dict\(type=\.\.\., \.\.\.\), got \[3\]'):
         run_tool('ptq.py', config, '--work-dir', tmp_path)
 
 
@@ -156,9 +169,8 @@ def test_nan_in_the_float_weights(tmp_path):
 
 def test_activations_without_a_range_stay_float_and_are_named(tmp_path):
     """A recipe that forgets InitActivationRange."""
-    config = based(tmp_path, '''
-_base_.train_cfg.steps = [s for s in _base_.train_cfg.steps if s['type'] in (
-    'mmquant.FoldBatchNorm', 'mmquant.InsertQuantizers', 'mmquant.InitWeightRange')]''')
+    left_out = 'nearest=None, weights=None, activation_ranges=None, activations=None'
+    config = based(tmp_path, f'train_cfg = dict(steps=dict({left_out}))')
     few = [o for o in TINY if 'steps.' not in o]
     run_tool('ptq.py', config, '--work-dir', tmp_path / 'run', '--cfg-options', *few)
     stages = results_of(tmp_path / 'run')['stages']

@@ -6,7 +6,7 @@ from tools_for_tests import ROOT, run_tool
 
 CONFIG = str(ROOT / 'configs/repapq/mobileone_w8a8_digits.py')
 VARIANTS = '''
-nearest = dict(Reconstruction=None, InsertOutputAffine=None, FoldOutputAffine=None)
+nearest = dict(joint=None, affines=None, folded=None)
 variants = {'Nearest': dict(steps=nearest),
             'One scale a tensor': dict(steps=nearest, quantizer=dict(weight=dict(granularity='tensor')))}
 '''

@@ -24,6 +24,7 @@ train_cfg = dict(dataloader=dict(batch_size=8, dataset=dict(indices=16)), chunk_
 val_dataloader = dict(dataset=dict(indices=10))
 test_dataloader = dict(dataset=dict(indices=10))
 default_hooks = dict(logger=dict(interval=100))
+custom_hooks = [dict(type='mmquant.EvaluationHook')]
 '''
 # What is mutated: everything of ours, and the parts of mmengine, mmpretrain and PyTorch that a run reads.
 PARTS = ('model', 'train_cfg', 'val_dataloader', 'val_evaluator', 'data_preprocessor', 'custom_hooks')

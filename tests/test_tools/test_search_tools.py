@@ -10,8 +10,8 @@ from mmquant.engine.progress_file import ProgressFile
 CONFIG = str(ROOT / 'configs/lapq/resnet18_w4a4_digits.py')
 DATA = ('train_cfg.dataloader.dataset.indices=16', 'val_dataloader.dataset.indices=20',
         'test_dataloader.dataset.indices=20')
-TINY = (*DATA, 'train_cfg.steps.2.norms=[2,3,4]', 'train_cfg.steps.2.init_images=4', 'train_cfg.steps.3.num_images=4',
-        'train_cfg.steps.3.searcher.num_sweeps=2')
+TINY = (*DATA, 'train_cfg.steps.nearest.norms=[2,3,4]', 'train_cfg.steps.nearest.init_images=4',
+        'train_cfg.steps.joint.num_images=4', 'train_cfg.steps.joint.searcher.num_sweeps=2')
 
 
 class Killed(BaseException):

@@ -1,4 +1,5 @@
 """Tables and metafiles from records; the committed ones are what their records give."""
+import functools
 import json
 import re
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 import yaml
 from tools_for_tests import run_tool
 
+from mmquant.algorithms.step_list import listed_steps
 from mmquant.apis.config import calibration_config, load_config
 from mmquant.apis.dry_run import model_cost_of
-from mmquant.utils.building import ConfigError, plain
+from mmquant.utils.building import ConfigError, differing_keys, plain
 from mmquant.zoo.model_zoo import (
     TABLE,
     TASKS,
@@ -181,10 +183,11 @@ def test_no_number_beside_the_generated_ones():
 
 
 def test_committed_records_are_whole():
+    load = functools.cache(load_config)
     for path in CONFIGS.glob('*/results/*/*.json'):
         config = path.parents[2] / f'{path.parent.name}.py'
         assert config.exists(), f'{path} belongs to no config'
-        data = yaml.safe_load(path.read_text())
+        data = json.loads(path.read_text())
         if path.name == 'cost.json':
             assert set(data) == {'params', 'macs', 'bops', 'size_mb', 'float_size_mb'}
             continue
@@ -192,7 +195,7 @@ def test_committed_records_are_whole():
         first = TASKS[known[split_stem(config.stem, known)[2]]['Task']][0]
         assert data['data']['name'] == data_name(str(config))
         if path.name == 'variants.json':
-            variants = plain(load_config(str(ROOT / data['source'])).variants)
+            variants = plain(load(str(ROOT / data['source'])).variants)
             for name, row in data['variants'].items():
                 assert row['changes'] == variants[name], f'{path}: {name} was another variant when it was measured'
                 assert row['seeds']  # a detector that finds no box at all has no metrics
@@ -200,6 +203,9 @@ def test_committed_records_are_whole():
         else:
             assert path.name == f'seed{data["seed"]}.json' and data['config'] == str(config.relative_to(ROOT))
             assert first.key in data['metrics']
+            cfg = load(str(config))
+            settings = dict(steps=listed_steps(cfg.train_cfg.steps), quantizer=cfg.model.quantizer)
+            assert not differing_keys({k: data['settings'][k] for k in settings}, plain(settings)), path
         assert not any(p in path.read_text() for p in ('/work', '/tmp', '/home', '/root'))
 
 

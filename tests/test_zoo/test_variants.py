@@ -7,33 +7,29 @@ from mmengine.config import Config
 from mmquant.utils.building import ConfigError
 from mmquant.zoo.model_zoo import Entry, variants_table
 from mmquant.zoo.results import write_json
-from mmquant.zoo.variants import apply_variant, measurement, merged
+from mmquant.zoo.variants import apply_variant, measurement
 
 
 def config():
-    steps = [dict(type='mmquant.Fold'), dict(type='mmquant.Range', observer=dict(p=1, size=8)),
-             dict(type='mmquant.Fit', lr=dict(a=1, b=2))]
+    steps = dict(fold=dict(type='mmquant.Fold'), ranges=dict(type='mmquant.Range', observer=dict(p=1, size=8)),
+                 fit=dict(type='mmquant.Fit', lr=dict(a=1, b=2)))
     return Config(dict(train_cfg=dict(steps=steps), model=dict(quantizer=dict(weight=dict(bits=8, kind='x')))))
-
-
-def test_merging():
-    base = dict(a=1, b=dict(c=2, d=dict(e=3)))
-    assert merged(base, dict(a=None, b=dict(c=5, d=dict(f=4)), g=[1])) == dict(b=dict(c=5, d=dict(e=3, f=4)), g=[1])
-    assert merged(base, dict(b=7)) == dict(a=1, b=7) and base['b']['c'] == 2
 
 
 def test_steps_are_changed_left_out_and_replaced():
     cfg = config()
-    changed = apply_variant(cfg, dict(steps=dict(Range=dict(observer=dict(p=2)), Fit=dict(lr=dict(a=None)), Fold=None),
-                                      quantizer=dict(weight=dict(bits=4))))
-    assert [s['type'] for s in changed.train_cfg.steps] == ['mmquant.Range', 'mmquant.Fit']
-    assert changed.train_cfg.steps[0]['observer'] == dict(p=2, size=8) and changed.train_cfg.steps[1]['lr'] == dict(b=2)
+    changes = dict(ranges=dict(observer=dict(p=2)), fit=dict(lr=dict(a=None)), fold=None,
+                   bias=dict(type='mmquant.Bias', before='fit'))
+    changed = apply_variant(cfg, dict(steps=changes, quantizer=dict(weight=dict(bits=4))))
+    assert list(changed.train_cfg.steps) == ['ranges', 'bias', 'fit']
+    assert changed.train_cfg.steps.ranges.observer == dict(p=2, size=8) and changed.train_cfg.steps.fit.lr == dict(b=2)
     assert changed.model.quantizer.weight == dict(bits=4, kind='x')
-    assert len(cfg.train_cfg.steps) == 3 and cfg.train_cfg.steps[2]['lr'] == dict(a=1, b=2)
-    assert apply_variant(cfg, dict(algorithm=[dict(type='Other')])).train_cfg.steps == [dict(type='Other')]
+    assert len(cfg.train_cfg.steps) == 3 and cfg.train_cfg.steps.fit.lr == dict(a=1, b=2)
+    other = dict(algorithm=dict(other=dict(type='Other')))
+    assert apply_variant(cfg, other).train_cfg.steps == dict(other=dict(type='Other'))
 
 
-@pytest.mark.parametrize('variant, text', [(dict(steps=dict(Rage={})), "'Rage' to change; did you mean 'Range'"),
+@pytest.mark.parametrize('variant, text', [(dict(steps=dict(rnges={})), "'rnges' to change; did you mean 'ranges'"),
                                            (dict(step={}), "unknown key 'step'; did you mean 'steps'")])
 def test_mistakes(variant, text):
     with pytest.raises(ConfigError, match=text):

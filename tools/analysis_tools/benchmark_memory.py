@@ -13,11 +13,11 @@ from mmengine.registry import init_default_scope
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, Reconstruction
+from mmquant.algorithms.step_list import build_steps, ordered_steps
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import calibration_config, load_config
 from mmquant.calibration.cache import Cache, parse_bytes
-from mmquant.registry import MODELS, STEPS
-from mmquant.utils.building import build
+from mmquant.registry import MODELS
 from mmquant.utils.hardware import peak_memory_bytes
 from mmquant.utils.progress import progress
 from mmquant.zoo.benchmarks import add_out_argument, show
@@ -42,14 +42,14 @@ def parse_args() -> argparse.Namespace:
 def quick_steps(cfg, num_iters: int) -> list:
     """The config's steps with a few iterations, one image a pass, and ranges from the extremes of one image."""
     observer = dict(type='mmquant.MinMaxObserver')
-    steps = []
-    for step in cfg.train_cfg.steps:
+    steps = {}
+    for name, step in ordered_steps(cfg.train_cfg.steps).items():
         kind = step['type'].removeprefix('mmquant.')
         changes = dict(Reconstruction=dict(num_iters=num_iters, batch_size=1, chunk=1),
                        InitActivationRange=dict(num_images=1, chunk=1, observer=observer),
                        InitWeightRange=dict(observer=observer)).get(kind, {})
-        steps.append(build(STEPS, dict(step, **changes), 'steps'))
-    return steps
+        steps[name] = dict(step, **changes)
+    return build_steps(steps)
 
 
 class EnoughUnits(Exception):

@@ -14,6 +14,7 @@ import mmengine
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms.lapq import NormSweep
+from mmquant.algorithms.step_list import ordered_steps
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
 from mmquant.apis.prepare import prepare_context
@@ -70,7 +71,8 @@ def reached(course: list, loss: float) -> float | None:
 
 def compare(cfg, args: argparse.Namespace) -> dict:
     """All searches from the best layer-wise point, by the objective of the config's joint search."""
-    objective_cfg = next((s.get('objective') for s in cfg.train_cfg.steps if s['type'] == 'mmquant.JointSearch'), None)
+    steps = ordered_steps(cfg.train_cfg.steps).values()
+    objective_cfg = next((s.get('objective') for s in steps if s['type'] == 'mmquant.JointSearch'), None)
     runner, context = prepare_context(cfg)
     run_steps(context, [NormSweep(args.norms, num_images=args.num_images, objective=objective_cfg)])
     start = copy.deepcopy(context.model.architecture.state_dict())

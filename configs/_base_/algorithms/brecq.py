@@ -1,11 +1,11 @@
 # BRECQ (arXiv 2102.05426): weights block by block, then step sizes; settings of the authors' code.
-brecq = [
-    dict(type='mmquant.FoldBatchNorm'),
-    dict(type='mmquant.InsertQuantizers'),
-    dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.LpNormObserver', p=2.4)),
-    dict(type='mmquant.InitActivationRange', observer=dict(type='mmquant.LpNormObserver', p=2.4, max_samples=2**17),
-         name='nearest'),
-    dict(
+brecq = dict(
+    fold=dict(type='mmquant.FoldBatchNorm'),
+    insert=dict(type='mmquant.InsertQuantizers'),
+    nearest_weights=dict(type='mmquant.InitWeightRange', observer=dict(type='mmquant.LpNormObserver', p=2.4)),
+    nearest=dict(
+        type='mmquant.InitActivationRange', observer=dict(type='mmquant.LpNormObserver', p=2.4, max_samples=2**17)),
+    weights=dict(
         type='mmquant.Reconstruction',
         target='weight',
         unit='block',
@@ -14,13 +14,14 @@ brecq = [
         rounding=dict(type='mmquant.AdaRound'),
         regularizer=dict(weight=0.01, beta_start=20, beta_end=2, warmup=0.2),
         loss=dict(type='mmquant.LpLoss', p=2)),
-    dict(type='mmquant.InitActivationRange', observer=dict(type='mmquant.LpNormObserver', p=2.4, max_samples=2**17)),
-    dict(
+    # Learned roundings change what flows through the network, so ranges of activations are searched once more.
+    activation_ranges=dict(
+        type='mmquant.InitActivationRange', observer=dict(type='mmquant.LpNormObserver', p=2.4, max_samples=2**17)),
+    activations=dict(
         type='mmquant.Reconstruction',
         target='activation',
         unit='block',
         num_iters=5000,
         lr=4e-4,
         inputs='float',
-        loss=dict(type='mmquant.LpLoss', p=2.4)),
-]
+        loss=dict(type='mmquant.LpLoss', p=2.4)))

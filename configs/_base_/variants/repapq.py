@@ -1,27 +1,26 @@
 # What the parts of RepAPQ do for networks whose branches merge: nearest rounding with four choices of ranges, BRECQ,
 # and each part alone on top of plain reconstruction (full weight ranges, squared errors, no factors, no stage term).
-_base_ = ['../algorithms/brecq_reparam_1k.py']
+_base_ = ['../algorithms/brecq_short.py']
 
 full = dict(type='mmquant.MinMaxObserver')
 unsampled = dict(full, p=None, max_samples=None)
 squared = dict(type='mmquant.LpNormObserver', p=2)
 absolute = dict(type='mmquant.LpNormObserver', p=1)
-nearest = dict(Reconstruction=None, InsertOutputAffine=None, FoldOutputAffine=None)
-min_max = dict(nearest, InitWeightRange=dict(observer=full), InitActivationRange=dict(observer=unsampled))
+nearest = dict(joint=None, affines=None, folded=None)
+min_max = dict(nearest, nearest_weights=dict(observer=full), nearest=dict(observer=unsampled))
 plain = dict(loss=dict(p=2), tail=None, lr=dict(affine=None))
-ranges = dict(InitActivationRange=dict(observer=dict(p=2)))
+ranges = dict(nearest=dict(observer=dict(p=2)))
 
 variants = {
     'Nearest, min-max, one scale a tensor': dict(steps=min_max, quantizer=dict(weight=dict(granularity='tensor'))),
     'Nearest, min-max': dict(steps=min_max),
-    'Nearest, squared error (p = 2)': dict(steps=dict(nearest, InitWeightRange=dict(observer=squared), **ranges)),
-    'Nearest, absolute error (p = 1)': dict(steps=dict(nearest, InitWeightRange=dict(observer=absolute))),
-    'BRECQ': dict(algorithm=_base_.brecq),
-    'Plain reconstruction': dict(steps=dict(Reconstruction=plain, **ranges)),
-    'Plain + absolute error for activation ranges': dict(steps=dict(Reconstruction=plain)),
-    'Plain + absolute error as loss': dict(steps=dict(Reconstruction=dict(plain, loss=dict(p=1)), **ranges)),
-    'Plain + affine': dict(steps=dict(Reconstruction=dict(loss=dict(p=2), tail=None), **ranges)),
-    'Plain + stage term': dict(
-        steps=dict(Reconstruction=dict(loss=dict(p=2), lr=dict(affine=None)), **ranges)),
+    'Nearest, squared error (p = 2)': dict(steps=dict(nearest, nearest_weights=dict(observer=squared), **ranges)),
+    'Nearest, absolute error (p = 1)': dict(steps=dict(nearest, nearest_weights=dict(observer=absolute))),
+    'BRECQ': dict(algorithm=dict(merge=dict(type='mmquant.Reparameterize'), **_base_.brecq)),
+    'Plain reconstruction': dict(steps=dict(joint=plain, **ranges)),
+    'Plain + absolute error for activation ranges': dict(steps=dict(joint=plain)),
+    'Plain + absolute error as loss': dict(steps=dict(joint=dict(plain, loss=dict(p=1)), **ranges)),
+    'Plain + affine': dict(steps=dict(joint=dict(loss=dict(p=2), tail=None), **ranges)),
+    'Plain + stage term': dict(steps=dict(joint=dict(loss=dict(p=2), lr=dict(affine=None)), **ranges)),
     'RepAPQ': dict(),
 }

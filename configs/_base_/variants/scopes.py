@@ -3,8 +3,8 @@
 body = dict(scope=['backbone', 'neck'])
 
 variants = {
-    'Nearest': dict(steps=dict(Reconstruction=None)),
+    'Nearest': dict(steps=dict(weights=None, activations=None)),
     'BRECQ': dict(),
-    'Nearest, backbone and neck only': dict(steps=dict(Reconstruction=None), quantizer=body),
+    'Nearest, backbone and neck only': dict(steps=dict(weights=None, activations=None), quantizer=body),
     'BRECQ, backbone and neck only': dict(quantizer=body),
 }

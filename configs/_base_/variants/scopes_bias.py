@@ -1,9 +1,9 @@
 # As scopes.py, for a recipe that corrects biases.
 _base_ = ['./scopes.py']
 
-uncorrected = dict(InsertOutputAffine=None, CorrectBias=None)
+uncorrected = dict(affines=None, biases=None)
 variants = {
     'Nearest': dict(steps=uncorrected),
     'Nearest, backbone and neck only': dict(steps=uncorrected),
-    'Nearest, biases corrected': dict(steps=dict(Reconstruction=None)),
+    'Nearest, biases corrected': dict(steps=dict(weights=None, activations=None)),
 }

@@ -2,8 +2,8 @@
 body = dict(scope=['backbone', 'neck'])
 
 variants = {
-    'Best layer-wise norm': dict(steps=dict(JointSearch=None)),
+    'Best layer-wise norm': dict(steps=dict(joint=None)),
     'LAPQ': dict(),
-    'Best layer-wise norm, backbone and neck only': dict(steps=dict(JointSearch=None), quantizer=body),
+    'Best layer-wise norm, backbone and neck only': dict(steps=dict(joint=None), quantizer=body),
     'LAPQ, backbone and neck only': dict(quantizer=body),
 }

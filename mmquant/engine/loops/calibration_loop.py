@@ -10,11 +10,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.algorithms.step_list import build_steps, listed_steps
 from mmquant.calibration.cache import Cache
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
 from mmquant.engine.sources import LoaderImages, Source
 from mmquant.models.cost import model_cost
-from mmquant.registry import LOOPS, SOURCES, STEPS
+from mmquant.registry import LOOPS, SOURCES
 from mmquant.utils.building import ConfigError, build, check_keys, plain
 from mmquant.utils.distributed import alone, gather_list, one_writes
 from mmquant.utils.hardware import device_name, peak_memory_bytes
@@ -32,7 +33,8 @@ class CalibrationLoop(BaseLoop):
     Args:
         runner (Runner): The runner.
         dataloader (dict | DataLoader | None): Of calibration images: short for the source :class:`LoaderImages`.
-        steps (list[dict]): Configs of the steps, at least one.
+        steps (dict | list): Configs of the steps by name, at least one; see :func:`ordered_steps`. Their names are
+            those of the stages in ``results.json``.
         chunk_size (int): Images a forward pass outside reconstruction. Default 64.
         amp (bool): bfloat16 autocast inside reconstruction. Default False.
         resume (bool | str): Continue from the state in the work dir, or from this file. Default False.
@@ -47,12 +49,10 @@ class CalibrationLoop(BaseLoop):
         ValueError: If there is no calibration image, one cannot be read or holds NaN.
     """
 
-    def __init__(self, runner, dataloader, steps: list, chunk_size: int = 64, amp: bool = False,
+    def __init__(self, runner, dataloader, steps: dict | list, chunk_size: int = 64, amp: bool = False,
                  resume: bool | str = False, cache: dict | None = None, unreadable: str = 'stop',
                  source: dict | None = None) -> None:
-        if not isinstance(steps, (list, tuple)) or not steps:
-            raise ConfigError(f'train_cfg.steps must be a list of at least one step, got {steps!r}')
-        self.steps: list[Step] = [build(STEPS, s, f'train_cfg.steps[{i}]') for i, s in enumerate(steps)]
+        self.steps: list[Step] = build_steps(steps)
         single = [step.name for step in self.steps if not step.distributed]
         if single and not alone():
             raise ConfigError(f'the steps {", ".join(single)} do not run in several processes; start tools/ptq.py '
@@ -91,7 +91,7 @@ class CalibrationLoop(BaseLoop):
                                      cache=self.cache)
         self._check_architecture(context)
         self.num_images = sum(gather_list([len(chunk) for chunk in chunks]))
-        settings = plain(dict(steps=runner.cfg.train_cfg.get('steps', ()), quantizer=model.quantizer_cfg,
+        settings = plain(dict(steps=listed_steps(runner.cfg.train_cfg.steps), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
         told = dict(config=settings, weights=dict(float_checkpoint=model.float_checkpoint),
                     calibration=dict(images=self.num_images, shape=list(chunks[0].shape[1:])))

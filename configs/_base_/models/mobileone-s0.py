@@ -1,0 +1,6 @@
+_base_ = 'mmpretrain::mobileone/mobileone-s0_8xb32_in1k.py'
+
+model = dict(_delete_=True, type='mmquant.QuantizedModel', architecture=_base_.model,
+             float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/mobileone/mobileone-s0_8xb32_in1k_20221110-0bc94952.pth')
+train_cfg = dict(_delete_=True, type='mmquant.CalibrationLoop')
+custom_hooks = []  # those of the base are for training

@@ -1,0 +1,5 @@
+_base_ = 'mmpretrain::repvgg/repvgg-A1_8xb32_in1k.py'
+
+model = dict(_delete_=True, type='mmquant.QuantizedModel', architecture=_base_.model,
+             float_checkpoint='https://mmassets.onedl.ai/mmclassification/v0/repvgg/repvgg-A1_8xb32_in1k_20221213-f81bf3df.pth')
+train_cfg = dict(_delete_=True, type='mmquant.CalibrationLoop')

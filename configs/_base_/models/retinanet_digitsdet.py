@@ -1,0 +1,5 @@
+_base_ = '../../float/retinanet_digitsdet.py'
+
+model = dict(_delete_=True, type='mmquant.QuantizedModel', architecture=_base_.model,
+             float_checkpoint='checkpoints/retinanet_digitsdet.pth')
+train_cfg = dict(_delete_=True, type='mmquant.CalibrationLoop', chunk_size=16)

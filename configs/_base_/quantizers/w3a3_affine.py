@@ -1,8 +1,0 @@
-# 3-bit weights per output channel, 3-bit activations per tensor, affine; stem and head at 8 bits.
-quantizer = dict(
-    weight=dict(type='mmquant.UniformAffineQuantizer', bits=3, granularity='channel'),
-    activation=dict(type='mmquant.UniformAffineQuantizer', bits=3),
-    overrides=[
-        dict(position='first', w_bits=8, out_bits=8),
-        dict(position='last', w_bits=8, in_bits=8),
-    ])
