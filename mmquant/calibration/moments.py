@@ -47,12 +47,12 @@ class Moments:
         """Sum over what :meth:`LayerMatrix.caught` saw; ``exact``: the same call of the float network."""
         others = self.matrix.pieces(exact) if self.cross is not None else None
         for rows in self.matrix.pieces(windows):
-            self.gram += rows.mT @ rows
+            add_squares(self.gram, rows)
             self.count += rows.shape[1]
             if others is not None:
                 y = next(others)
                 self.cross += rows.mT @ y
-                self.exact += y.mT @ y
+                add_squares(self.exact, y)
 
     def over_ranks(self) -> Moments:
         """Sum over all processes, in place."""
@@ -76,6 +76,15 @@ class Moments:
     def energy(self, weight: Tensor) -> Tensor:
         """Squared output of each channel, (g, R), that the error is measured against."""
         return quadratic(self.gram if self.cross is None else self.exact, weight.to(self.gram))
+
+
+def add_squares(gram: Tensor, rows: Tensor, strip: int = 512) -> None:
+    """Add ``rows^T rows`` in place; of what lies below the diagonal's strips, only the mirror image is computed."""
+    for begin in range(0, gram.shape[-1], strip):
+        end = begin + strip
+        product = rows[..., begin:end].mT @ rows[..., begin:]
+        gram[..., begin:end, begin:] += product
+        gram[..., end:, begin:end] += product[..., strip:].mT
 
 
 def quadratic(gram: Tensor, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from models_for_tests import ResNet, calibrated, images, randomize
 from torch import nn
 
 from mmquant.calibration import moments as module
-from mmquant.calibration.moments import Moments, collect
+from mmquant.calibration.moments import Moments, add_squares, collect
 from mmquant.models.layer_matrix import LayerMatrix
 
 
@@ -109,6 +109,14 @@ def test_error_without_cross_sums_and_pieces_of_any_size(monkeypatch):
     for sums in found:
         assert sums.count == 90
         torch.testing.assert_close(sums.error(matrix.matrix(weight), values), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('strip', [1, 4, 7, 100])
+def test_squares_in_strips(strip):
+    rows = images(3, 20, 11).double()
+    gram = torch.ones(3, 11, 11).double()
+    add_squares(gram, rows, strip)
+    torch.testing.assert_close(gram, 1 + rows.mT @ rows, rtol=1e-13, atol=1e-13)
 
 
 def test_sums_over_processes(monkeypatch):
