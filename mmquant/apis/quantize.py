@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import os.path as osp
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from mmengine.config import Config
@@ -14,8 +15,13 @@ import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps, merged, ordered_steps
 from mmquant.models import QuantizedModel
-from mmquant.utils.building import ConfigError, check_keys, closest
+from mmquant.models.policy import merged_config
+from mmquant.utils.building import ConfigError, check_keys, check_types, closest
 from mmquant.utils.progress import progress
+
+AFFINE = dict(type='mmquant.UniformAffineQuantizer')
+AFFINE_WEIGHT = dict(AFFINE, granularity='channel')
+OF_QUANTIZER = ('block_types', 'matmul_bits', 'scope', 'per_call', 'depthwise_channels')
 
 
 def config_root() -> str:
@@ -62,10 +68,31 @@ def _shipped_steps(recipe: str) -> Mapping:
     return cfg[method]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is rarely changed in :func:`quantize`.
+
+    Attributes:
+        num_iters (dict | None): ``{'weights': n, 'activations': n}``, steps per unit instead of the recipe's.
+        seed (int): Same seed, same result. Default 0.
+        amp (bool): Reconstruct in bfloat16 autocast. Default False.
+        chunk_size (int): Images of a forward pass outside reconstruction. Default 64.
+        block_types, matmul_bits, scope, per_call, depthwise_channels: See :class:`QuantizerPolicy`.
+    """
+    num_iters: dict | None = None
+    seed: int = 0
+    amp: bool = False
+    chunk_size: int = 64
+    block_types: tuple = ()
+    matmul_bits: int | str | None = 'same'
+    scope: tuple | None = None
+    per_call: bool = False
+    depthwise_channels: bool = False
+
+
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list = 'brecq', w_bits: int | None = 4,
-             a_bits: int | None = 4, *, overrides: list[dict] | None = None, num_iters: Mapping[str, int] | None = None,
-             block_types: tuple[str, ...] = (), seed: int = 0, amp: bool = False,
-             chunk_size: int = 64) -> QuantizedModel:
+             a_bits: int | None = 4, *, weight: dict | None = None, activation: dict | None = None,
+             overrides: list[dict] | None = None, settings: dict | None = None) -> QuantizedModel:
     """Quantize a model after training.
 
     Args:
@@ -73,33 +100,43 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
         calib_loader (Iterable): Yields image tensors (N, C, H, W), or tuples and dicts whose first tensor they are,
             preprocessed as the model expects; labels are not used.
         recipe (str | dict | list): Name of a recipe, or steps by name; see :func:`recipe_steps`. Default ``'brecq'``.
-        w_bits, a_bits (int | None): Bits of weights and activations, 2..16; None: float. Default 4.
-        overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer at 8 bits.
-        num_iters (Mapping | None): ``{'weights': n, 'activations': n}``, steps per unit instead of the recipe's.
-        block_types (tuple[str, ...]): Names of module classes to reconstruct as a block.
-        seed (int): Same seed, same result.
-        amp (bool): Reconstruct in bfloat16 autocast.
-        chunk_size (int): Images a forward pass outside reconstruction.
+        w_bits, a_bits (int | None): Bits of weights and activations; None: float. Default 4.
+        weight, activation (dict | None): Quantizers, such as ``dict(type='mmquant.APoTQuantizer')``; ``bits`` are
+            ``w_bits`` and ``a_bits`` if not given. Default: ``UniformAffineQuantizer``, weights per output channel;
+            a dict without ``type`` changes these.
+        overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer affine at 8 bits.
+        settings (dict | None): See :class:`Settings`.
 
     Returns:
         QuantizedModel: Call it like the model; ``.save(path)`` writes a checkpoint.
 
     Raises:
-        ConfigError: For bits outside 2..16, an unknown recipe, step or key.
+        ConfigError: For bits that a grid does not take, an unknown recipe, step, setting or key.
         ValueError: For an empty or non-finite calibration set.
     """
-    if overrides is None:
-        overrides = [dict(position='first', w_bits=8, out_bits=a_bits and 8),
-                     dict(position='last', w_bits=8, in_bits=a_bits and 8)]
-    spec = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=w_bits, granularity='channel'),
-                activation=dict(type='mmquant.UniformAffineQuantizer', bits=a_bits), overrides=overrides,
-                block_types=block_types)
-    steps = build_steps(recipe_steps(recipe, num_iters), 'recipe')
+    check_keys(settings or {}, Settings.__dataclass_fields__, 'settings')
+    check_types(settings or {}, Settings, 'settings')
+    chosen = Settings(**(settings or {}))
+    spec = dict(weight={'bits': w_bits, **merged_config(AFFINE_WEIGHT, weight or {})},
+                activation={'bits': a_bits, **merged_config(AFFINE, activation or {})},
+                **{key: getattr(chosen, key) for key in OF_QUANTIZER})
+    spec['overrides'] = _first_and_last(spec) if overrides is None else overrides
+    steps = build_steps(recipe_steps(recipe, chosen.num_iters), 'recipe')
     model.eval()
     wrapped = QuantizedModel(model, spec, 'random')
-    context = CalibrationContext(wrapped, _collect(calib_loader, wrapped, chunk_size), seed, amp, progress=progress)
-    run_steps(context, steps)
+    chunks = _collect(calib_loader, wrapped, chosen.chunk_size)
+    run_steps(CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress), steps)
     return wrapped
+
+
+def _first_and_last(spec: dict) -> list[dict]:
+    """Affine quantizers of 8 bits at both ends, whatever the others are; what is float stays so."""
+    first, last = dict(position='first'), dict(position='last')
+    if spec['weight']['bits']:
+        first['weight'] = last['weight'] = dict(AFFINE_WEIGHT, bits=8)
+    if spec['activation']['bits']:
+        first['output'] = last['input'] = dict(AFFINE, bits=8)
+    return [first, last]
 
 
 @torch.enable_grad()

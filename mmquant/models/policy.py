@@ -159,7 +159,7 @@ class _Rule:
             if self.position and key in _SHORT and bases[kind]['bits'] is None:
                 continue
             self.changes[kind] = {**self.changes.get(kind, {}), **change}
-            whole_config(_merged(bases[kind], self.changes[kind]), f'{where}.{key}')
+            whole_config(merged_config(bases[kind], self.changes[kind]), f'{where}.{key}')
 
     def selects(self, name: str) -> bool:
         """Whether the rule has a pattern, which matches the whole name."""
@@ -167,10 +167,10 @@ class _Rule:
 
     def over(self, cfg: dict, kind: str) -> dict:
         """``cfg`` with what this rule says about a kind of tensor; ``cfg`` itself if it says nothing."""
-        return _merged(cfg, self.changes[kind]) if kind in self.changes else cfg
+        return merged_config(cfg, self.changes[kind]) if kind in self.changes else cfg
 
 
-def _merged(cfg: dict, change: dict) -> dict:
+def merged_config(cfg: dict, change: dict) -> dict:
     """A child config over its base; another type shares no arguments with it."""
     return dict(change) if change.get('type', cfg['type']) != cfg['type'] else {**cfg, **change}
 

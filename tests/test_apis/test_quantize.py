@@ -23,7 +23,7 @@ def loader(n=24, batch=8, seed=0):
 @pytest.fixture(scope='module')
 def done():
     model = randomize(ResNet())
-    return mmquant.quantize(model, loader(), 'brecq', 3, 4, num_iters=FEW, seed=1), model
+    return mmquant.quantize(model, loader(), 'brecq', 3, 4, settings=dict(num_iters=FEW, seed=1)), model
 
 
 @torch.no_grad()
@@ -44,11 +44,11 @@ def test_quantizes_any_module(done):
 def test_same_seed_same_result(done):
     x = images(6, 3, 16, 16, seed=5)
     torch.manual_seed(99)
-    again = mmquant.quantize(randomize(ResNet()), iter(loader()), 'brecq', 3, 4, num_iters=FEW, seed=1)
+    again = mmquant.quantize(randomize(ResNet()), iter(loader()), 'brecq', 3, 4, settings=dict(num_iters=FEW, seed=1))
     assert torch.equal(again(x), done[0](x))
     state, other = done[0].state_dict(), again.state_dict()
     assert state.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in state.items())
-    third = mmquant.quantize(randomize(ResNet()), loader(), 'brecq', 3, 4, num_iters=FEW, seed=2)
+    third = mmquant.quantize(randomize(ResNet()), loader(), 'brecq', 3, 4, settings=dict(num_iters=FEW, seed=2))
     assert not torch.equal(third(x), done[0](x))
 
 
@@ -102,8 +102,8 @@ def test_weights_only_and_activations_only():
 
 def test_overrides_and_block_types():
     overrides = [dict(pattern='head', w_bits=6), dict(pattern=r'.*\.attn', matmul_bits=None)]
-    quantized = mmquant.quantize(randomize(ViT()), loader(), NEAREST, 4, 4, block_types=('Attention',),
-                                 overrides=overrides)
+    quantized = mmquant.quantize(randomize(ViT()), loader(), NEAREST, 4, 4, overrides=overrides,
+                                 settings=dict(block_types=('Attention',)))
     bits = {n: q.bits.item() for n, q in quantized.weight_quantizers().items()}
     assert bits.pop('head') == 6 and set(bits.values()) == {4}
     assert not any(p.what == 'operand' for p in quantized.plan.places)
@@ -112,6 +112,22 @@ def test_overrides_and_block_types():
 
 def iters(steps):
     return {name: s['num_iters'] for name, s in steps.items() if 'num_iters' in s}
+
+
+@torch.no_grad()
+def test_every_grid_is_reached():
+    """Another grid for the weights; the first and the last layer stay affine at 8 bits, which it may not have."""
+    grid = dict(type='mmquant.APoTQuantizer', granularity='channel')
+    quantized = mmquant.quantize(randomize(ResNet()), loader(), NEAREST, 3, 4, weight=grid,
+                                 activation=dict(symmetric=True))
+    kinds = {n: (type(q).__name__, q.bit_width) for n, q in quantized.weight_quantizers().items()}
+    ends = {kinds.pop('conv1'), kinds.pop('fc')}
+    assert ends == {('UniformAffineQuantizer', 8)} and set(kinds.values()) == {('APoTQuantizer', 3)}
+    places = {p.what: p.quantizer for p in quantized.plan.places if p.name in ('layer1.0.conv2', 'layer1.0')}
+    assert places['input'] == places['output'] == dict(type='mmquant.UniformAffineQuantizer', bits=4, symmetric=True)
+    assert quantized(images(2, 3, 16, 16)).isfinite().all()
+    twice = mmquant.quantize(randomize(ResNet()), loader(), NEAREST, 3, 4, weight=dict(bits=5), overrides=[])
+    assert {q.bit_width for q in twice.weight_quantizers().values()} == {5}
 
 
 def test_recipes_are_the_shipped_files():
@@ -142,7 +158,8 @@ def test_recipes_are_the_shipped_files():
      r"recipe\.FoldBatchNrm: unknown type .* 'mmquant.FoldBatchNorm'\?"),
     (dict(recipe=[dict(type='mmquant.Reconstruction', iters=3)]), ConfigError,
      r"recipe\.Reconstruction \(Reconstruction\): unknown key 'iters'"),
-    (dict(num_iters=dict(wieghts=3)), ConfigError, r"num_iters: unknown key 'wieghts'; did you mean 'weights'\?"),
+    (dict(settings=dict(num_iters=dict(wieghts=3))), ConfigError,
+     r"num_iters: unknown key 'wieghts'; did you mean 'weights'\?"),
     (dict(recipe=[]), ConfigError, 'recipe must be a name, or at least one step'),
     (dict(calib_loader=[]), ValueError, 'the calibration set is empty: calib_loader yielded nothing'),
     (dict(calib_loader=iter(())), ValueError, 'the calibration set is empty'),
@@ -151,10 +168,14 @@ def test_recipes_are_the_shipped_files():
     (dict(calib_loader=[torch.full((2, 3, 16, 16), float('inf'))]), ValueError, 'hold NaN or infinite values'),
     (dict(calib_loader=[dict(paths=['a.png'])]), ConfigError, 'calib_loader.*expected image tensors.*got str'),
     (dict(calib_loader=[[]]), ConfigError, 'calib_loader.*expected image tensors.*empty'),
-    (dict(w_bits=None, a_bits=None, overrides=[], recipe=NEAREST), ValueError, 'leaves every layer float'),
+    (dict(settings=dict(sed=1)), ConfigError, r"settings: unknown key 'sed'; did you mean 'seed'\?"),
+    (dict(settings=dict(seed='1')), ConfigError, r"settings: seed must be int, got '1'"),
+    (dict(weight=dict(type='mmquant.APoT')), ConfigError, r"quantizer\.weight: unknown type .*APoTQuantizer'"),
+    (dict(weight=dict(simmetric=True)), ConfigError, r"quantizer\.weight .*'simmetric'; did you mean 'symmetric'\?"),
+    (dict(w_bits=None, a_bits=None, recipe=NEAREST), ValueError, 'leaves every layer float'),
 ])
 def test_wrong_input(change, error, text):
-    few = {} if isinstance(change.get('recipe'), list) else dict(num_iters=FEW)
+    few = {} if isinstance(change.get('recipe'), list) else dict(settings=dict(num_iters=FEW))
     arguments = dict(model=randomize(ResNet()), calib_loader=loader(), recipe='brecq', **few)
     with pytest.raises(error, match=text):
         mmquant.quantize(**{**arguments, **change})
