@@ -7,7 +7,7 @@ import torch
 from models_for_tests import BasicBlock, images, quantizer_cfg, randomize
 from torch import nn
 
-from mmquant.calibration.stream import _live_values, completed_calls, leaking_calls
+from mmquant.calibration.frontier import completed_calls, leaking_calls, live_values
 from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import DataFlow
 from mmquant.structures.unit import GRANULARITIES
@@ -51,7 +51,7 @@ def units(model, x):
 
 
 def frontier(flow, tick):
-    _live_values(flow, completed_calls(flow, tick, leaking_calls(flow)), tick)
+    live_values(flow, completed_calls(flow, tick, leaking_calls(flow)), tick)
 
 
 def plan(model, x):
