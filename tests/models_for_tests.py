@@ -10,6 +10,7 @@ from torch import nn
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange, InsertQuantizers
 from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.packed_state import grow, shrink
 
 FIRST_LAST_8 = (dict(position='first', w_bits=8, out_bits=8), dict(position='last', w_bits=8, in_bits=8))
 MIN_MAX = dict(type='mmquant.MinMaxObserver')
@@ -173,6 +174,13 @@ def calibrated(model: nn.Module, x: torch.Tensor, chunk: int = 8, **cfg) -> Cali
     if context.model.activation_quantizers():
         InitActivationRange(observer=MIN_MAX, num_images=len(x)).run(context)
     return context
+
+
+def change_quantized(path, **new) -> str:
+    """Write another ``plan``, ``meta``, ``entries``, ... into a quantized checkpoint; returns the path."""
+    data = torch.load(path, weights_only=True)
+    torch.save(dict(data, about=shrink(dict(grow(data['about']), **new))), path)
+    return str(path)
 
 
 class silent:  # noqa: N801

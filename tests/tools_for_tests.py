@@ -6,9 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
-import torch
-
 from mmquant.apis.config import build_runner, calibration_config, load_config
+from mmquant.models.checkpoint import read_quantized
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs/brecq/resnet18_w2a4_digits.py')
@@ -52,7 +51,7 @@ def results_of(work_dir) -> dict:
 
 
 def quantized_of(work_dir) -> dict:
-    return torch.load(Path(work_dir) / 'quantized.pth', weights_only=True)
+    return read_quantized(str(Path(work_dir) / 'quantized.pth'))
 
 
 def without_seconds(results: dict) -> list:

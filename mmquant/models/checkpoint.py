@@ -6,13 +6,15 @@ import urllib.error
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
+from mmquant.models.packed_state import grow, pack_state, shrink, unpack_state
 from mmquant.quantizers import Quantizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -99,13 +101,15 @@ def fetch(path_or_url: str) -> str:
     return target
 
 
-def load_float_weights(model: nn.Module, source: str | None, state: dict | None = None) -> None:
+def load_float_weights(model: nn.Module, source: str | None, state: dict | None = None,
+                       absent: Collection[str] = ()) -> None:
     """Load float weights into a model, strictly, after its own conversion of the names and shapes of older versions.
 
     Args:
         model (nn.Module): Where to.
         source (str | None): Path or URL; ``'random'`` leaves the model as it is.
         state (dict | None): The state, when it was read from ``source`` already.
+        absent (Collection[str]): Keys that it may lack.
 
     Raises:
         CheckpointError: If there is no source, or keys, shapes or values do not fit.
@@ -130,6 +134,7 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
         wrong = wrong or [str(error).splitlines()[-1].strip()]
     # statistics of a merged branch have no place in a model that was built merged
     extra = [k for k in extra if not k.endswith('.codes') and '.folded_bn.' not in k]
+    missing = [k for k in missing if k not in absent]
     if missing or extra or wrong:
         parts = [f'{len(missing)} missing keys (first: {missing[0]})' if missing else '',
                  f'{len(extra)} unexpected keys (first: {extra[0]})' if extra else '',
@@ -141,6 +146,9 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
 def _read_state(source: str) -> dict:
     """State dict of a float checkpoint, with the versions of its modules."""
     data = read_tensors(fetch(source))
+    if isinstance(data, dict) and {'format', 'about', 'codes'} <= set(data):
+        raise CheckpointError(f'{source} is a quantized checkpoint, which holds codes instead of float weights; give '
+                              'the float checkpoint it was made from')
     state = data.get('state_dict', data) if isinstance(data, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f'{source} holds {type(data).__name__}, expected a dict with "state_dict"')
@@ -198,21 +206,38 @@ def _flush_folder(folder: str) -> None:
         os.close(handle)
 
 
-def save_quantized(path: str, model: nn.Module, plan: dict, meta: dict) -> str:
-    """Write a quantized checkpoint."""
-    return write_atomically(path, dict(format=FORMAT, meta=meta, plan=plan, state_dict=model.state_dict()))
+def save_quantized(path: str, model: nn.Module, packed: set[nn.Module], plan: dict, meta: dict) -> str:
+    """Write a quantized checkpoint: the float weights of ``packed`` layers are left out."""
+    state, blobs = pack_state(model, packed)
+    return write_atomically(path, dict(format=FORMAT, about=shrink(dict(plan=plan, meta=meta, **state)), **blobs))
 
 
 def read_quantized(path: str) -> dict:
-    """Read a quantized checkpoint.
+    """Read a quantized checkpoint of this format, or of format 1 with its float weights.
+
+    Returns:
+        dict: ``plan``, ``meta``, ``state_dict``, and ``absent``: the keys of float weights that it does not hold.
 
     Raises:
         CheckpointError: If it is missing, damaged, a float checkpoint, or of a newer format.
     """
     data = read_tensors(path)
-    if not isinstance(data, dict) or not {'format', 'plan', 'state_dict', 'meta'} <= set(data):
+    if isinstance(data, dict) and isinstance(data.get('format'), int) and data['format'] > FORMAT:
+        raise CheckpointError(f'{path} has format {data["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
+    if isinstance(data, dict) and {'format', 'plan', 'state_dict', 'meta'} <= set(data):
+        return dict(data, absent=set())
+    if not isinstance(data, dict) or not {'format', 'about', 'codes'} <= set(data):
         raise CheckpointError(f'{path} is no checkpoint of mmquant (no quantization plan inside); quantize the model '
                               'with tools/ptq.py and give the quantized.pth from its work directory')
-    if data['format'] > FORMAT:
-        raise CheckpointError(f'{path} has format {data["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
-    return data
+    try:
+        about = grow(data['about'])
+        state, absent = unpack_state(about, data)
+        return dict(plan=about['plan'], meta=about['meta'], state_dict=state, absent=absent)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise altered(path, error) from error
+
+
+def altered(path: str, error: Exception) -> CheckpointError:
+    """What to say of packed codes that contradict the rest of their file."""
+    return CheckpointError(f'{path} holds packed weights that do not fit together ({error}); it was altered or cut. '
+                           'Copy or download it again, or quantize again with tools/ptq.py')

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from mmquant.models.packed_weight import PackedWeight
+
 # Layers whose weights are quantized; subclasses included.
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -106,7 +108,8 @@ class QuantizedLayer:
 
     def activate(self) -> None:
         """Compute with quantized weights until :meth:`deactivate`."""
-        weight = self.weight_quantizer(self.quantized_tensor)
+        weight = self._parameters['weight']
+        weight = self.weight_quantizer(weight if isinstance(weight, PackedWeight) else self.quantized_tensor)
         for adapter in reversed(self.adapters):
             weight = adapter.after(weight)
         self.__dict__['_active_weight'], self.__dict__['_active_bias'] = weight, self.quantized_bias
@@ -125,6 +128,20 @@ class QuantizedLayer:
             return super().forward(x, *args, **kwargs)
         finally:
             self.deactivate()
+
+    def leave_codes(self, name: str) -> None:
+        """Give up the float weight; ``name`` is the layer's, for the error of who asks for it."""
+        weight = self._parameters['weight']
+        self._parameters['weight'] = PackedWeight(weight.new_zeros(()), tuple(weight.shape), name)
+
+    def _apply(self, fn, recurse: bool = True):
+        weight = self._parameters.get('weight')
+        if not isinstance(weight, PackedWeight):
+            return super()._apply(fn, recurse)
+        self._parameters['weight'] = None  # moving it would allocate it
+        super()._apply(fn, recurse)
+        self._parameters['weight'] = weight.moved(fn)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *more) -> None:
         """Take over whether there is a bias of quantized mode; checkpoints of format 1 called it otherwise."""
@@ -183,8 +200,11 @@ def use_channels_last(model: nn.Module) -> None:
 def use_plain_memory(model: nn.Module) -> None:
     """Undo :func:`use_channels_last`."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module._parameters.get('weight') is not None:
-            module._parameters['weight'].data = module._parameters['weight'].data.contiguous()
+        weight = module._parameters.get('weight') if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) else None
+        if isinstance(weight, PackedWeight):
+            module.weight_quantizer.codes = module.weight_quantizer.codes.contiguous()
+        elif weight is not None:
+            weight.data = weight.data.contiguous()
 
 
 def mmcv_operators(model: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from mmquant.models.layers import has_own_weight, is_layer
 from mmquant.models.matmul import OPERANDS
 from mmquant.models.plan import Place, Plan
 from mmquant.models.policy import QuantizerPolicy
-from mmquant.models.units import find_blocks, first_layers, layer_calls
+from mmquant.models.units import find_blocks, first_layers, last_layers, layer_calls
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNREACHED = 'not reached through its own forward by the observed batch'
@@ -31,38 +31,19 @@ class _Placer:
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, policy.block_types)
                        if c.bare and len(c.outputs) == 1}
         self.first = first_layers(model, flow)
-        self.last = self._sources((*flow.calls[0].outputs, *flow.decoded))
+        self.last = last_layers(flow)
         self.of_first = self._values_of_first()
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)
 
-    def _layer_around(self, call: int) -> str | None:
-        for around in self.flow.ancestors(call):
-            if is_layer(self.modules[around.name]):
-                return around.name
-        return None
-
-    def _sources(self, values) -> set[str]:
-        """The nearest layers some tensors were computed from."""
-        found, stack, seen = set(), list(values), set()
-        while stack:
-            op = self.flow.producer.get(stack.pop())
-            if op is None or op.tick in seen:
-                continue
-            seen.add(op.tick)
-            layer = self._layer_around(op.call)
-            found |= {layer} if layer else set()
-            stack += [] if layer else op.inputs
-        return found
-
     def _values_of_first(self) -> set[int]:
         """Values whose nearest layers are first layers, in one walk along the record."""
         of_first, of_any = set(), set()
         for op in self.flow.ops:
-            layer = self._layer_around(op.call)
+            layer = self.flow.layer_around(op)
             known = [v for v in op.inputs if v in of_any]
-            if layer in self.first if layer else known and of_first.issuperset(known):
+            if layer.name in self.first if layer else known and of_first.issuperset(known):
                 of_first.update(op.outputs)
             if layer or known:
                 of_any.update(op.outputs)
@@ -74,9 +55,8 @@ class _Placer:
 
     def _readers(self, value: int, through=MOVEMENT) -> tuple[list[str], bool]:
         """Layers that read a tensor, and whether anything else does."""
-        ops = self.flow.final_readers(value, through)
-        layers = [self._layer_around(op.call) for op in ops]
-        return list(dict.fromkeys(x for x in layers if x)), None in layers or value in self.flow.calls[0].outputs
+        calls, others = self.flow.layers_reading(value, through)
+        return list(dict.fromkeys(c.name for c in calls)), others
 
     def _producer(self, value: int) -> Call | None:
         """The innermost module, called once and no container, that returns the tensor itself."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mmquant.models import builder
-from mmquant.models.checkpoint import CheckpointError, load_float_weights, read_quantized, save_quantized
+from mmquant.models.checkpoint import CheckpointError, altered, load_float_weights, read_quantized, save_quantized
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import is_detector, plain_samples
 from mmquant.models.edits import Edit, Folded, PlanError
@@ -25,6 +25,7 @@ from mmquant.models.layers import (
     use_plain_memory,
 )
 from mmquant.models.old_plans import from_old_dict, is_old, without_idle_weights
+from mmquant.models.packed_state import PackedError, check_codes
 from mmquant.models.plan import Plan
 from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.quantizer_index import QuantizerIndex
@@ -250,13 +251,36 @@ class QuantizedModel(BaseModel):
         with self.quantization(weights, activations), fixed_weights(self.quantized_layers().values()):
             yield self
 
+    @torch.no_grad()
+    def decide(self) -> None:
+        """Fix codes and offsets of all weights that have a range, nearest ones where nothing else was found.
+
+        The quantized net computes what it did before, and needs no float weight of these layers any more.
+        """
+        for layer in self.quantized_layers().values():
+            if layer.weight_quantizer.initialized and layer.weight_quantizer.codes is None:
+                layer.weight_quantizer.decide(layer.quantized_tensor)
+
     # ---- saving --------------------------------------------------------------------------------------------------
     def save(self, path: str, meta: dict | None = None) -> str:
-        """Write state and plan (tensors and plain values only), atomically; returns the path."""
-        return save_quantized(path, self.architecture, self.plan.to_dict(), meta or {})
+        """Write packed codes, plan and whatever else the quantized net needs, atomically; returns the path.
 
-    def load(self, path: str) -> dict:
+        Decides first (:meth:`decide`). The file holds no float weights of quantized layers, unless some weights have no
+        range and so stay float; tensors and plain values only.
+        """
+        self.decide()
+        packed = {x for x in self.quantized_layers().values() if x.weight_quantizer.codes is not None}
+        return save_quantized(path, self.architecture, packed if self.ready[0] else set(), self.plan.to_dict(),
+                              meta or {})
+
+    def load(self, path: str, float_weights: bool = False) -> dict:
         """Rebuild quantizers from a checkpoint of :meth:`save` and load their state; returns its meta.
+
+        Args:
+            path (str): The checkpoint.
+            float_weights (bool): Keep the model's float weights, from :meth:`load_float_checkpoint` before, where the
+                checkpoint holds none: for comparisons with the float net. Default: give them up, so that asking for
+                them is an error.
 
         Raises:
             CheckpointError: If the file is missing, damaged, or of another model.
@@ -273,8 +297,18 @@ class QuantizedModel(BaseModel):
                                   'build a fresh QuantizedModel')
         if is_old(data['plan']):
             state = without_idle_weights(state, plan)
-        load_float_weights(self.architecture, path, state)
+        self._load_packed(path, state, data['absent'], float_weights)
         return data['meta']
+
+    def _load_packed(self, path: str, state: dict, absent: set[str], keep: bool) -> None:
+        for name, layer in self.quantized_layers().items():
+            if f'{name}.weight' in absent and not keep:
+                layer.leave_codes(name)
+        load_float_weights(self.architecture, path, state, absent)
+        try:
+            check_codes(self.architecture)
+        except PackedError as error:
+            raise altered(path, error) from error
 
     def _read_plan(self, data: dict, path: str) -> Plan:
         try:

@@ -8,6 +8,7 @@ from tools_for_tests import STEPS, log_of, runner_of
 
 from mmquant.algorithms import Step
 from mmquant.engine import CalibrationLoop, EvaluationHook
+from mmquant.models.checkpoint import read_quantized
 from mmquant.registry import HOOKS, LOOPS
 
 
@@ -44,7 +45,7 @@ def test_hook_points_and_chunks(tmp_path):
         ('InsertQuantizers', 2, True), ('nearest_weights', 3, True), ('nearest', 4, True), ('after_calibration', path),
         'after_train']
     assert model is runner.model and runner.train_loop.max_iters == 4 == runner.train_loop.iter
-    saved = torch.load(path, weights_only=True)
+    saved = read_quantized(path)
     assert saved['meta']['seed'] == 5 and "type='mmquant.QuantizedModel'" in saved['meta']['config']
     assert not (tmp_path / 'results.json').exists()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from tools_for_tests import log_of, runner_of
+from tools_for_tests import log_of, quantized_of, runner_of
 
 from mmquant.engine import LoaderImages
 from mmquant.engine.sources.unreadable_images import ReadableDataset, Sieve, Unreadable, readable_batches
@@ -79,7 +79,7 @@ def test_run(tmp_path, files, workers):
         runner('stop', 'stop').train()
     skipping = runner('skip', 'skip')
     skipping.train()
-    found = torch.load(tmp_path / 'skip/quantized.pth', weights_only=True)['meta']['calibration']
+    found = quantized_of(tmp_path / 'skip')['meta']['calibration']
     assert found['images'] == 10 and len(found['list_sha256']) == 64
     assert '3 calibration images cannot be read and are left out; the first: ' in log_of(tmp_path / 'skip')
 

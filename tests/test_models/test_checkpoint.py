@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from models_for_tests import MLP, calibrated, full_disk, images
+from models_for_tests import MLP, calibrated, change_quantized, full_disk, images
 from torch import nn
 
 from mmquant.models import QuantizedModel
@@ -22,6 +23,7 @@ from mmquant.models.checkpoint import (
     read_tensors,
     write_atomically,
 )
+from mmquant.models.packed_state import grow
 
 
 class Payload:
@@ -171,23 +173,23 @@ def test_wrong_kind_of_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r'no checkpoint of mmquant .* quantize the model with tools/ptq\.py'):
         read_quantized(path)
     path = calibrated(MLP(), images(8, 8)).model.save(str(tmp_path / 'q.pth'))
-    with pytest.raises(CheckpointError, match='q.pth does not fit the model'):
+    with pytest.raises(CheckpointError, match='q.pth is a quantized checkpoint, which holds codes .* give the float'):
         load_float_weights(MLP(), path)
 
 
 def test_newer_format(tmp_path):
     path = saved(tmp_path / 'q.pth', dict(format=99, meta={}, plan={}, state_dict={}))
-    with pytest.raises(CheckpointError, match='has format 99, this mmquant reads up to 1; update mmquant'):
+    with pytest.raises(CheckpointError, match='has format 99, this mmquant reads up to 2; update mmquant'):
         read_quantized(path)
 
 
 def test_broken_quantized_checkpoint_names_the_file(tmp_path):
     wrapped = calibrated(MLP(), images(8, 8)).model
     path = wrapped.save(str(tmp_path / 'q.pth'))
-    data = torch.load(path, weights_only=True)
-    del data['state_dict']['fc1.weight']
+    entries = grow(torch.load(path, weights_only=True)['about'])['entries']
+    path = change_quantized(path, entries=[e for e in entries if e[1] != 'fc1.weight'])
     with pytest.raises(CheckpointError, match=r'q\.pth does not fit the model: 1 missing keys \(first: fc1\.weight\)'):
-        QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(saved(tmp_path / 'q.pth', data))
+        QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(path)
 
 
 @pytest.fixture
@@ -260,8 +262,8 @@ def test_flipped_bits_are_refused_or_harmless(tmp_path, kind):
         calibrated(MLP(), images(8, 8)).model.save(str(path))
     data, whole = path.read_bytes(), read_tensors(str(path))
     refused, at = 0, np.random.RandomState(0).randint(0, len(data), 100)
-    weight = whole.get('state_dict', whole)['fc1.weight']
-    inside = data.index(weight.numpy().tobytes())
+    numbers = whole['codes'] if kind == 'quantized' else whole['fc1.weight']
+    inside = data.index(numbers.numpy().tobytes())
     for position in (inside + 6, *at):
         broken = bytearray(data)
         broken[position] ^= 1 << position % 8
@@ -288,10 +290,19 @@ def test_every_truncation_is_refused(tmp_path):
 
 def test_code_in_a_quantized_checkpoint_never_runs(tmp_path):
     wrapped, mark = calibrated(MLP(), images(8, 8)).model, tmp_path / 'ran'
-    data = torch.load(wrapped.save(str(tmp_path / 'q.pth')), weights_only=True)
-    for place in ('meta', 'plan', 'state_dict'):
-        payload = {**data, place: {**data[place], 'x': Payload(os.system, f'touch {mark}')}}
-        path = saved(tmp_path / 'q.pth', payload)
+    whole = wrapped.save(str(tmp_path / 'whole.pth'))
+    data = torch.load(whole, weights_only=True)
+    inner = grow(data['about'])
+    payload = Payload(os.system, f'touch {mark}')
+    for place in ('meta', 'plan', 'versions', 'entries', 'outside', 'codes'):
+        shutil.copy(whole, tmp_path / 'q.pth')
+        if place == 'outside':
+            path = saved(tmp_path / 'q.pth', dict(data, x=payload))
+        elif place == 'codes':
+            path = saved(tmp_path / 'q.pth', dict(data, codes=payload))
+        else:
+            broken = [*inner[place], payload] if place == 'entries' else {**inner[place], 'x': payload}
+            path = change_quantized(str(tmp_path / 'q.pth'), **{place: broken})
         try:
             QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(path)
         except CheckpointError:
@@ -302,8 +313,7 @@ def test_code_in_a_quantized_checkpoint_never_runs(tmp_path):
 @pytest.mark.parametrize('plan', [None, [], dict(layers=3), dict(layers=[dict(nome='fc1')]), dict(layers=['fc1'])])
 def test_broken_plan(tmp_path, plan):
     wrapped = calibrated(MLP(), images(8, 8)).model
-    data = torch.load(wrapped.save(str(tmp_path / 'q.pth')), weights_only=True)
-    path = saved(tmp_path / 'q.pth', dict(data, plan=plan))
+    path = change_quantized(wrapped.save(str(tmp_path / 'q.pth')), plan=plan)
     with pytest.raises(CheckpointError, match=r'q\.pth holds a quantization plan that cannot be read .*Quantize again'):
         QuantizedModel(MLP(), wrapped.quantizer_cfg, 'random').load(path)
 

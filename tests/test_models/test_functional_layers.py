@@ -71,6 +71,7 @@ def test_quantized_and_saved(tmp_path):
     assert torch.equal(other(x), out)
     with model.quantization(weights=False, activations=False):
         assert not torch.equal(model(x), out)
+    model.weight_quantizers()['attn.qkv'].clear_codes()
     model.architecture.attn.qkv._parameters['weight'].mul_(3)
     assert not torch.equal(model(x), out)
 

@@ -9,7 +9,7 @@ from models_for_tests import ResNet, ViT, calibrated, images, inserted, quantize
 from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.checkpoint import FORMAT, CheckpointError, read_tensors
+from mmquant.models.checkpoint import FORMAT, CheckpointError, read_quantized
 from mmquant.models.edits import AddOutputAffine, CallsLayers, Folded, Merged, SplitAttention
 from mmquant.models.old_plans import from_old_dict
 from mmquant.models.plan import Plan
@@ -81,7 +81,7 @@ def test_an_old_checkpoint_loads():
 @torch.no_grad()
 def test_float_layers_used_to_hold_an_idle_quantizer(tmp_path):
     model = calibrated(randomize(ResNet()), x := images(8, 3, 16, 16), w_bits=None, overrides=()).model
-    data = read_tensors(model.save(str(tmp_path / 'q.pth')))
+    data = dict(read_quantized(model.save(str(tmp_path / 'q.pth'))), format=1)
     for name in ('layer1.0.conv2', 'fc'):
         data['state_dict'][f'{name}.weight_quantizer.scale'] = torch.ones(4, 1, 1, 1)
     torch.save(dict(data, plan=PLANS['resnet_w32a4']), tmp_path / 'old.pth')

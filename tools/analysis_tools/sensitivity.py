@@ -74,7 +74,8 @@ def main() -> None:
     check_data(cfg, 'test_dataloader')
     runner = build_runner(cfg)
     model = runner.model
-    model.load(args.checkpoint)
+    model.load_float_checkpoint()  # one layer at a time is quantized, the others are float
+    model.load(args.checkpoint, float_weights=True)
     runner._test_loop = runner.build_test_loop(runner._test_loop)
     restrict_to_images(runner.test_loop)
     batches = []

@@ -108,6 +108,7 @@ class CalibrationLoop(BaseLoop):
         if state and state['step'] >= len(self.steps):
             model.architecture.load_state_dict(state['state_dict'])
         self._warn_of_idle_quantizers(model)
+        model.decide()
         path = osp.join(runner.work_dir, 'quantized.pth')
         self._save(path, context, settings)
         runner.call_hook('after_calibration', context=context, path=path)

@@ -1,0 +1,186 @@
+"""The state of a quantized model as three tensors: what it is, packed codes, and all other numbers.
+
+Codes take the bits that their grid needs. Of a layer whose codes are decided no float weight is kept. Tensors that
+several names share are kept once. Numbers lie together by dtype, byte by byte, and are deflated: zero points, flags and
+tables are mostly equal bytes. Statistics of folded BatchNorms, which no output depends on, are kept in half precision.
+"""
+from __future__ import annotations
+
+import io
+import zlib
+from collections import OrderedDict, defaultdict
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from mmquant.models.folding import FoldedBatchNorm
+from mmquant.models.layers import QuantizedLayer
+from mmquant.ops import pack_bits, packed_bytes, unpack_bits, width_of
+from mmquant.quantizers import Quantizer
+
+LARGE = 2**23  # bytes beyond which deflating is to be quick
+DTYPES = {str(d).removeprefix('torch.'): d for d in (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool)}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class PackedError(ValueError):
+    """Packed data that do not fit together."""
+
+
+def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str, Tensor]]:
+    """Pack the state of a model.
+
+    Args:
+        model (nn.Module): The model.
+        packed (set[nn.Module]): Quantized layers whose float weight is left out.
+
+    Returns:
+        tuple: What :func:`unpack_state` needs, in plain values; and uint8 tensors: ``codes``, ``numbers.float32``, ...
+
+    Raises:
+        PackedError: For a tensor of a dtype that no checkpoint holds.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    state, entries, seen = model.state_dict(), [], {}
+    codes, numbers = [], defaultdict(list)
+    for key, value in state.items():
+        owner, _, name = key.rpartition('.')
+        module = modules[owner]
+        if name == 'weight' and module in packed:
+            entries.append(['absent', key])
+            continue
+        if not isinstance(value, Tensor):
+            entries.append(['plain', key, value])
+            continue
+        if value.dtype not in NAMES:
+            raise PackedError(f'{key} has dtype {value.dtype}, which a checkpoint does not hold; it holds '
+                              f'{", ".join(DTYPES)}')
+        place = value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+        if value.numel() and place in seen:
+            entries.append(['same', key, seen[place]])
+            continue
+        seen[place] = key
+        if name == 'codes' and isinstance(module, Quantizer):
+            order = sorted(range(value.dim()), key=value.stride, reverse=True)  # codes keep their order in memory
+            first, last = module.code_range
+            bits = width_of(first, last)
+            entries.append(['codes', key, NAMES[value.dtype], list(value.shape), order, bits, first])
+            codes.append(pack_bits(value.permute(order), bits, first))
+            continue
+        value = value.half() if isinstance(module, FoldedBatchNorm) else value
+        entries.append(['number', key, NAMES[value.dtype], list(value.shape)])
+        numbers[NAMES[value.dtype]].append(value.detach().cpu().flatten())
+    blobs = {f'numbers.{name}': _deflated(torch.cat(parts)) for name, parts in numbers.items()}
+    blobs['codes'] = torch.cat(codes) if codes else torch.empty(0, dtype=torch.uint8)
+    return dict(entries=entries, versions=dict(getattr(state, '_metadata', {}))), blobs
+
+
+def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, set[str]]:
+    """The inverse of :func:`pack_state`.
+
+    Returns:
+        tuple: The state dict, and the keys of float weights that are absent.
+
+    Raises:
+        PackedError: If parts are missing, too long or too short.
+    """
+    state, absent, entries = OrderedDict(), set(), about['entries']
+    state._metadata = about['versions']
+    sizes: dict[str, int] = defaultdict(int)
+    for entry in entries:
+        if entry[0] == 'number':
+            sizes[entry[2]] += prod(entry[3])
+    numbers = {name: _inflated(blobs.get(f'numbers.{name}'), size, name) for name, size in sizes.items()}
+    begin: dict[str, int] = defaultdict(int)
+    for kind, key, *facts in entries:
+        if kind == 'absent':
+            absent.add(key)
+        elif kind == 'plain':
+            state[key] = facts[0]
+        elif kind == 'same':
+            state[key] = state[facts[0]]
+        elif kind == 'codes':
+            dtype, shape, order, bits, first = facts
+            end = begin['codes'] + packed_bytes(prod(shape), bits)
+            stream = blobs['codes'][begin['codes']:end]
+            if len(stream) < end - begin['codes']:
+                raise PackedError(f'the packed codes end within {key}: {len(blobs["codes"])} bytes, {end} expected')
+            turned = unpack_bits(stream, bits, tuple(shape[i] for i in order), first, DTYPES[dtype])
+            state[key] = turned.permute([order.index(i) for i in range(len(shape))])
+            begin['codes'] = end
+        else:
+            dtype, shape = facts
+            end = begin[dtype] + prod(shape)
+            state[key] = numbers[dtype][begin[dtype]:end].view(shape).clone()
+            begin[dtype] = end
+    if begin['codes'] != len(blobs['codes']):
+        raise PackedError(f'{len(blobs["codes"])} bytes of packed codes, but the layers take {begin["codes"]}')
+    return state, absent
+
+
+def check_codes(model: nn.Module) -> None:
+    """Raise PackedError unless all codes are levels of their quantizer, one for each weight."""
+    for name, layer in model.named_modules():
+        quantizer = getattr(layer, 'weight_quantizer', None) if isinstance(layer, QuantizedLayer) else None
+        if quantizer is None or quantizer.codes is None or not quantizer.codes.numel():
+            continue
+        (low, high), (first, last) = (int(x) for x in quantizer.codes.aminmax()), quantizer.code_range
+        if low < first or high > last:
+            raise PackedError(f'{name} has codes in {low}..{high}, its {quantizer.bit_width}-bit quantizer takes '
+                              f'{first}..{last}')
+        shape = tuple(layer._parameters['weight'].shape)
+        if tuple(quantizer.codes.shape) != shape and _decoded_shape(quantizer) != shape:
+            raise PackedError(f'{name} has codes of shape {tuple(quantizer.codes.shape)}, its weight has {shape}')
+
+
+def _decoded_shape(quantizer: Quantizer) -> tuple[int, ...] | None:
+    """Grids may have one code for several weights."""
+    try:
+        return tuple(quantizer.decode(quantizer.codes).shape)
+    except RuntimeError:
+        return None
+
+
+def shrink(value) -> Tensor:
+    """Plain values and tensors, deflated, as a uint8 tensor."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return _deflated(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
+
+
+def grow(data: Tensor):
+    """The inverse of :func:`shrink`; executes no code.
+
+    Raises:
+        PackedError: If the data are damaged or hold other things than tensors and plain values.
+    """
+    try:
+        raw = zlib.decompress(data.numpy().tobytes())
+        return torch.load(io.BytesIO(raw), map_location='cpu', weights_only=True)
+    except Exception as error:  # zlib and torch.load raise almost anything on damaged data
+        raise PackedError(f'its description cannot be read ({type(error).__name__})') from error
+
+
+def _deflated(flat: Tensor) -> Tensor:
+    planes = flat.contiguous().view(torch.uint8).view(flat.numel(), flat.element_size()).t().contiguous()
+    data = zlib.compress(planes.numpy().tobytes(), 1 if planes.numel() > LARGE else 9)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _inflated(data: Tensor | None, count: int, name: str) -> Tensor:
+    dtype = DTYPES.get(name)
+    if dtype is None or data is None:
+        raise PackedError(f'the numbers of dtype {name} are missing')
+    size = count * dtype.itemsize
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(data.numpy().tobytes(), size + 1)  # no more, whatever the file claims
+    except zlib.error as error:
+        raise PackedError(f'the numbers of dtype {name} are damaged ({error})') from error
+    if len(raw) != size:
+        raise PackedError(f'{len(raw)} bytes of numbers of dtype {name}, {size} expected')
+    planes = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    return planes.view(dtype.itemsize, count).t().contiguous().flatten().view(dtype)
