@@ -34,8 +34,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config (tta_model)')
     parser.add_argument('--no-pin-memory', action='store_true', help='do not pin memory in data loaders')
     parser.add_argument('--update-results', action='store_true',
-                        help='publish the record: store it in the results folder beside the config, and make the '
-                        'tables of README.md and metafile.yml there anew')
+                        help='publish the record: store it below records/, and make the tables of README.md and '
+                        'metafile.yml beside the config anew')
     return parser.parse_args()
 
 

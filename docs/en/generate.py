@@ -93,17 +93,16 @@ def inline(text: str) -> str:
 # ---- model zoo -----------------------------------------------------------------------------------------------------
 def model_zoo() -> str:
     """The tables of all config folders, under one roof."""
-    from mmquant.zoo.model_zoo import TABLE
     parts = ['# Model zoo\n\nEvery number comes from a record that `tools/test.py` wrote for a saved checkpoint; `-` '
              'means: not measured, or not published. Change is the difference to the float model on the same images.\n']
     for readme in sorted((ROOT / 'configs').glob('*/README.md')):
         text = readme.read_text(encoding='utf-8')
         folder = readme.parent.name
         section = re.search(r'## Results and models\n(.*?)\n## ', text, re.S).group(1)
-        section = TABLE.sub(lambda m: m.group(0).replace('<!-- [RESULTS END] -->', ''), section)
         section = re.sub(r'<!--.*?-->\n?', '', section)
         # links that lead out of the documentation would break
         section = re.sub(r'\[config\]\(\./([^)]+)\.py\)', rf'`configs/{folder}/\1.py`', section)
+        section = re.sub(r'\[(W\d+A\d+)\]\(\./([^)]+)\.py\)', rf'\1 `configs/{folder}/\2.py`', section)
         section = re.sub(r'\[([^\]]+)\]\((?!https?://)[^)]+\)', r'\1', section)
         title = text.splitlines()[0].removeprefix('# ')
         parts.append(f'## {title}\n\n{section.strip()}\n')

@@ -27,6 +27,7 @@ from mmquant.zoo.results import (
 from mmquant.zoo.variants import read_variants
 
 TABLE = re.compile(r'(<!-- \[RESULTS\] (\S+) -->\n).*?(<!-- \[RESULTS END\] -->)', re.S)
+SUMMARY = re.compile(r'(<!-- \[SUMMARY\] -->\n).*?(<!-- \[SUMMARY END\] -->)', re.S)
 VARIANTS = re.compile(r'(<!-- \[VARIANTS\] (\S+)((?: \S+)*) -->\n).*?(<!-- \[VARIANTS END\] -->)', re.S)
 MODELS = '# [MODELS] Below: made by tools/misc/update_readmes.py.\n'
 
@@ -76,6 +77,11 @@ class Entry:
     def stem(self) -> str:
         """File name of the config."""
         return osp.splitext(osp.basename(self.config))[0]
+
+    @property
+    def width(self) -> str:
+        """``'W2A4'``."""
+        return f'W{self.w_bits}A{self.a_bits}'
 
     @property
     def bits(self) -> str:
@@ -176,6 +182,7 @@ def update_readme(text: str, folder: str, entries: list[Entry]) -> str:
     for data in found:
         if data not in {e.data for e in entries}:
             raise ConfigError(f'{folder}/README.md has a table of {data!r}, but no config there is measured on it')
+    text = SUMMARY.sub(lambda m: m.group(1) + summary_table(entries) + m.group(2), text)
     text = TABLE.sub(lambda m: m.group(1) + results_table([e for e in entries if e.data == m.group(2)]) + m.group(3),
                      text)
     return VARIANTS.sub(lambda m: m.group(1) + variants_table(m.group(2), entries, m.group(3).split()) + m.group(4),
@@ -231,8 +238,36 @@ def _variant(entry: Entry, known: dict, name: str, named: dict, keys: list[str],
     return ' / '.join(spread([m[key] for m in seeds], factor=factor) for key in keys)
 
 
+def summary_table(entries: list[Entry]) -> str:
+    """Markdown of the classifiers that were measured, in the seven columns of mmpretrain's READMEs."""
+    rows = [('Model', 'Params(M)', 'Flops(G)', 'Top-1 (%)', 'Top-5 (%)', 'Config', 'Download'), [':---:'] * 7]
+    for e in entries:
+        if e.records and e.task == 'Image Classification':
+            metrics = (spread(values_of(list(e.records), m.key)) for m in TASKS[e.task])
+            rows.append((f'{e.model}, {e.width}, {e.data_name}', *_size_of(e), *metrics,
+                         f'[config](./{osp.basename(e.config)})', _download(e)))
+    return '\n' + '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n\n'
+
+
 def results_table(entries: list[Entry]) -> str:
-    """Markdown of the rows of one data set, and a note on how they were measured."""
+    """Markdown of one data set: a row for each measured config, how they were measured, a list of the other configs."""
+    measured = [e for e in entries if e.records]
+    return '\n' + (_table(measured) if measured else '') + _recipes([e for e in entries if not e.records])
+
+
+def _recipes(entries: list[Entry]) -> str:
+    """A line for each model: its size, and configs that wait for figures."""
+    lines = []
+    for model in dict.fromkeys(e.model for e in entries):
+        rows = [e for e in entries if e.model == model]
+        size = '{} M parameters, {} GFLOPs'.format(*_size_of(rows[0])) if rows[0].cost else ''
+        facts = ', '.join(x for x in (size, _download(rows[0])) if x not in ('', '-'))
+        configs = ', '.join(f'[{e.width}](./{osp.basename(e.config)})' for e in rows)
+        lines.append(f'- {model}{f" ({facts})" if facts else ""}: {configs}')
+    return 'Recipes without figures here:\n\n' + '\n'.join(lines) + '\n\n' if lines else ''
+
+
+def _table(entries: list[Entry]) -> str:
     metrics = TASKS[entries[0].task]
     main = metrics[0].title.removesuffix(' (%)')
     main = main[0].lower() + main[1:]
@@ -241,7 +276,12 @@ def results_table(entries: list[Entry]) -> str:
     rows = [columns, [':---:'] * len(columns), *(_row(e, metrics) for e in entries)]
     lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
     note = _note([r for e in entries for r in e.records])
-    return '\n' + '\n'.join(lines) + '\n' + (f'\n{note}\n' if note else '') + '\n'
+    return '\n'.join(lines) + f'\n\n{note}\n\n'
+
+
+def _size_of(entry: Entry) -> tuple[str, str]:
+    """Parameters in millions and multiply-accumulates in thousands of millions."""
+    return (f'{entry.cost["params"] / 1e6:.2f}', f'{entry.cost["macs"] / 1e9:.3f}') if entry.cost else ('-', '-')
 
 
 def _row(entry: Entry, metrics: tuple[Metric, ...]) -> list[str]:
@@ -250,14 +290,12 @@ def _row(entry: Entry, metrics: tuple[Metric, ...]) -> list[str]:
     floats = values_of(records, first.key, 'float')
     change = [a - b for a, b in zip(measured, floats)]
     return [
-        entry.model, entry.data_name, f'{cost["params"] / 1e6:.2f}' if cost else '-',
-        f'{cost["macs"] / 1e9:.3f}' if cost else '-', entry.bits,
+        entry.model, entry.data_name, *_size_of(entry), entry.bits,
         f'{mean(floats) * first.factor:.2f}' if floats else '-',
         spread(values_of(records, first.key, 'nearest'), factor=first.factor),
         *(spread(values_of(records, m.key), factor=m.factor) for m in metrics),
         f'{round(mean(change) * first.factor, 2) + 0.0:+.2f}' if change else '-',  # + 0.0: no negative zero
-        f'{cost["size_mb"]:.2f}' if cost else '-',
-        f'{mean(r["minutes"] for r in records):.1f}' if records else '-', str(len(records)) if records else '-',
+        f'{cost["size_mb"]:.2f}', f'{mean(r["minutes"] for r in records):.1f}', str(len(records)),
         f'[config](./{osp.basename(entry.config)})', _download(entry)]
 
 
@@ -269,8 +307,6 @@ def _download(entry: Entry) -> str:
 
 
 def _note(records: list[dict]) -> str:
-    if not records:
-        return ''
     images = ' or '.join(str(n) for n in sorted({r['data']['images'] for r in records}))
     devices = ' and '.join(sorted({r['device'] for r in records}))
     several = '; ± is the sample standard deviation over seeds' if len({r['seed'] for r in records}) > 1 else ''

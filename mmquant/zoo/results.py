@@ -1,7 +1,7 @@
 """Results records: what was measured on a saved checkpoint, and what several of them say together.
 
 One record is one evaluation by ``tools/test.py``: plain values, no path of a machine. Published records lie in
-``configs/<algorithm>/results/<config stem>/seed<N>.json``, beside ``cost.json`` with what needs no measurement
+``records/<algorithm>/<config stem>/seed<N>.json``, beside ``cost.json`` with what needs no measurement
 (parameters, operations, size). Tables and metafiles are made from these files alone, by
 :mod:`mmquant.zoo.model_zoo`.
 """
@@ -117,8 +117,10 @@ def write_json(path: str, data: dict) -> str:
 
 
 def results_folder(config: str) -> str:
-    """Where the published records of a config lie: ``configs/<algorithm>/results/<config stem>``."""
-    return osp.join(osp.dirname(config), 'results', osp.splitext(osp.basename(config))[0])
+    """Where the records of ``<root>/configs/<algorithm>/<stem>.py`` lie: ``<root>/records/<algorithm>/<stem>``."""
+    folder = osp.dirname(osp.abspath(config))
+    return osp.join(osp.dirname(osp.dirname(folder)), 'records', osp.basename(folder),
+                    osp.splitext(osp.basename(config))[0])
 
 
 def read_records(config: str) -> list[dict]:

@@ -7,7 +7,7 @@ A variants file is a config with ``variants``, a dict of name -> variant. A vari
   of None takes a key or a whole step away, ``after`` puts a new one in;
 - ``quantizer``: changes of ``model.quantizer``, in the same way.
 
-What was measured lies beside the records of the config, in ``results/<config stem>/variants.json``.
+What was measured lies beside the records of the config, in ``records/<algorithm>/<config stem>/variants.json``.
 """
 from __future__ import annotations
 

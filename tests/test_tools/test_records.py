@@ -57,7 +57,7 @@ def test_record(published, tmp_path):
 def test_publish(published, tmp_path):
     evaluate(published, tmp_path, '--update-results')
     folder = published[0].parent
-    record = json.loads((folder / 'results/net_w2a4_digits/seed4.json').read_text())
+    record = json.loads((folder.parents[1] / 'records/x/net_w2a4_digits/seed4.json').read_text())
     assert record == json.loads((tmp_path / 'record_seed4.json').read_text())
     top1 = f'{record["metrics"]["accuracy/top1"]:.2f}'
     row = (folder / 'README.md').read_text().splitlines()[4]

@@ -14,6 +14,7 @@ from mmquant.apis.config import calibration_config, load_config
 from mmquant.apis.dry_run import model_cost_of
 from mmquant.utils.building import ConfigError, differing_keys, plain
 from mmquant.zoo.model_zoo import (
+    SUMMARY,
     TABLE,
     TASKS,
     VARIANTS,
@@ -39,6 +40,9 @@ Data:
 '''
 README = '''# X
 
+<!-- [SUMMARY] -->
+old
+<!-- [SUMMARY END] -->
 Prose, 12.
 <!-- [RESULTS] imagenet -->
 old
@@ -82,11 +86,11 @@ def folder(tmp_path):
     (folder / 'metafile.yml').write_text('Collections:\n- Name: X\n  README: README.md\n# [MODELS] Below: made by '
                                          'tools/misc/update_readmes.py.\nModels: []\n')
     for seed, top1 in enumerate((70.0, 71.0, 75.0)):
-        write_json(str(folder / f'results/a_w2a4_small/seed{seed}.json'), record(seed, top1, 40.0 + seed))
-    write_json(str(folder / 'results/a_w4a4/cost.json'), dict(params=5e6, macs=1e8, bops=1, size_mb=2.0))
+        write_json(str(tmp_path / f'records/x/a_w2a4_small/seed{seed}.json'), record(seed, top1, 40.0 + seed))
+    write_json(str(tmp_path / 'records/x/a_w4a4/cost.json'), dict(params=5e6, macs=1e8, bops=1, size_mb=2.0))
     boxes = {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.4}
     better = {'coco/bbox_mAP': 0.275, 'coco/bbox_mAP_50': 0.42}
-    write_json(str(folder / 'results/b_w4a4_boxes/seed0.json'),
+    write_json(str(tmp_path / 'records/x/b_w4a4_boxes/seed0.json'),
                record(0, 0, images=328, metrics=boxes, float=better, nearest=None))
     return folder
 
@@ -104,14 +108,19 @@ def test_tables(folder):
     assert table['Little A', '2/4'] == [
         'Little A', 'Small set', '1.23', '2.000', '2/4', '90.00', '41.00 ± 1.00', '72.00 ± 2.65', '77.00 ± 2.65',
         '-18.00', '0.46', '1.5', '3', '[config](./a_w2a4_small.py)', '[float](../../checkpoints/a.pth)']
-    assert table['Net A', '4/4'] == ['Net A', 'Big set', '5.00', '0.100', '4/4', *'-----', '2.00', *'--',
-                                     '[config](./a_w4a4.py)', '[float](https://h/w.pth)']
-    assert table['Net B', '2/4'][2:4] == ['-', '-'] and table['Net B', '2/4'][-1] == '-'  # no path of a machine
-    assert ('Little A, tensor', '4/32') in table
+    assert '\n- Net A (5.00 M parameters, 0.100 GFLOPs, [float](https://h/w.pth)): [W4A4](./a_w4a4.py)\n' in text
+    assert '\n- Net B: [W2A4](./b_w2a4.py)\n' in text  # no path of a machine
+    assert '\n- Little A, tensor: [W4A32](./a_w4a32_tensor_small.py)\n' in text
+    assert ('Net A', '4/4') not in table and ('Little A, tensor', '4/32') not in table
+    summary = [[c.strip() for c in line.strip('|').split('|')] for line in SUMMARY.search(text)[0].splitlines()
+               if line.startswith('| ')]
+    assert summary[0] == ['Model', 'Params(M)', 'Flops(G)', 'Top-1 (%)', 'Top-5 (%)', 'Config', 'Download']
+    assert summary[2:] == [['Little A, W2A4, Small set', '1.23', '2.000', '72.00 ± 2.65', '77.00 ± 2.65',
+                            '[config](./a_w2a4_small.py)', '[float](../../checkpoints/a.pth)']]
     assert table['Net B', '4/4'][5:10] == ['27.50', '-', '25.00', '40.00', '-2.50']
     assert 'Float box AP' in text and 'box AP (%)' in text
     assert 'Measured on 500 images; ± is the sample standard deviation over seeds. Times on Chip' in text
-    assert 'old' not in text and text.startswith('# X\n\nProse, 12.\n') and text.endswith('End.\n')
+    assert 'old' not in text and text.startswith('# X\n\n<!-- [S') and text.endswith('End.\n')
     update_folder(str(folder))
     assert (folder / 'README.md').read_text() == text
 
@@ -133,11 +142,12 @@ def test_metafile(folder):
     assert 'Results' not in models['x_a_w4a4'] and 'Weights' not in models['x_b_w2a4']['Metadata']['Float Model']
 
 
-def test_errors(folder):
-    write_json(str(folder / 'results/a_w2a4_small/seed3.json'), record(3, 70.0, images=100))
+def test_errors(folder, tmp_path):
+    other = tmp_path / 'records/x/a_w2a4_small/seed3.json'
+    write_json(str(other), record(3, 70.0, images=100))
     with pytest.raises(ConfigError, match=r'records of .*a_w2a4_small\.py differ in data: .*Measure all seeds again'):
         updated_files(str(folder))
-    (folder / 'results/a_w2a4_small/seed3.json').unlink()
+    other.unlink()
     readme = folder / 'README.md'
     readme.write_text(README.replace('[RESULTS] small', '[RESULTS] smal'))
     with pytest.raises(ConfigError, match=r'has no table for a_w.*_small: add the lines "<!-- \[RESULTS\] small -->"'):
@@ -177,15 +187,18 @@ def test_committed_tables_come_from_committed_records(folder):
 def test_no_number_beside_the_generated_ones():
     """What looks like a measured accuracy outside the markers of a README would have been typed."""
     for folder in FOLDERS:
-        text = VARIANTS.sub('', TABLE.sub('', (folder / 'README.md').read_text(encoding='utf-8')))
+        text = (folder / 'README.md').read_text(encoding='utf-8')
+        for made in (SUMMARY, TABLE, VARIANTS):
+            text = made.sub('', text)
         assert not re.findall(r'\b\d\d\.\d+ ?%|\b\d\d\.\d\d\b', text), folder
         assert not re.findall(r'^\|.*\d\d\.\d', text, re.M), folder
 
 
 def test_committed_records_are_whole():
     load = functools.cache(load_config)
-    for path in CONFIGS.glob('*/results/*/*.json'):
-        config = path.parents[2] / f'{path.parent.name}.py'
+    assert not list(CONFIGS.rglob('*.json'))
+    for path in (ROOT / 'records').rglob('*.json'):
+        config = CONFIGS / path.parents[1].name / f'{path.parent.name}.py'
         assert config.exists(), f'{path} belongs to no config'
         data = json.loads(path.read_text())
         if path.name == 'cost.json':
@@ -238,7 +251,7 @@ def test_script(folder):
                          ids=lambda p: f'{p.parent.name}-{p.stem}')
 def test_costs_are_those_of_the_configs(config):
     """Parameters, operations and sizes in the tables, computed again; ``-k "digits or cifar10"`` takes small models."""
-    cost = config.parent / 'results' / config.stem / 'cost.json'
+    cost = ROOT / 'records' / config.parent.name / config.stem / 'cost.json'
     assert cost.exists(), f'run python tools/misc/update_readmes.py --costs {config.parent}'
     again = model_cost_of(calibration_config(load_config(str(config)))).to_dict()
     del again['layers']

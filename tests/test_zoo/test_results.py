@@ -76,8 +76,8 @@ def test_only_the_config_as_it_is_gets_published(meta):
 
 
 def test_files(tmp_path):
-    config = str(tmp_path / 'r_w2a4.py')
-    assert results_folder(config) == str(tmp_path / 'results' / 'r_w2a4')
+    config = str(tmp_path / 'configs' / 'x' / 'r_w2a4.py')
+    assert results_folder(config) == str(tmp_path / 'records' / 'x' / 'r_w2a4')
     assert read_records(config) == [] and read_cost(config, []) is None
     write_json(results_folder(config) + '/cost.json', dict(params=1))
     assert read_cost(config, []) == dict(params=1)

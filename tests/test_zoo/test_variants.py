@@ -59,7 +59,7 @@ def test_table(tmp_path):
     seeds = {'0': {'accuracy/top1': 70.0}, '1': {'accuracy/top1': 72.0}}
     rows = dict(A=dict(changes={}, seeds=seeds), B=dict(changes=dict(steps=dict(F=1)), seeds=seeds))
     known = dict(source='configs/v.py', data=dict(name='Small set', images=9), variants=rows)
-    write_json(str(tmp_path / 'configs' / 'alg' / 'results' / 'net_w8a8_small' / 'variants.json'), known)
+    write_json(str(tmp_path / 'records' / 'alg' / 'net_w8a8_small' / 'variants.json'), known)
     text = variants_table('net_small', [entry(tmp_path, 8), entry(tmp_path, 4)])
     assert '| Variant | W8A8 |' in text and '9 images' in text
     assert text.index('| B | - |') < text.index('| A | 71.00 ± 1.41 |')  # order of the file; B was another one then
@@ -80,7 +80,7 @@ def test_columns_of_several_variants_files(tmp_path):
     (tmp_path / 'configs' / 'u.py').write_text('variants = dict(N=dict(steps=dict(G=None)), C=dict(steps={}))')
     for bits, source, step in ((8, 'v', 'F'), (4, 'u', 'G')):
         rows = dict(N=dict(changes=dict(steps={step: None}), seeds={'0': {'accuracy/top1': 10.0 * bits}}))
-        write_json(str(tmp_path / 'configs' / 'alg' / 'results' / f'net_w{bits}a{bits}_small' / 'variants.json'),
+        write_json(str(tmp_path / 'records' / 'alg' / f'net_w{bits}a{bits}_small' / 'variants.json'),
                    dict(source=f'configs/{source}.py', data=dict(name='Small set', images=9), variants=rows))
     text = variants_table('net_small', [entry(tmp_path, 8), entry(tmp_path, 4)])
     assert '| N | 80.00 | 40.00 |\n| A | - | - |\n| C | - | - |' in text

@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument('--seeds', type=int, nargs='+', help='several seeds, instead of --seed')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='names of some variants; default all')
-    parser.add_argument('--publish', action='store_true', help='write into results/<config>/ beside the config')
+    parser.add_argument('--publish', action='store_true', help='write into records/, beside the records of the config')
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Make the tables of every config folder's README.md and its metafile.yml anew, from the records in its results."""
+"""Make the tables of every config folder's README.md and its metafile.yml anew, from its records."""
 import argparse
 import os.path as osp
 import sys
