@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps, merged, ordered_steps
+from mmquant.engine.sources.source import chunks_of_one_size
 from mmquant.models import QuantizedModel
 from mmquant.models.policy import merged_config
 from mmquant.utils.building import ConfigError, check_keys, check_types, closest
@@ -149,15 +150,12 @@ def run_steps(context: CalibrationContext, steps: list[Step]) -> None:
 
 def _collect(loader: Iterable, model: QuantizedModel, chunk_size: int) -> list[torch.Tensor]:
     device = next(model.architecture.parameters()).device
-    parts = [_images(batch).to(device) for batch in loader]
-    if not parts:
+    chunks, _ = chunks_of_one_size([dict(inputs=_images(batch).to(device)) for batch in loader], chunk_size)
+    if not chunks:
         raise ValueError('the calibration set is empty: calib_loader yielded nothing')
-    images = torch.cat(parts)
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    if not torch.isfinite(images).all():
+    if not all(torch.isfinite(chunk).all() for chunk in chunks):
         raise ValueError('the calibration images hold NaN or infinite values')
-    return list(images.split(chunk_size))
+    return chunks
 
 
 def _images(batch) -> torch.Tensor:

@@ -81,6 +81,8 @@ def test_chunks_of_one_size():
     assert [c[:, 0, 0, 0].tolist() for c in chunks] == [[0, 2], [3], [1]] and samples == [[0, 2], [3], [1]]
     del batches[1]['data_samples']
     assert chunks_of_one_size(batches, 2)[1] is None
+    rows, _ = chunks_of_one_size([dict(inputs=torch.arange(6.).reshape(3, 2))] * 2, 4)
+    assert [len(r) for r in rows] == [4, 2] and chunks_of_one_size([], 4)[0] == []
 
 
 def test_a_dataloader_is_short_for_a_source(tmp_path):

@@ -73,7 +73,7 @@ def chunks_of_one_size(batches: list[dict], size: int) -> tuple[list[torch.Tenso
     """Join preprocessed batches to chunks of up to ``size`` images, each of images of one height and width.
 
     Args:
-        batches (list[dict]): With ``inputs`` (N, C, H, W) and maybe ``data_samples``, one an image.
+        batches (list[dict]): With ``inputs`` (N, C, H, W) or (N, ...) and maybe ``data_samples``, one an image.
         size (int): Images a chunk.
 
     Returns:
@@ -85,7 +85,9 @@ def chunks_of_one_size(batches: list[dict], size: int) -> tuple[list[torch.Tenso
         groups.setdefault(tuple(batch['inputs'].shape[1:]), []).append(batch)
     chunks, samples, complete = [], [], True
     for group in groups.values():
-        images = torch.cat([b['inputs'] for b in group]).contiguous(memory_format=torch.channels_last)
+        images = torch.cat([b['inputs'] for b in group])
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         info = [x for b in group for x in b.get('data_samples') or ()]
         complete &= len(info) == len(images)
         chunks += images.split(size)
