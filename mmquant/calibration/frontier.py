@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from bisect import bisect
 
-from mmquant.models.dataflow import Call, DataFlow
+from mmquant.models.dataflow import Call, DataFlow, Op
 
 Key = tuple[str, int]  # name of a module and number of its call
 
@@ -42,6 +42,12 @@ def completed_calls(flow: DataFlow, tick: float, leaking: set[int]) -> dict[Key,
     return {c.key: c for c in ended(flow.once('outermost', lambda: [c for c in flow.calls if c.parent < 0]))}
 
 
+def ops_outside(flow: DataFlow, spans: list[tuple[int, int]], begin: float, end: float) -> list[Op]:
+    """Operations between two ticks, but for those inside of spans (enter, exit), which are sorted and disjoint."""
+    starts, ends = (begin, *(leave for _, leave in spans)), (*(enter for enter, _ in spans), end)
+    return [op for gap in zip(starts, ends) for op in flow.ops_between(*gap)]
+
+
 def live_values(flow: DataFlow, completed: dict[Key, Call], tick: float) -> set[int]:
     """Values, made by completed calls or between them, that are needed after ``tick``: by operations that are still to
     run, or to run operations between the completed calls again, which no stub answers."""
@@ -52,9 +58,7 @@ def live_values(flow: DataFlow, completed: dict[Key, Call], tick: float) -> set[
         place = bisect(begins, tick) - 1
         return place >= 0 and tick < spans[place][1]
 
-    before = [span for span in spans if span[1] < tick]
-    gaps = zip((0, *(leave for _, leave in before)), (*(enter for enter, _ in before), tick))
-    between = [op for begin, end in gaps for op in flow.ops_between(begin, end)]
+    between = ops_outside(flow, [span for span in spans if span[1] < tick], 0, tick)
     made = {v for call in completed.values() for v in call.outputs} | {v for op in between for v in op.outputs}
     returned = set(flow.calls[0].outputs)
     live = {v for v in made if v in returned

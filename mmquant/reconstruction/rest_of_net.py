@@ -16,7 +16,8 @@ import torch
 from mmengine.logging import print_log
 from torch.utils._pytree import tree_map
 
-from mmquant.calibration.stream import Stream, completed_calls, leaking_calls
+from mmquant.calibration.frontier import completed_calls, leaking_calls, ops_outside
+from mmquant.calibration.stream import Stream
 from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
 from mmquant.calibration.unit_run import UnitRun
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
@@ -66,7 +67,7 @@ class TailTerm:
 def last_call(flow: DataFlow, unit: Unit) -> Call:
     """The call that returns a unit's output: of the activation behind it, if it has one, else of the unit itself."""
     name, tick = (unit.activation, unit.exit) if unit.activation else (unit.name, unit.enter - 1)
-    return next(c for c in flow.calls if c.name == name and c.enter > tick)
+    return next(c for c in flow.calls_of[name] if c.enter > tick)
 
 
 def end_of(model: QuantizedModel, unit: Unit, end: str) -> Unit | None:
@@ -77,7 +78,7 @@ def end_of(model: QuantizedModel, unit: Unit, end: str) -> Unit | None:
     around = model.units('net') if end == 'net' else [u for u in model.units('stage') if u.kind == 'stage']
     for outer in around:
         if outer.enter < unit.enter and unit.exit < outer.exit and not outer.more and not unit.more:
-            call = next(c for c in model.flow.calls if c.name == outer.name and c.enter == outer.enter)
+            call = next(c for c in model.flow.calls_of[outer.name] if c.enter == outer.enter)
             last = last_call(model.flow, unit)
             one_tensor = len(call.outputs) == len(last.outputs) == 1
             return outer if one_tensor and last.outputs != call.outputs else None
@@ -100,18 +101,20 @@ class Tail:
         self.quantizers = [m for m in self.module.modules() if isinstance(m, Quantizer)]
         flow = model.flow
         self.last = last_call(flow, unit)
-        around = next(c for c in flow.calls if c.name == end.name and c.enter == end.enter)
+        around = next(c for c in flow.calls_of[end.name] if c.enter == end.enter)
         inside = [c for c in flow.calls if around.enter < c.enter < around.exit]
         ready = {k: c for k, c in completed_calls(flow, self.last.enter, leaking_calls(flow)).items()
                  if around.enter < c.enter < around.exit}
         self.stubs = {} if _is_needed(flow, ready, self.last, around) else {c.index: None for c in ready.values()}
-        skipped = [c for c in inside if c.index in self.stubs or c is self.last]
         # The calls that a run really makes, by module: those within skipped ones are not made.
         self.made: dict[str, list[Call]] = defaultdict(list)
+        self.names, passed = set(), around.enter  # calls are ordered by entry, and skipped ones do not nest
         for call in inside:
-            if not any(s.enter < call.enter < s.exit for s in skipped):
+            if call.enter > passed:
                 self.made[call.name].append(call)
-        self.names = {c.name for c in skipped}
+                if call.index in self.stubs or call is self.last:
+                    self.names.add(call.name)
+                    passed = call.exit
         if self.stubs:
             self._learn_shapes()
 
@@ -185,13 +188,12 @@ class _Placeholder:
 
 def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:
     """Whether what follows ``last`` reads a tensor that a call in front of it made."""
-    needed = {v for op in flow.ops if last.exit < op.tick < around.exit for v in op.inputs} | set(around.outputs)
+    needed = {v for op in flow.ops_between(last.exit, around.exit) for v in op.inputs} | set(around.outputs)
     needed -= set(last.outputs)
-    spans = [(c.enter, c.exit) for c in ready.values()]
-    for op in reversed([op for op in flow.ops if around.enter < op.tick < last.enter]):
-        if needed & set(op.outputs) and not any(a < op.tick < b for a, b in spans):
+    for op in reversed(ops_outside(flow, sorted((c.enter, c.exit) for c in ready.values()), around.enter, last.enter)):
+        if not needed.isdisjoint(op.outputs):
             needed |= set(op.inputs)
-    return any(needed & set(c.outputs) for c in ready.values())
+    return any(not needed.isdisjoint(c.outputs) for c in ready.values())
 
 
 class Tails:
