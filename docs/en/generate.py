@@ -118,7 +118,7 @@ def benchmarks() -> str:
     for script in sorted((ROOT / 'tools').rglob('benchmark_*.py')):
         doc = ast.get_docstring(ast.parse(script.read_text(encoding='utf-8')))
         parts.append(f'## {doc.splitlines()[0].rstrip(".")}\n\n{doc.partition(chr(10))[2].strip()}\n')
-        parts.append(as_markdown(measured[script.name]))
+        parts.append(as_markdown(measured.get(script.name, {})))
     rows = list(timed())
     if rows:
         parts += ['## Times of published runs\n\nSteps only, without evaluation; mean over the seeds.\n',

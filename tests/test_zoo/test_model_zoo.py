@@ -180,6 +180,7 @@ def test_float_config_through_a_quantized_base(tmp_path):
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda p: p.name)
 def test_committed_tables_come_from_committed_records(folder):
     """Every README and metafile is what the generator makes: no number is typed."""
+    assert len(SUMMARY.findall((folder / 'README.md').read_text())) == 1  # the first table of every README
     for path, text in updated_files(str(folder)).items():
         assert Path(path).read_text(encoding='utf-8') == text, f'run python tools/misc/update_readmes.py {folder}'
 
