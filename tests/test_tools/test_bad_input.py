@@ -149,7 +149,7 @@ def test_wrong_checkpoint_for_evaluation(tmp_path):
     with pytest.raises(SystemExit, match=r'broken\.pth cannot be read .*truncated'):
         run(tmp_path / 'broken.pth')
     calibrated(MLP(), images(8, 8)).model.save(str(tmp_path / 'other.pth'))
-    with pytest.raises(SystemExit, match=r'other\.pth does not fit the model: 2 of its 2 layers do not exist here'):
+    with pytest.raises(SystemExit, match=r"other\.pth does not fit the model: .*the model has no module 'fc1'"):
         run(tmp_path / 'other.pth')
 
 
