@@ -9,23 +9,20 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from mmquant.models import builder
-from mmquant.models.checkpoint import CheckpointError, altered, load_float_weights, read_quantized, save_quantized
+from mmquant.models import builder, saving
+from mmquant.models.checkpoint import load_float_weights
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import is_detector, plain_samples
-from mmquant.models.edits import Edit, Folded, PlanError
+from mmquant.models.edits import Edit, Folded
 from mmquant.models.folding import foldable_pairs
 from mmquant.models.layers import (
     PerCall,
-    QuantizedLayer,
     enabled,
     fixed_weights,
     give_plain_memory,
     use_channels_last,
     use_plain_memory,
 )
-from mmquant.models.old_plans import from_old_dict, is_old, without_idle_weights
-from mmquant.models.packed_state import PackedError, check_codes
 from mmquant.models.plan import Plan
 from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.quantizer_index import QuantizerIndex
@@ -268,10 +265,7 @@ class QuantizedModel(BaseModel):
         Decides first (:meth:`decide`). The file holds no float weights of quantized layers, unless some weights have no
         range and so stay float; tensors and plain values only.
         """
-        self.decide()
-        packed = {x for x in self.quantized_layers().values() if x.weight_quantizer.codes is not None}
-        return save_quantized(path, self.architecture, packed if self.ready[0] else set(), self.plan.to_dict(),
-                              meta or {})
+        return saving.save(self, path, meta or {})
 
     def load(self, path: str, float_weights: bool = False) -> dict:
         """Rebuild quantizers from a checkpoint of :meth:`save` and load their state; returns its meta.
@@ -285,36 +279,4 @@ class QuantizedModel(BaseModel):
         Raises:
             CheckpointError: If the file is missing, damaged, or of another model.
         """
-        data = read_quantized(path)
-        plan, state = self._read_plan(data, path), data['state_dict']
-        if not any(isinstance(m, QuantizedLayer) for m in self.architecture.modules()):
-            try:
-                self.insert_quantizers(plan)
-            except PlanError as error:
-                raise CheckpointError(f'{path} does not fit the model: {error}') from error
-        elif plan != self.plan:
-            raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
-                                  'build a fresh QuantizedModel')
-        if is_old(data['plan']):
-            state = without_idle_weights(state, plan)
-        self._load_packed(path, state, data['absent'], float_weights)
-        return data['meta']
-
-    def _load_packed(self, path: str, state: dict, absent: set[str], keep: bool) -> None:
-        for name, layer in self.quantized_layers().items():
-            if f'{name}.weight' in absent and not keep:
-                layer.leave_codes(name)
-        load_float_weights(self.architecture, path, state, absent)
-        try:
-            check_codes(self.architecture)
-        except PackedError as error:
-            raise altered(path, error) from error
-
-    def _read_plan(self, data: dict, path: str) -> Plan:
-        try:
-            plan = data['plan']
-            return from_old_dict(plan, self.policy) if is_old(plan) else Plan.from_dict(plan)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
-                                  f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
-                                  ) from error
+        return saving.load(self, path, float_weights)

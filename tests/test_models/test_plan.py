@@ -6,7 +6,7 @@ from models_for_tests import MLP, BasicBlock, Chain, ResNet, calibrated, images,
 from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.checkpoint import CheckpointError, read_tensors
+from mmquant.models.checkpoint import CheckpointError, read_quantized
 from mmquant.models.edits import AddOutputAffine, CallsLayers, Edit, Folded, Merged, PlanError, edit_from_dict
 from mmquant.models.plan import Place, Plan
 from mmquant.registry import EDITS
@@ -56,7 +56,7 @@ def test_an_edit_of_somebody_else(tmp_path):
         low = -torch.ones(q.scale.numel())
         q.set_range(low, -low)
     path = model.save(str(tmp_path / 'q.pth'))
-    assert read_tensors(path)['plan']['edits'] == [dict(type='Double', names=['fc1'], factor=0.5)]
+    assert read_quantized(path)['plan']['edits'] == [dict(type='Double', names=['fc1'], factor=0.5)]
     other = QuantizedModel(MLP(), quantizer_cfg(), 'random')
     other.load(path)
     assert other.plan == model.plan and torch.equal(other(x), model(x))
@@ -133,7 +133,7 @@ def test_plans_that_cannot_be_read(change, text, tmp_path):
     with pytest.raises(ValueError, match=text):
         Plan.from_dict({**Plan().to_dict(), **change})
     model = calibrated(MLP(), images(8, 8)).model
-    data = read_tensors(model.save(str(tmp_path / 'q.pth')))
+    data = dict(read_quantized(model.save(str(tmp_path / 'q.pth'))), format=1)
     torch.save(dict(data, plan={**data['plan'], **change}), tmp_path / 'q.pth')
     with pytest.raises(CheckpointError, match=f'q.pth holds a quantization plan that cannot be read .*{text}'):
         QuantizedModel(MLP(), quantizer_cfg(), 'random').load(str(tmp_path / 'q.pth'))
