@@ -16,6 +16,7 @@ from mmquant.models.edits import CallsLayers, Edit, SplitAttention, planned_modu
 from mmquant.models.functional_layers import find_functional_layers
 from mmquant.models.layers import PerCall, channel_axis, has_own_weight, quantize_layer, quantize_output
 from mmquant.models.matmul import quantize_matmuls
+from mmquant.models.packed_weight import PackedWeight
 from mmquant.models.placement import place_quantizers
 from mmquant.models.plan import Place, Plan
 from mmquant.models.proof import Proof
@@ -147,6 +148,10 @@ def set_bits(model, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
             build(QUANTIZERS, place.with_bits(value).quantizer, f'set_bits, {place.what} of {place.name}')
         silent = [place.bits] * (len(set(place.readers) - set(wishes)) > 0)
         changed[i] = place.with_bits(max([*wishes.values(), *silent]))
+    for place in changed.values():
+        weight = model.architecture.get_submodule(place.name)._parameters.get('weight')
+        if place.what == 'weight' and isinstance(weight, PackedWeight):
+            raise weight.missing()
     for place in changed.values():
         quantizer_at(model.architecture, place).set_bits(place.bits)
     model.plan = replace(plan, places=tuple(changed.get(i, p) for i, p in enumerate(plan.places)))

@@ -32,6 +32,14 @@ class PackedWeight(nn.Parameter):
     def __init__(self, like: torch.Tensor, shape: tuple[int, ...], layer: str) -> None:
         self.layer = layer
 
+    def missing(self) -> NoFloatWeight:
+        """The error for whoever needs its values."""
+        return NoFloatWeight(
+            f'layer {self.layer} was loaded from a packed checkpoint: its codes are there, its float weight is not. '
+            'The float net, new ranges or bits of weights, and further calibration need it: call '
+            'model.load_float_checkpoint() and then model.load(path, float_weights=True), or quantize again with '
+            'tools/ptq.py')
+
     def moved(self, function) -> PackedWeight:
         """What ``function``, such as a move to a device, makes of it."""
         scalar = torch.zeros((), dtype=self.dtype, device=self.device)
@@ -51,8 +59,4 @@ class PackedWeight(nn.Parameter):
         own = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, cls))
         if func is torch.Tensor.detach:  # of state_dict()
             return own
-        raise NoFloatWeight(
-            f'layer {own.layer} was loaded from a packed checkpoint: its codes are there, its float weight is not. The '
-            'float net, new ranges or bits of weights, and further calibration need it: call '
-            'model.load_float_checkpoint() and then model.load(path, float_weights=True), or quantize again with '
-            'tools/ptq.py')
+        raise own.missing()

@@ -193,6 +193,7 @@ class QuantizedModel(BaseModel):
 
         Raises:
             ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take; nothing is changed.
+            NoFloatWeight: For weights of a packed checkpoint; nothing is changed.
         """
         builder.set_bits(self, bits)
 

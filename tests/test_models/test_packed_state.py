@@ -117,6 +117,7 @@ def test_size_on_disk_is_the_reported_one(tmp_path, w_bits, width):
     lambda m, x: m.architecture.conv1.weight + 1, lambda m, x: m.architecture.conv1.weight.numpy(),
     lambda m, x: list(m.architecture.conv1.weight), lambda m, x: torch.cat([m.architecture.conv1.weight]),
     lambda m, x: m.architecture.conv1.weight.T, lambda m, x: copy.deepcopy(m).observe(x),
+    lambda m, x: m.set_bits(dict(conv1=(2, None))),
 ])
 def test_asking_for_the_float_net_is_an_error_that_says_what_to_do(tmp_path, ask):
     _, loaded, x = packed_and_loaded(tmp_path)
