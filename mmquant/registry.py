@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -19,10 +20,11 @@ ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'
 EDITS = Registry('edit', scope='mmquant', locations=['mmquant.models'])
 # Statistics of tensors to a range.
 OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
-# Distance between a unit's quantized and float output.
-LOSSES = Registry('loss', scope='mmquant', locations=['mmquant.losses'])
-# A unit's input between the quantized and the float prefix.
+# Reconstruction: what a unit is fitted to, what it is given, what happens around its steps, what trains it.
+TERMS = Registry('term', scope='mmquant', locations=['mmquant.reconstruction'])
 MIXERS = Registry('mixer', scope='mmquant', locations=['mmquant.reconstruction'])
+FIT_HOOKS = Registry('fit_hook', scope='mmquant', locations=['mmquant.reconstruction'])
+OPTIMIZERS = Registry('optimizer', parent=MMENGINE_OPTIMIZERS, scope='mmquant', locations=['mmquant.reconstruction'])
 # Codes of a layer's weight, without back-propagation.
 SOLVERS = Registry('solver', scope='mmquant', locations=['mmquant.solvers'])
 # What a search over clips minimises, and how it searches.

@@ -6,6 +6,6 @@ _base_ = [
 _base_.quantizer.weight.bits = 4
 _base_.quantizer.activation.bits = 4
 # A stronger pull of the roundings, as the authors advise for depthwise convolutions.
-_base_.brecq.weights.regularizer.weight = 0.1
+_base_.brecq.weights.terms.rounding.weight = 0.1
 model = dict(quantizer=_base_.quantizer)
 train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

@@ -6,4 +6,5 @@ model = dict(quantizer=dict(weight=dict(bits=4), activation=dict(bits=4)))
 train_cfg = dict(
     amp=True,
     steps=dict(
-        weights=dict(batch_size=16, regularizer=dict(weight=100, relative=True)), activations=dict(batch_size=16)))
+        weights=dict(batch_size=16, terms=dict(rounding=dict(weight=100, relative=True))),
+        activations=dict(batch_size=16)))

@@ -9,7 +9,8 @@ _base_.quantizer.activation.bits = 4
 # linear layers stay undecided (records of kind 'unit' in results.json tell the share). Ranges of 8-bit activations
 # stay: the rate that suits 4 bits overshoots their steps.
 _base_.brecq.weights.update(batch_size=16)
-_base_.brecq.weights.regularizer.update(weight=1000, relative=True)
-_base_.brecq.activations.update(batch_size=16, num_iters=250, max_activation_bits=7)
+_base_.brecq.weights.terms.rounding.update(weight=1000, relative=True)
+_base_.brecq.activations.update(batch_size=16, num_iters=250)
+_base_.brecq.activations.train.activation_scale.max_bits = 7
 model = dict(quantizer=_base_.quantizer)
 train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

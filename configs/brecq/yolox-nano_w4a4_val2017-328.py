@@ -8,7 +8,7 @@ _base_.quantizer.activation.bits = 4
 # The regularizer is relative to the loss of a unit: heads have losses in the hundreds, and with the usual factor many
 # roundings of their weights stay undecided.
 _base_.brecq.weights.update(batch_size=8)
-_base_.brecq.weights.regularizer.update(weight=100, relative=True)
+_base_.brecq.weights.terms.rounding.update(weight=100, relative=True)
 _base_.brecq.activations.update(batch_size=8)
 model = dict(quantizer=dict(_base_.quantizer, depthwise_channels=True))
 train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

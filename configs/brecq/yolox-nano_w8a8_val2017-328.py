@@ -7,4 +7,4 @@ train_cfg = dict(
     steps=dict(
         affines=dict(type='mmquant.InsertOutputAffine', layers='all', after='weights'),
         biases=dict(type='mmquant.CorrectBias', after='affines'),
-        activations=dict(max_activation_bits=7)))
+        activations=dict(train=dict(activation_scale=dict(max_bits=7)))))

@@ -1,17 +1,16 @@
 """Steps that set the range of quantizers: weights once, activations along one calibration pass."""
 from __future__ import annotations
 
-import copy
 import itertools
 
 import torch
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.calibration.observed_ranges import observed_ranges
 from mmquant.models.quantized_model import QuantizedModel
-from mmquant.quantizers import Quantizer
 from mmquant.registry import OBSERVERS, STEPS
 from mmquant.utils.building import build
-from mmquant.utils.distributed import gather_rows, share
+from mmquant.utils.distributed import share
 
 DEFAULT_OBSERVER = {'type': 'mmquant.LpNormObserver', 'p': 2.4}
 
@@ -46,24 +45,31 @@ class InitWeightRange(Step):
 
 @STEPS.register_module()
 class InitActivationRange(Step):
-    """Activation ranges by an observer, from activations that already went through the quantized layers upstream.
+    """Activation ranges of the whole net by an observer.
 
     Args:
         observer (dict): Default: the p = 2.4 search (BRECQ).
         num_images (int): Images to observe, at least 1. Default 64.
         chunk (int): Images of one size that pass the model together. Default 64: usually one pass; with more, the
             first ones meet ranges upstream that later ones may still change.
+        statistics (str): ``'quantized'`` (default): activations that already went through the quantized layers and
+            activations upstream (BRECQ). ``'float'``: those of the float net (QDrop).
+
+    Raises:
+        ValueError: For another number or word.
     """
     evaluates = (True, True)
 
     def __init__(self, observer: dict | None = None, num_images: int = 64, chunk: int = 64,
-                 name: str = 'activation_ranges') -> None:
+                 statistics: str = 'quantized', name: str = 'activation_ranges') -> None:
         super().__init__(name)
         for key, value in (('num_images', num_images), ('chunk', chunk)):
             if value < 1:
                 raise ValueError(f'{key} must be at least 1, got {value}')
+        if statistics not in ('quantized', 'float'):
+            raise ValueError(f"statistics must be 'quantized' or 'float', got {statistics!r}")
         self.observer = build(OBSERVERS, observer or DEFAULT_OBSERVER, 'InitActivationRange.observer')
-        self.num_images, self.chunk = num_images, chunk
+        self.num_images, self.chunk, self.quantized = num_images, chunk, statistics == 'quantized'
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
@@ -72,37 +78,13 @@ class InitActivationRange(Step):
         Raises:
             ValueError: If a quantizer met NaN, or no image reached it; names its place.
         """
-        model = context.model
-        quantizers = model.activation_quantizers()
-        running = []  # images of the pass under way, of this process
-        undo = [self._observe(name, q, running) for name, q in quantizers.items()]
-        try:
-            with model.quantization(weights=True, activations=True):
-                for images, samples in passes(context.batches(share(self.num_images)), share(self.chunk)):
-                    running[:] = [len(images)]
-                    model.run(images, samples)
-        finally:
-            for q in undo:
-                del q.__dict__['forward']
+        model, running = context.model, [0]
+        with observed_ranges(model.activation_quantizers(), self.observer, lambda: running[0], self.quantized), \
+                model.quantization(weights=self.quantized, activations=self.quantized):
+            for images, samples in passes(context.batches(share(self.num_images)), share(self.chunk)):
+                running[0] = len(images)
+                model.run(images, samples)
         check_initialized(model)
-
-    def _observe(self, name: str, quantizer: Quantizer, running: list[int]) -> Quantizer:
-        observer = copy.deepcopy(self.observer)
-        observer.reset(quantizer.granularity)
-        observer.share(quantizer.num_scales)
-        original = type(quantizer).forward
-
-        def forward(x):
-            try:
-                observer.observe(gather_rows(x, running[0]))
-                quantizer.set_range(*observer.range(quantizer))
-            except ValueError as error:
-                raise ValueError(f'activation at {name}: {error}') from error
-            return original(quantizer, x)
-
-        quantizer.initialized = False
-        quantizer.__dict__['forward'] = forward
-        return quantizer
 
 
 def passes(batches: list[tuple], size: int):

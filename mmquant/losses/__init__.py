@@ -1,6 +1,6 @@
-from mmquant.losses.lp import FisherDiagLoss, LpLoss
+from mmquant.losses.lp import LpLoss
 from mmquant.losses.objectives import CrossEntropy, LogitDistance, Objective, OutputDivergence
 from mmquant.losses.training_loss import TrainingLoss
 
-__all__ = ['CrossEntropy', 'FisherDiagLoss', 'LogitDistance', 'LpLoss', 'Objective', 'OutputDivergence',
+__all__ = ['CrossEntropy', 'LogitDistance', 'LpLoss', 'Objective', 'OutputDivergence',
            'TrainingLoss']

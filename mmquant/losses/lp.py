@@ -4,10 +4,8 @@ from __future__ import annotations
 import torch
 
 from mmquant.ops import power_distance
-from mmquant.registry import LOSSES
 
 
-@LOSSES.register_module()
 class LpLoss:
     """Mean over samples and positions of the sum over channels of ``|prediction - target|**p`` (BRECQ's code).
 
@@ -18,8 +16,6 @@ class LpLoss:
     Raises:
         ValueError: If ``p`` is below 1 or the reduction is unknown.
     """
-    needs_fisher = False
-
     def __init__(self, p: float = 2.0, reduction: str = 'channel_sum') -> None:
         if p < 1:
             raise ValueError(f'p must be at least 1, got {p}')
@@ -41,22 +37,3 @@ class LpLoss:
         if weight is None:
             return power_distance(prediction, target, self.p, positions)
         return ((prediction - target).float().abs().pow(self.p) * weight).sum() / positions
-
-
-@LOSSES.register_module()
-class FisherDiagLoss(LpLoss):
-    """Squared error weighted by the diagonal of the Fisher information of the unit's output (BRECQ, eq. 10).
-
-    The weights are squared gradients of KL(float || quantized) at the unit's output, with the net quantized up to and
-    including the unit, each image's own (no batch mean), scaled to mean 1 over the calibration set. The paper's code
-    adds 1 to tiny batch-mean gradients, which makes it plain squared error; this does not.
-
-    Args:
-        objective (dict | None): Another loss of the outputs to take the gradients of: ``mmquant.TrainingLoss`` for
-            detectors of one stage, ``mmquant.CrossEntropy``; both need labels. Default None: the divergence.
-    """
-    needs_fisher = True
-
-    def __init__(self, objective: dict | None = None) -> None:
-        super().__init__(p=2.0)
-        self.objective = objective

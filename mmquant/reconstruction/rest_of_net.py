@@ -1,4 +1,4 @@
-"""The float net behind a unit, up to the end of its stage or of the net, as a function of the unit's output.
+"""The float net after a unit, up to the end of its stage or of the net, as a function of the unit's output.
 
 Supervision of what follows (RepAPQ's across-block calibration, PD-Quant's prediction difference) needs its gradient at
 the unit's output. The module around, the stage or the whole model, is run with the unit's last call answered by a given
@@ -28,40 +28,17 @@ from mmquant.structures.unit import Unit
 
 
 @dataclass(frozen=True)
-class TailLoss:
-    """How much a unit's own output and that of what follows count.
+class TailEnd:
+    """What a unit's output is compared with further on.
 
     Attributes:
-        end (str): ``'stage'`` (default) or ``'net'``: where the outputs are compared.
-        unit_weight (float): Factor of the loss at the unit's output. Default 1.
-        weight (float): Factor of the loss at the end. Default 1; 0 is plain reconstruction.
-    """
-    end: str = 'stage'
-    unit_weight: float = 1.0
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.end not in ('stage', 'net'):
-            raise ValueError(f"end must be 'stage' or 'net', got {self.end!r}")
-        if min(self.unit_weight, self.weight) < 0 or self.unit_weight + self.weight == 0:
-            raise ValueError(f'weights must be at least 0 and not both 0, got unit_weight={self.unit_weight}, '
-                             f'weight={self.weight}')
-
-
-@dataclass(frozen=True)
-class TailTerm:
-    """The second loss of a unit.
-
-    Attributes:
-        run (Callable): ``run(output, rows)`` -> output at the end, with gradients; see :class:`Tail`.
+        tail (Callable): ``tail(output, rows)`` -> output at the end, with gradients; see :class:`Tail`.
         targets (Tensor): Float output at the end for all calibration rows.
         channel_dim (int): Channel axis of the targets.
-        share (TailLoss): Weights of both losses.
     """
-    run: Callable
+    tail: Callable
     targets: torch.Tensor
     channel_dim: int
-    share: TailLoss
 
 
 def last_call(flow: DataFlow, unit: Unit) -> Call:
@@ -197,34 +174,31 @@ def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:
 
 
 class Tails:
-    """The tail terms of a model's units; float input and output of a stage are computed once, when it begins.
+    """The tails of a model's units; float input and output of a stage are computed once, when it begins.
 
     Args:
         model (QuantizedModel): The model.
-        stream (Stream): Of the float net; a unit's terms are asked for before the stream advances to it.
-        share (TailLoss): Where to, and weights.
+        stream (Stream): Of the float net; a unit's tail is asked for before the stream advances to it.
+        end (str): ``'stage'`` or ``'net'``.
         chunk (int): Rows a forward pass.
     """
 
-    def __init__(self, model: QuantizedModel, stream: Stream, share: TailLoss, chunk: int) -> None:
-        self.model, self.stream, self.share, self.chunk = model, stream, share, chunk
+    def __init__(self, model: QuantizedModel, stream: Stream, end: str, chunk: int) -> None:
+        self.model, self.stream, self.where, self.chunk = model, stream, end, chunk
         self.end: Unit | None = None
         self.data: dict[tuple, UnitInput] = {}
         self.targets: dict[tuple, object] = {}
-        if share.weight and not any(self._end(u) for u in model.units()):
-            print_log(f'no block has a {share.end} behind it, so the tail loss does nothing: declare block classes in '
+        if not any(end_of(model, unit, end) for unit in model.units()):
+            print_log(f'no block has a {end} after it, so the tail loss does nothing: declare block classes in '
                       "quantizer.block_types, or use end='net'", 'current', logging.WARNING)
 
-    def _end(self, unit: Unit) -> Unit | None:
-        return end_of(self.model, unit, self.share.end) if self.share.weight else None
-
     @torch.no_grad()
-    def terms(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, TailTerm]:
-        """The unit's terms by (size of the images, number of the call); ``pending`` as in :meth:`Stream.walk`.
+    def of(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, TailEnd]:
+        """The unit's tails by (size of the images, number of the call); ``pending`` as in :meth:`Stream.walk`.
 
         Empty for the last unit of a stage, whose output is the stage's, and outside of stages.
         """
-        end = self._end(unit)
+        end = end_of(self.model, unit, self.where)
         if end is None:
             return {}
         with self.model.quantization(weights=False, activations=False):
@@ -232,7 +206,7 @@ class Tails:
                 self.end, self.data = end, self.stream.gather(end, pending)
                 self.targets = {key: self._run(x) for key, x in self.data.items()}
             tails = {key: Tail(self.model, unit, end, x) for key, x in self.data.items()}
-        return {key: TailTerm(tail, self.targets[key], end.channel_dim, self.share) for key, tail in tails.items()}
+        return {key: TailEnd(tail, self.targets[key], end.channel_dim) for key, tail in tails.items()}
 
     def _run(self, data: UnitInput):
         return run_in_chunks(UnitRun(self.model, self.end, data=data, activation=False), data.data, self.chunk,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmquant.reconstruction.training import Problem
+from mmquant.reconstruction.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class RaggedProblem:
         groups (list[list[Problem]]): For each size of images, one problem a call.
     """
     groups: list[list[Problem]]
+
+    @property
+    def parts(self) -> list[Problem]:
+        """All problems."""
+        return [problem for group in self.groups for problem in group]
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from models_for_tests import MIN_MAX, ResNet, images, quantizer_cfg, randomize
+from reconstruction_for_tests import ST, activations, joint, weights
 from torch import nn
 
 from mmquant.algorithms import CalibrationContext, Step
@@ -19,7 +20,7 @@ WEIGHTS = dict(type='mmquant.InitWeightRange', observer=MIN_MAX)
 ACTIVATIONS = dict(type='mmquant.InitActivationRange', observer=MIN_MAX)
 READY = [FOLD, INSERT, WEIGHTS, ACTIVATIONS]
 AFFINE = [FOLD, INSERT, dict(type='mmquant.InsertOutputAffine', layers='all'), WEIGHTS, ACTIVATIONS]
-SMALL = dict(num_iters=3, batch_size=4)
+SMALL = dict(num_iters=3, batch_size=4, best=dict(held_out=2))
 # Registered name -> pairs of the steps before and its own arguments; whoever is not here is built without arguments.
 CASES = {
     'Reparameterize': [([], {})],
@@ -32,7 +33,9 @@ CASES = {
     'CorrectBias': [(READY, {}), (AFFINE, {})],
     'NormSweep': [(READY, dict(norms=(2.0, 3.0, 4.0), num_images=8, init_images=8))],
     'JointSearch': [(READY, dict(searcher=dict(type='mmquant.PatternSearch', num_sweeps=2), num_images=8))],
-    'Reconstruction': [(READY, SMALL)],
+    'Reconstruction': [(READY, weights(1e-2, **SMALL)), (READY, activations(1e-3, **SMALL)),
+                       (AFFINE, joint(dict(weight=1e-3, affine=1e-3, bias=1e-3, activation_scale=1e-3), ST, tail=dict(
+                           end='net'), inputs=dict(type='mmquant.ElementMix', inside=True), **SMALL))],
 }
 # Registered name -> why it is not looked at here.
 EXCLUDED = {}
@@ -81,7 +84,7 @@ def toy(before: list, only_structural: bool = False) -> CalibrationContext:
 
 
 def made(name: str, settings: dict) -> Step:
-    return build(STEPS, dict(type=f'mmquant.{name}', **settings), name)
+    return build(STEPS, dict(settings, type=f'mmquant.{name}'), name)
 
 
 def state(context) -> dict:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from detectors_for_tests import context_of, detector, needs_detectors
 from models_for_tests import MLP, Chain, ResNet, ViT, calibrated, images, randomize
+from reconstruction_for_tests import activations, kept, run, step, weights
 from torch import nn
 
-from mmquant.algorithms import Reconstruction
-from mmquant.reconstruction.training import split_rows
+from mmquant.reconstruction import unit_fit as module
+from mmquant.reconstruction.problem import split_rows
 from mmquant.utils.building import ConfigError
 
 
@@ -67,13 +68,13 @@ def test_between_the_optimum_and_nearest_rounding(seed):
     context = tiny_linear(seed)
     _, held = split_rows(512, 64, context.seed)
     losses, nearest = brute_force(context, held)
-    Reconstruction(num_iters=100, lr=3e-2).run(context)
+    run(context, weights(num_iters=100, lr=3e-2))
     record, = unit_records(context)
     found = loss_of_codes(context, held)
     assert losses.min() * (1 - 1e-4) <= found <= nearest * (1 + 1e-5)
     assert record['held_nearest'] == pytest.approx(nearest, rel=1e-3)
     assert found == pytest.approx(min(record['held_nearest'], record['held_tuned']), rel=1e-3)
-    assert record['kept'] == ('nearest' if record['held_nearest'] < record['held_tuned'] else 'tuned')
+    assert record['kept'] == ('tuned' if record['held_tuned'] < record['held_nearest'] else 'nearest')
 
 
 def test_better_than_nearest_on_average():
@@ -82,7 +83,7 @@ def test_better_than_nearest_on_average():
     for seed in range(10):
         context = tiny_linear(seed)
         losses, nearest = brute_force(context, rows)
-        Reconstruction(num_iters=400, lr=3e-2, batch_size=448, keep_best=False).run(context)
+        run(context, weights(num_iters=400, lr=3e-2, batch_size=448, best=dict(choose=False)))
         found = loss_of_codes(context, rows)
         assert found >= losses.min() * (1 - 1e-4)
         ratios.append(found / nearest)
@@ -94,7 +95,7 @@ def test_fully_correlated_inputs_need_a_small_sum_of_errors():
     torch.manual_seed(0)
     x = images(256, 1).abs().expand(-1, 16).contiguous()
     context = calibrated(nn.Sequential(nn.Linear(16, 64)), x, chunk=64, w_bits=3, a_bits=None, overrides=())
-    Reconstruction(num_iters=300, lr=3e-2, keep_best=False).run(context)
+    run(context, weights(num_iters=300, lr=3e-2, best=dict(choose=False)))
     layer = context.model.architecture[0]
     with torch.no_grad():
         weight, quantizer = layer._parameters['weight'], layer.weight_quantizer
@@ -106,7 +107,7 @@ def test_fully_correlated_inputs_need_a_small_sum_of_errors():
 def test_all_roundings_are_decided_after_2000_steps():
     context = calibrated(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), images(64, 8), w_bits=3,
                          a_bits=None, overrides=())
-    Reconstruction(num_iters=2000, lr=1e-2, unit='net').run(context)
+    run(context, weights(num_iters=2000, lr=1e-2, unit='net'))
     assert unit_records(context)[0]['undecided'] < 0.01
 
 
@@ -116,7 +117,7 @@ def test_a_relative_regularizer_decides_whatever_the_magnitude_of_the_outputs():
         torch.manual_seed(0)
         context = calibrated(nn.Sequential(nn.Linear(8, 8)), images(64, 8) * gain, w_bits=3, a_bits=None, overrides=())
         regularizer = dict(weight=100 if relative else 0.01, relative=relative)
-        Reconstruction(num_iters=1000, lr=1e-2, keep_best=False, regularizer=regularizer).run(context)
+        run(context, weights(num_iters=1000, lr=1e-2, regularizer=regularizer, best=dict(choose=False)))
         found[relative, gain] = codes_of(context.model), unit_records(context)[0]
     assert same(found[True, 1][0], found[True, 64][0])
     assert found[True, 64][1]['undecided'] <= found[True, 1][1]['undecided'] + 1e-6 < 0.02
@@ -128,7 +129,7 @@ def test_bfloat16():
     exact, half = (calibrated(randomize(ResNet()), images(40, 3, 8, 8), chunk=16, w_bits=3) for _ in range(2))
     half.amp = True
     for context in (exact, half):
-        Reconstruction(num_iters=20, lr=1e-2).run(context)
+        run(context, weights(num_iters=20, lr=1e-2))
     a, b = unit_records(exact), unit_records(half)
     assert a[0]['held_nearest'] == b[0]['held_nearest'] and a[0]['loss'] != b[0]['loss']
     assert all(r['loss'] == pytest.approx(s['loss'], rel=0.1) for r, s in zip(a, b))
@@ -139,7 +140,7 @@ def test_keep_best_off_keeps_what_was_learned():
     kept = {}
     for keep_best in (True, False):
         context = tiny_linear(0)
-        Reconstruction(num_iters=20, lr=30.0, keep_best=keep_best, regularizer=dict(weight=0.0)).run(context)
+        run(context, weights(num_iters=20, lr=30.0, best=dict(choose=keep_best), regularizer=dict(weight=0.0)))
         record, = unit_records(context)
         assert record['held_tuned'] > 2 * record['held_nearest']
         kept[keep_best] = loss_of_codes(context, split_rows(512, 64, 0)[1]), record
@@ -155,10 +156,8 @@ def resnet(**cfg):
     return calibrated(randomize(ResNet()), images(40, 3, 8, 8), chunk=16, **cfg)
 
 
-def reconstructed(target='weight', w_bits=3, a_bits=4, iters=40, **more):
-    context = resnet(w_bits=w_bits, a_bits=a_bits)
-    Reconstruction(target=target, num_iters=iters, lr=1e-2, **more).run(context)
-    return context
+def reconstructed(stage=weights, w_bits=3, a_bits=4, iters=40, **more):
+    return run(resnet(w_bits=w_bits, a_bits=a_bits), stage(num_iters=iters, lr=1e-2, **more))
 
 
 @pytest.fixture(scope='module')
@@ -208,7 +207,7 @@ def test_same_seed_is_bit_identical(weights_done):
     assert same(codes_of(weights_done.model), codes_of(again.model)) and weights_done.records == again.records
     other = resnet(w_bits=3, a_bits=4)
     other.seed = 1
-    Reconstruction(num_iters=40, lr=1e-2).run(other)
+    run(other, weights(num_iters=40, lr=1e-2))
     assert not same(codes_of(weights_done.model), codes_of(other.model))
 
 
@@ -218,27 +217,27 @@ def test_global_random_state_plays_no_part(weights_done):
     assert same(codes_of(reconstructed().model), codes_of(weights_done.model))
 
 
-@pytest.mark.parametrize('target', ['weight', 'activation'])
-def test_resumed_run_is_identical(target):
+@pytest.mark.parametrize('stage, name', [(weights, 'weights'), (activations, 'activations')])
+def test_resumed_run_is_identical(stage, name):
     """Stop behind any unit, start a new process with the saved state: the same codes and scales."""
     states = {}
     full = resnet(w_bits=3, a_bits=4)
     full.unit_done = lambda unit: states.update({unit: copy.deepcopy(full.model.architecture.state_dict())})
-    step = dict(target=target, num_iters=12, lr=1e-2)
-    Reconstruction(**step).run(full)
+    settings = stage(num_iters=12, lr=1e-2)
+    run(full, settings)
     assert len(states) >= 5
     for unit in (sorted(states)[0], sorted(states)[2]):
         part = resnet(w_bits=3, a_bits=4)
         part.model.architecture.load_state_dict(states[unit])
         part.first_unit = unit + 1
-        Reconstruction(**step).run(part)
+        run(part, settings)
         assert same(codes_of(part.model), codes_of(full.model)) and same(scales_of(part.model), scales_of(full.model))
-        assert [r['unit'] for r in unit_records(part, f'{target}s' if target == 'weight' else 'activations')] == [
-            r['unit'] for r in unit_records(full, f'{target}s' if target == 'weight' else 'activations')
+        assert [r['unit'] for r in unit_records(part, name)] == [
+            r['unit'] for r in unit_records(full, name)
         ][sorted(states).index(unit) + 1:]
     done = resnet(w_bits=3, a_bits=4)
     done.first_unit = max(states) + 1
-    Reconstruction(**step).run(done)
+    run(done, settings)
     assert not unit_records(done) and not unit_records(done, 'activations')
 
 
@@ -247,10 +246,10 @@ def test_eight_bits_change_the_logits_by_less_than_one_percent():
     context = calibrated(randomize(ResNet(width=8)), x, w_bits=8, a_bits=8, overrides=())
     with torch.no_grad(), context.model.quantization(False, False):
         exact = context.model(x)
-    Reconstruction(num_iters=60).run(context)
+    run(context, weights(num_iters=60))
     with torch.no_grad(), context.model.quantization(True, False):
         assert (context.model(x) - exact).norm() < 0.01 * exact.norm()
-    Reconstruction(target='activation', num_iters=60, lr=4e-4).run(context)
+    run(context, activations(num_iters=60, lr=4e-4))
     with torch.no_grad():
         assert 0 < (context.model(x) - exact).norm() < 0.01 * exact.norm()
 
@@ -260,10 +259,9 @@ def test_step_sizes_stay_positive_and_never_get_worse(lr):
     """Also with a rate far too high: the best of the held-out rows wins."""
     context = resnet(w_bits=8, a_bits=3)
     before = scales_of(context.model)
-    Reconstruction(target='activation', num_iters=24, lr=lr, loss=dict(type='mmquant.LpLoss', p=2.4)).run(context)
+    run(context, activations(num_iters=24, lr=lr, p=2.4))
     after, records = scales_of(context.model), unit_records(context, 'activations')
     assert all((s > 0).all() and torch.isfinite(s).all() and not s.requires_grad for s in after.values())
-    assert all(r['held_tuned'] <= r['held_nearest'] for r in records)
     assert all((r['kept'] == 'tuned') == (r['held_tuned'] < r['held_nearest']) for r in records)
     changed = sum(not torch.equal(before[n], after[n]) for n in before)
     assert changed >= 5 if lr < 1 else True
@@ -274,7 +272,7 @@ def test_learning_step_sizes_helps_where_ranges_are_bad():
     context = resnet(w_bits=8, a_bits=3)
     for quantizer in context.model.activation_quantizers().values():
         quantizer.scale.mul_(3)
-    Reconstruction(target='activation', num_iters=200, lr=2e-2).run(context)
+    run(context, activations(num_iters=200, lr=2e-2))
     records = unit_records(context, 'activations')
     assert sum(r['held_tuned'] for r in records) < 0.7 * sum(r['held_nearest'] for r in records)
 
@@ -288,7 +286,7 @@ def test_weight_stage_reads_the_quantized_prefix():
             if start == 'spoiled':
                 quantizer = context.model.weight_quantizers()['convs.0']
                 quantizer.set_range(quantizer.scale.flatten() * -1, quantizer.scale.flatten() * 1)
-            Reconstruction(num_iters=20, lr=1e-2, unit='layer', inputs=inputs).run(context)
+            run(context, weights(num_iters=20, lr=1e-2, unit='layer', inputs=inputs))
             found[inputs, start] = codes_of(context.model)['convs.2']
     assert torch.equal(found['float', 'nearest'], found['float', 'spoiled'])
     assert not torch.equal(found['quant', 'nearest'], found['quant', 'spoiled'])
@@ -303,21 +301,22 @@ def test_granularities(unit, count):
 
 
 def test_stem_is_reconstructed_on_demand():
-    context = reconstructed(iters=3, skip_first=False)
+    context = reconstructed(iters=3, hooks=dict(kept(), stem=None))
     assert [r['unit'] for r in unit_records(context)][0] == 'conv1' and 'conv1' in codes_of(context.model)
     low = calibrated(randomize(ResNet()), images(16, 3, 8, 8), w_bits=3, overrides=())
-    Reconstruction(num_iters=2).run(low)
+    run(low, weights(num_iters=2))
     assert 'conv1' in codes_of(low.model)
 
 
 def test_more_losses_and_attention():
-    context = reconstructed(iters=8, loss=dict(type='mmquant.FisherDiagLoss'))
+    context = reconstructed(iters=8, terms=dict(unit=dict(type='mmquant.FisherLoss')))
     assert len(unit_records(context)) == 5
-    context = reconstructed('activation', iters=8, loss=dict(type='mmquant.FisherDiagLoss'))
-    assert all(r['held_tuned'] <= r['held_nearest'] for r in unit_records(context, 'activations'))
+    context = reconstructed(activations, iters=8, terms=dict(unit=dict(type='mmquant.FisherLoss')))
+    assert all(r['kept'] == 'nearest' or r['held_tuned'] < r['held_nearest']
+               for r in unit_records(context, 'activations'))
     vit = calibrated(randomize(ViT()), images(24, 3, 16, 16))
-    Reconstruction(num_iters=5).run(vit)
-    Reconstruction(target='activation', num_iters=5).run(vit)
+    run(vit, weights(num_iters=5))
+    run(vit, activations(num_iters=5))
     assert [r['unit'] for r in unit_records(vit, 'activations')] == ['layers.0', 'layers.1', 'head']
 
 
@@ -333,8 +332,8 @@ def test_nearest_rounding_learns_nothing():
 def test_few_images_and_big_batches():
     for rows in (1, 3, 9):
         context = calibrated(MLP(), images(rows, 8), chunk=4, overrides=())
-        Reconstruction(num_iters=3, batch_size=64).run(context)
-        Reconstruction(target='activation', num_iters=3, batch_size=64).run(context)
+        run(context, weights(num_iters=3, batch_size=64))
+        run(context, activations(num_iters=3, batch_size=64))
         assert [r['unit'] for r in context.records[1:]] == ['fc1', 'fc2', 'fc2']
 
 
@@ -354,8 +353,8 @@ def test_progress_counts_all_steps():
 
     context = resnet(w_bits=3)
     context.progress = Bar
-    Reconstruction(num_iters=10).run(context)
-    assert seen[0] == ('weights (5 units)', 50) and seen[-1][0] == 50 and seen[-1][1].startswith('fc loss')
+    run(context, weights(num_iters=10))
+    assert seen[0] == ('weights (5 units)', 50) and seen[-1] == (50, 'fc') and seen[-2][1].startswith('fc loss')
     assert [s for s, _ in seen[1:]] == sorted(s for s, _ in seen[1:])
 
 
@@ -365,7 +364,7 @@ def test_nan_names_the_unit():
         context.model.architecture.layer2[0].conv1.bias[0] = float('nan')
     with pytest.raises(FloatingPointError, match=r'float output of unit layer2\.0 holds NaN or infinite values; check '
                        'the calibration images, the float checkpoint'):
-        Reconstruction(num_iters=2).run(context)
+        run(context, weights(num_iters=2))
     assert all(q.rounding is None for q in context.model.weight_quantizers().values())
 
 
@@ -386,32 +385,52 @@ def test_block_that_writes_into_its_input():
     x = images(16, 3, 6, 6)
     for chunk in (16, 4):
         context = calibrated(randomize(model), x, chunk=chunk, w_bits=8, a_bits=None, overrides=())
-        Reconstruction(num_iters=4, regularizer=dict(weight=0.0), inputs='float').run(context)
+        run(context, weights(num_iters=4, regularizer=dict(weight=0.0), inputs='float'))
         for record in unit_records(context):
             assert record['held_nearest'] < 1e-3, (record['unit'], record['held_nearest'])
         assert torch.equal(torch.cat(context.chunks), x)
 
 
 @pytest.mark.parametrize('wrong, text', [
-    (dict(target='weights'), r"target must be one of \('weight', 'activation', 'joint'\), got 'weights'"),
-    (dict(unit='blok'), "unit must be one of .* got 'blok'"), (dict(inputs='fp'), "inputs must be one of .* got 'fp'"),
+    (dict(quantize=('weight', )), r"quantize must be one of .* got \('weight',\)"),
+    (dict(unit='blok'), "unit must be one of .* got 'blok'"),
+    (dict(inputs='fp'), "inputs must be 'quant', 'float' or the config of a mixer, got 'fp'"),
+    (dict(inputs=dict(type='mmquant.ElementMx')), r"Reconstruction\.inputs: unknown type .* 'mmquant.ElementMix'"),
     (dict(num_iters=0), 'num_iters must be positive, got 0'), (dict(batch_size=0), 'batch_size must be positive'),
-    (dict(lr=0), 'lr must be positive'), (dict(chunk=0), 'chunk must be positive'),
-    (dict(regularizer=dict(wieght=0.1)), r"Reconstruction\.regularizer: unknown key 'wieght'; did you mean 'weight'\?"),
-    (dict(loss=dict(type='mmquant.LpLos')), r"Reconstruction\.loss: unknown type 'mmquant.LpLos'; did you mean"),
+    (dict(train=None), r'Reconstruction\.train must name each role that trains, with its rate, such as .* got None'),
+    (dict(train=1e-3), r'Reconstruction\.train must name each role that trains, .* got 0\.001'),
+    (dict(train=dict(rounding=1e-3)), r'Reconstruction\.train must name each role that trains'),
+    (dict(train={}), 'must give at least one role a positive lr, got {}'),
+    (dict(train=dict(rounding=dict(lr=0))), 'must give at least one role a positive lr'),
+    (dict(train=dict(rounding=dict(lr=-1e-3))), r'Reconstruction\.train\.rounding: lr must be at least 0, got -0\.001'),
+    (dict(train=dict(rounding=dict(schedule='cosine'))), r"train\.rounding: the key 'lr' is required"),
+    (dict(train=dict(rounding=dict(lr=1.0, schedule='cosin'))), r"rounding: unknown schedule 'cosin'; .* 'cosine'"),
+    (dict(train=dict(rounding=dict(lr='high'))), r"train\.rounding: lr must be float, got 'high'"),
+    (dict(train=dict(rounding=dict(lr=1.0, max_bits=0))), 'rounding: max_bits must be None or at least 2, got 0'),
+    (dict(train=dict(rounding=dict(lr=1.0, optimizer=dict(type='Adm')))), r"rounding: optimizer: unknown type 'Adm'"),
+    (dict(terms=dict(rounding=dict(type='mmquant.RoundingRegularizer', wieght=0.1))),
+     r"terms\.rounding \(RoundingRegularizer\): unknown key 'wieght'; did you mean 'weight'\?"),
+    (dict(terms=dict(unit=dict(type='mmquant.UnitLos'))), r"terms\.unit: unknown type 'mmquant.UnitLos'; did you mean"),
+    (dict(terms=dict(unit=None)), r'Reconstruction\.terms must hold at least one term on outputs'),
+    (dict(terms=dict(unit=dict(type='mmquant.UnitLoss', p=0.1))), r'terms\.unit \(UnitLoss\): p must be at least 1'),
+    (dict(terms=dict(unit=dict(type='mmquant.UnitLoss', inputs='fp'))), r"inputs must be one of .* got 'fp'"),
+    (dict(terms=dict(tail=dict(type='mmquant.TailLoss', end='block'))), r"end must be 'stage' or 'net', got 'block'"),
+    (dict(terms=dict(tail=dict(type='mmquant.TailLoss', weight=-1.0))), 'weight must be at least 0, got -1.0'),
+    (dict(terms=[dict(type='mmquant.UnitLoss')]), r'Reconstruction\.terms must be a dict of configs by name'),
+    (dict(hooks=dict(best=dict(type='mmquant.KeepBest', held_out=-1))), 'held_out and every must be at least 0'),
     (dict(rounding=dict(type='mmquant.AdaRond')), r"Reconstruction\.rounding: unknown type .* 'mmquant.AdaRound'"),
-    (dict(loss=dict(type='mmquant.LpLoss', p=0.1)), r'Reconstruction\.loss \(LpLoss\): p must be at least 1'),
 ])
 def test_wrong_settings(wrong, text):
     with pytest.raises(ConfigError, match=text):
-        Reconstruction(**wrong)
+        step(weights(**wrong))
 
 
 def test_names_and_stages():
-    assert Reconstruction().name == 'weights' and Reconstruction().evaluates == (True, False)
-    step = Reconstruction(target='activation')
-    assert step.name == 'activations' and step.evaluates == (True, True) and not step.structural
-    assert Reconstruction(name='x').name == 'x'
+    assert step(weights()).name == 'weights' and step(weights()).evaluates == (True, False)
+    second = step(activations())
+    assert second.name == 'activations' and second.evaluates == (True, True) and not second.structural
+    assert step(activations(rounding=dict(type='mmquant.AdaRound'))).name == 'joint'
+    assert second.image_passes(5) == 20000 * 32
 
 
 def test_quantizers_of_many_bits_keep_their_step_sizes():
@@ -419,21 +438,62 @@ def test_quantizers_of_many_bits_keep_their_step_sizes():
     context = calibrated(randomize(ResNet()), images(16, 3, 8, 8), chunk=8, a_bits=3)
     before = scales_of(context.model)
     wide = {n for n, q in context.model.activation_quantizers().items() if q.grid.bits == 8}
-    Reconstruction(target='activation', num_iters=20, batch_size=8, lr=1e-2, held_out=2, keep_best=False,
-                   max_activation_bits=7).run(context)
+    run(context, activations(num_iters=20, batch_size=8, lr=1e-2, max_bits=7, best=dict(held_out=2, choose=False)))
     changed = {n for n, scale in scales_of(context.model).items() if not torch.equal(scale, before[n])}
     assert changed == set(before) - wide and wide and changed
     before = scales_of(context.model)
-    Reconstruction(target='activation', num_iters=20, max_activation_bits=2).run(context)
+    run(context, activations(num_iters=20, max_bits=2))
     assert same(before, scales_of(context.model))
-    with pytest.raises(ConfigError, match='max_activation_bits must be None or at least 2, got 0'):
-        Reconstruction(max_activation_bits=0)
+
+
+@pytest.mark.parametrize('settings, text', [
+    (dict(train=dict(roundign=dict(lr=1e-3))), "nothing has the role 'roundign'; did you mean 'rounding'?"),
+    (dict(train=dict(rounding=dict(lr=1e-3), weight=dict(lr=1e-3))), "nothing has the role 'weight'"),
+    (dict(train=dict(rounding=dict(lr=1e-3), affine=dict(lr=1e-3))), "nothing has the role 'affine'"),
+    (dict(train=dict(rounding=dict(lr=1e-3), activation_scale=dict(lr=1e-3))), "the role 'activation_scale'"),
+    (dict(rounding=None), "the role 'rounding', since there is no rounding, no adapter and no activation quantizer"),
+])
+def test_roles_that_nothing_has_are_named(settings, text):
+    with pytest.raises(ConfigError) as error:
+        run(resnet(), dict(weights(num_iters=2), **settings))
+    assert text in str(error.value)
+
+
+def test_activation_stage_of_a_net_without_activation_quantizers_does_nothing():
+    context = resnet(a_bits=None, overrides=())
+    run(context, activations(num_iters=2))
+    assert not unit_records(context, 'activations')
+
+
+def test_a_loss_that_is_not_finite_never_wins(monkeypatch):
+    """Without the fall-back a NaN would be kept, since no comparison with it is true."""
+    context = tiny_linear(0)
+    original = module.UnitFit.loss_of
+    monkeypatch.setattr(module.UnitFit, 'loss_of', lambda self, state: original(self, state) if state is self.initial
+                        else float('nan'))
+    run(context, weights(num_iters=3))
+    record, = unit_records(context)
+    assert record['kept'] == 'nearest' and record['flipped'] >= 0
+    layer = context.model.architecture[0]
+    assert torch.equal(layer.weight_quantizer.codes, layer.weight_quantizer.encode(layer._parameters['weight']))
+
+
+@pytest.mark.parametrize('every', [1, 7, 0.25])
+def test_best_of_several_moments(every):
+    """With learned roundings too; measuring does not disturb the fit, so the last moment is that of a run without."""
+    losses = {}
+    for moments in (0, every):
+        context = resnet(w_bits=3)
+        run(context, weights(num_iters=20, lr=3e-2, best=dict(every=moments)))
+        losses[moments] = [(r['held_nearest'], r['held_tuned'], r['loss']) for r in unit_records(context)]
+    assert losses[0][0][2] == losses[every][0][2]
+    assert losses[every][0][1] <= losses[0][0][1]
 
 
 @needs_detectors
-@pytest.mark.parametrize('target', ['weight', 'activation'])
+@pytest.mark.parametrize('stage', [weights, activations])
 @pytest.mark.parametrize('name', ['retinanet', 'faster-rcnn'])
-def test_shared_heads_are_fitted_to_what_the_float_net_gives_on_every_level(name, target):
+def test_shared_heads_are_fitted_to_what_the_float_net_gives_on_every_level(name, stage, monkeypatch):
     """Targets, and on float inputs the inputs too, of each call of the layers that make the outputs."""
     context = context_of(detector(name), list(images(4, 3, 64, 64).split(2)))
     model, seen = context.model, {}
@@ -448,23 +508,22 @@ def test_shared_heads_are_fitted_to_what_the_float_net_gives_on_every_level(name
         for handle in handles:
             handle.remove()
 
-    class Watched(Reconstruction):
-        checked = 0
+    original, checked = module._data, []
 
-        def _data(self, context, unit, *others):
-            data, exact, targets = super()._data(context, unit, *others)
-            calls = seen[model.architecture.get_submodule(unit.name)]
-            if unit.activation is None and unit.name.split('.')[0].endswith('head'):
-                self.checked += 1
-                count = len(calls) // len(context.chunks)
-                for (size, call), found in targets.items():
-                    expected = [calls[i * count + call] for i in range(len(context.chunks))]
-                    torch.testing.assert_close(found, torch.cat([y for _, y in expected]), rtol=1e-4, atol=1e-4)
-                    if self.inputs == 'float':
-                        torch.testing.assert_close(data[size, call].data, torch.cat([x for x, _ in expected]),
-                                                   rtol=1e-4, atol=1e-4)
-            return data, exact, targets
+    def watched(visit, settings):
+        data, runs, targets = original(visit, settings)
+        unit, calls = visit.unit, seen[model.architecture.get_submodule(visit.unit.name)]
+        if unit.activation is None and unit.name.split('.')[0].endswith('head'):
+            checked.append(unit.name)
+            count = len(calls) // len(context.chunks)
+            for (size, call), found in targets.items():
+                expected = [calls[i * count + call] for i in range(len(context.chunks))]
+                torch.testing.assert_close(found, torch.cat([y for _, y in expected]), rtol=1e-4, atol=1e-4)
+                if settings.stream == 'float':
+                    torch.testing.assert_close(data['float'][size, call].data, torch.cat([x for x, _ in expected]),
+                                               rtol=1e-4, atol=1e-4)
+        return data, runs, targets
 
-    step = Watched(target=target, num_iters=1, batch_size=2, held_out=1)
-    step.run(context)
-    assert step.checked >= 2
+    monkeypatch.setattr(module, '_data', watched)
+    run(context, stage(num_iters=1, batch_size=2, best=dict(held_out=1)))
+    assert len(checked) >= 2

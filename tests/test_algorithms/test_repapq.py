@@ -6,23 +6,18 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from models_for_tests import MIN_MAX, Chain, ResNet, calibrated, images, inserted, randomize
+from reconstruction_for_tests import ST, run
+from reconstruction_for_tests import joint as settings_of
 from torch import nn
 
-from mmquant.algorithms import (
-    FoldOutputAffine,
-    InitActivationRange,
-    InitWeightRange,
-    InsertOutputAffine,
-    Reconstruction,
-)
+from mmquant.algorithms import FoldOutputAffine, InitActivationRange, InitWeightRange, InsertOutputAffine
 from mmquant.models import QuantizedModel
 from mmquant.models.output_affine import output_affine_of
 from mmquant.models.units import unit_module
-from mmquant.reconstruction.variables import ROLES, UnitVariables
-from mmquant.utils.building import ConfigError
+from mmquant.reconstruction.optimizers import Training
+from mmquant.reconstruction.variables import UnitVariables
 
 RATES = dict(weight=1e-4, bias=1e-3, weight_scale=1e-4, affine=1e-3, activation_scale=1e-4)
-ST, MAE = dict(type='mmquant.StraightThrough'), dict(type='mmquant.LpLoss', p=1)
 
 
 def prepared(model=None, affine=True, p=1, **cfg):
@@ -35,10 +30,9 @@ def prepared(model=None, affine=True, p=1, **cfg):
     return context
 
 
-def joint(context, **settings):
-    settings = dict(dict(num_iters=40, batch_size=16, lr=RATES, loss=MAE, rounding=ST, skip_first=False), **settings)
-    Reconstruction(target='joint', **settings).run(context)
-    return context
+def joint(context, rates=None, **settings):
+    settings = dict(dict(num_iters=40, batch_size=16, p=1, rounding=ST), **settings)
+    return run(context, settings_of(rates or RATES, **settings))
 
 
 def units(context):
@@ -83,7 +77,7 @@ def toy_error(seed: int, p: float | None, repapq: bool = False, num_iters: int =
     if num_iters:
         rates = dict(weight=1e-4, bias=1e-4, weight_scale=1e-4, activation_scale=1e-4)
         rates |= dict(affine=1e-3, bias=1e-3) if repapq else {}
-        joint(context, unit='layer', num_iters=num_iters, batch_size=64, lr=rates, loss=dict(MAE, p=p),
+        joint(context, unit='layer', num_iters=num_iters, batch_size=64, rates=rates, p=p,
               tail=dict(end='net') if repapq else None)
         FoldOutputAffine().run(context)
     with torch.no_grad():
@@ -155,7 +149,7 @@ def test_every_role_trains_and_nothing_is_left_behind(done):
     assert all(q.rounding is None and q.codes is not None for q in model.weight_quantizers().values())
     assert not any(t.requires_grad for m in model.modules() for t in (*m.parameters(False), *m.buffers(False)))
     assert [r['unit'] for r in units(done)] == ['conv1', 'layer1.0', 'layer1.1', 'layer2.0', 'layer2.1', 'fc']
-    assert all(r['kept'] == ('nearest' if r['held_nearest'] < r['held_tuned'] else 'tuned') for r in units(done))
+    assert all(r['kept'] == ('tuned' if r['held_tuned'] < r['held_nearest'] else 'nearest') for r in units(done))
 
 
 def test_better_than_nearest_rounding(done):
@@ -178,7 +172,7 @@ def test_resumed_run_is_identical():
     states = {}
     full = prepared(w_bits=4, a_bits=4)
     full.unit_done = lambda unit: states.update({unit: copy.deepcopy(full.model.architecture.state_dict())})
-    settings = dict(num_iters=8, tail=dict(end='net'), mix=dict(type='mmquant.ElementMix'))
+    settings = dict(num_iters=8, tail=dict(end='net'), inputs=dict(type='mmquant.ElementMix', inside=True))
     joint(full, **settings)
     for unit in (1, 3):
         part = prepared(w_bits=4, a_bits=4)
@@ -198,7 +192,7 @@ def test_last_unit_of_a_stage_counts_its_own_output_once():
     records = {}
     for tail in (None, dict(end='stage', weight=3.0)):
         context = prepared(w_bits=4)
-        seen = joint(context, num_iters=5, lr=dict(bias=1e-30), tail=tail)
+        seen = joint(context, num_iters=5, rates=dict(bias=1e-30), tail=tail)
         records[tail is None] = {r['unit']: r['held_nearest'] for r in units(seen)}
     with_tail, plain = records[False], records[True]
     for name in plain:
@@ -215,9 +209,9 @@ def test_a_stage_that_nobody_has_is_announced():
     handler.emit = lambda record: found.append(record.getMessage())
     logger = MMLogger.get_instance('test_repapq')
     logger.addHandler(handler)
-    Reconstruction(target='joint', num_iters=2, tail=dict(end='stage')).run(context)
+    joint(context, dict(weight=1e-3), num_iters=2, tail=dict(end='stage'))
     logger.removeHandler(handler)
-    assert len(found) == 1 and "no block has a stage behind it" in found[0] and "use end='net'" in found[0]
+    assert len(found) == 1 and "no block has a stage after it" in found[0] and "use end='net'" in found[0]
 
 
 def test_roles_that_are_not_named_stay():
@@ -226,27 +220,16 @@ def test_roles_that_are_not_named_stay():
                           ('weight_scale', ['weight_quantizer.scale', 'codes'])):
         context = prepared(w_bits=4)
         before = state(context)
-        joint(context, num_iters=6, lr={role: 1e-3}, keep_best=False)
+        joint(context, num_iters=6, rates={role: 1e-3}, best=dict(choose=False))
         after = state(context)
         changed = {n for n, v in before.items() if not torch.equal(v, after[n])}
         assert changed and all(any(n.endswith(e) for e in endings) for n in changed), (role, changed)
 
 
-def test_mixed_inputs():
-    """At 1 the input is the quantized prefix, bit for bit; at 0.5 it is not, and global random numbers play no part."""
-    plain = joint(prepared(w_bits=4), num_iters=10)
-    full = joint(prepared(w_bits=4), num_iters=10, mix=dict(type='mmquant.ElementMix', quant_prob=1))
-    half = [joint(prepared(w_bits=4), num_iters=10, mix=dict(type='mmquant.ElementMix')) for _ in range(2)]
-    assert same(state(plain), state(full)) and not same(state(plain), state(half[0]))
-    assert same(*(state(c) for c in half))
-    x = images(8, 3, 8, 8)
-    with torch.no_grad():
-        assert torch.equal(half[0].model(x), half[0].model(x))
-
-
 def test_adaround_with_affine_at_low_bits():
     context = prepared(w_bits=3, a_bits=4)
-    joint(context, num_iters=60, rounding=None, lr=dict(rounding=1e-2, affine=1e-3, bias=1e-3, activation_scale=1e-4))
+    joint(context, num_iters=60, rounding=None,
+          rates=dict(rounding=1e-2, affine=1e-3, bias=1e-3, activation_scale=1e-4))
     records = units(context)
     assert sum(r['kept'] == 'tuned' for r in records) >= 3 and all(0 <= r['undecided'] <= 1 for r in records)
     assert sum(r['held_tuned'] for r in records) < 0.9 * sum(r['held_nearest'] for r in records)
@@ -255,7 +238,7 @@ def test_adaround_with_affine_at_low_bits():
 def test_rates_far_too_high_fall_back_to_the_start():
     context = prepared(w_bits=4)
     start = copy.deepcopy(context)
-    joint(context, num_iters=6, lr={role: 30.0 for role in RATES})
+    joint(context, num_iters=6, rates={role: 30.0 for role in RATES})
     kept = [r for r in units(context) if r['kept'] == 'nearest']
     assert len(kept) >= 4
     after, before = state(context), state(start)
@@ -290,27 +273,9 @@ def test_variables_know_their_roles():
     activations = [q for q in model.activation_quantizers().values() if q in set(
         unit_module(model.architecture, unit).modules())]
     variables = UnitVariables(own, {}, activations)
-    assert set(variables.by_role()) == {'affine', 'bias', 'activation_scale'} < set(ROLES)
-    groups = variables.start(dict(affine=0.1, bias=0.0))
-    assert [(len(g.params), g.lr, g.cosine) for g in groups] == [(2, 0.1, True)]
+    assert set(variables.by_role()) == {'affine', 'bias', 'activation_scale'}
+    groups = variables.start(dict(affine=Training(0.1), bias=Training(0.0), activation_scale=Training(0.1, max_bits=2)))
+    assert [(len(g.params), g.training.lr) for g in groups] == [(2, 0.1)]
     assert output_affine_of(own['layer1.0.conv1']).scale.requires_grad
     variables.stop()
     assert not output_affine_of(own['layer1.0.conv1']).scale.requires_grad
-
-
-@pytest.mark.parametrize('wrong, text', [
-    (dict(lr=dict(wieght=1e-3)), r"Reconstruction\.lr: unknown key 'wieght'; did you mean 'weight'\?"),
-    (dict(lr=dict(weight=-1.0)), 'lr of weight must be at least 0'), (dict(lr={}), 'lr names no role'),
-    (dict(lr=dict(weight=0.0)), 'lr must be positive'),
-    (dict(tail=dict(wight=1.0)), r"Reconstruction\.tail: unknown key 'wight'; did you mean 'weight'\?"),
-    (dict(mix=dict(type='mmquant.ElementMx')), r"Reconstruction\.mix: unknown type .* 'mmquant.ElementMix'"),
-    (dict(tail=dict(end='stage'), inputs='float'), "mix and tail need target='weight' or 'joint' and inputs='quant'"),
-])
-def test_wrong_settings(wrong, text):
-    with pytest.raises(ConfigError, match=text):
-        Reconstruction(target='joint', **wrong)
-
-
-def test_name_and_stages():
-    step = Reconstruction(target='joint')
-    assert step.name == 'joint' and step.evaluates == (True, True) and step.inputs == 'quant'

@@ -7,6 +7,7 @@ import traceback
 import pytest
 import torch
 from detectors_for_tests import needs_detectors
+from reconstruction_for_tests import ST, activations, joint, weights
 from tools_for_tests import ROOT, STEPS, quantized_of, results_of, runner_of
 
 from mmquant.algorithms.step import Step
@@ -21,12 +22,10 @@ from mmquant.models.checkpoint import write_atomically
 LP = dict(type='mmquant.LpNormObserver', p=2.4, num_candidates=20, max_samples=3000)
 RANGES = [*STEPS[:2], dict(type='mmquant.InitWeightRange', observer=LP),
           dict(type='mmquant.InitActivationRange', observer=LP, num_images=16, name='nearest')]
-TUNED = [*RANGES, dict(type='mmquant.Reconstruction', num_iters=3, batch_size=8),
-         dict(type='mmquant.Reconstruction', target='activation', num_iters=3, batch_size=8)]
+TUNED = [*RANGES, weights(num_iters=3, batch_size=8), activations(num_iters=3, batch_size=8)]
 AFFINE = [*STEPS[:2], dict(type='mmquant.InsertOutputAffine', layers='all'), *RANGES[2:],
-          dict(type='mmquant.Reconstruction', target='joint', num_iters=3, batch_size=8,
-               rounding=dict(type='mmquant.StraightThrough'), tail=dict(end='stage'),
-               lr=dict(weight=1e-3, affine=1e-3, bias=1e-3, activation_scale=1e-3)),
+          joint(dict(weight=1e-3, affine=1e-3, bias=1e-3, activation_scale=1e-3), ST, num_iters=3, batch_size=8,
+                tail=dict(end='stage'), hooks={}),
           dict(type='mmquant.FoldOutputAffine'), dict(type='mmquant.CorrectBias')]
 SEARCHED = [*STEPS[:2],
             dict(type='mmquant.NormSweep', norms=(2, 3, 4), observer=dict(LP, p=2), num_images=32, init_images=16),

@@ -8,10 +8,10 @@ import traceback
 
 import pytest
 import torch
+from reconstruction_for_tests import activations, weights
 from tools_for_tests import STEPS, quantized_of, results_of, runner_of, without_seconds
 
-TUNED = [*STEPS, dict(type='mmquant.Reconstruction', num_iters=3),
-         dict(type='mmquant.Reconstruction', target='activation', num_iters=3)]
+TUNED = [*STEPS, weights(num_iters=3), activations(num_iters=3)]
 HOOKS = [dict(type='mmquant.EvaluationHook')]
 
 

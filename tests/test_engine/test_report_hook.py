@@ -1,12 +1,13 @@
 """The report of a run: page, scalars and images; a report that fails costs a warning, never the run."""
 import json
 
+from reconstruction_for_tests import weights
 from tools_for_tests import STEPS, log_of, runner_of
 
 from mmquant.visualization import report
 
 HOOKS = [dict(type='mmquant.EvaluationHook'), dict(type='mmquant.ReportHook', num_images=4)]
-TUNED = [*STEPS, dict(type='mmquant.Reconstruction', num_iters=2)]
+TUNED = [*STEPS, weights(num_iters=2)]
 
 
 def test_page_scalars_and_images(tmp_path):

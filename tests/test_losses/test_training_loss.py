@@ -3,9 +3,9 @@ import pytest
 import torch
 from detectors_for_tests import ROOT, context_of, detector, needs_detectors
 from models_for_tests import images
+from reconstruction_for_tests import run, weights
 from tools_for_tests import results_of, run_tool
 
-from mmquant.algorithms import Reconstruction
 from mmquant.apis.config import load_config
 from mmquant.datasets import digits_det
 from mmquant.losses import TrainingLoss
@@ -92,19 +92,19 @@ def test_what_it_cannot_be_used_for(name, samples_of, text):
 
 
 def test_weighs_the_errors_of_a_unit():
-    """As the loss whose squared gradients FisherDiagLoss takes; without boxes that is refused."""
-    loss = dict(type='mmquant.FisherDiagLoss', objective=dict(type='mmquant.TrainingLoss'))
+    """As the loss whose squared gradients FisherLoss takes; without boxes that is refused."""
+    terms = dict(unit=dict(type='mmquant.FisherLoss', objective=dict(type='mmquant.TrainingLoss')))
     found = []
     for samples_of in (samples_with_boxes, lambda chunk: samples_with_boxes(chunk, ((10, 12, 20, 22),))):
         context = context_of(detector('retinanet'), images(3, 3, 64, 64).split(2))
         context.samples = [samples_of(chunk) for chunk in context.chunks]
         context.first_unit = len(context.model.units('block')) - 2
-        Reconstruction(loss=loss, num_iters=2, batch_size=2).run(context)
+        run(context, weights(terms=terms, num_iters=2, batch_size=2))
         found.append([r['held_nearest'] for r in context.records if r['kind'] == 'unit'])
     assert len(found[0]) == len(found[1]) > 0 and found[0] != found[1]  # other boxes, other weights
     context.samples = [samples_without(chunk) for chunk in context.chunks]
     with pytest.raises(ConfigError, match='needs the boxes of the calibration images'):
-        Reconstruction(loss=loss, num_iters=2).run(context)
+        run(context, weights(terms=terms, num_iters=2))
 
 
 @pytest.mark.slow

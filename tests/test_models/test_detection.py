@@ -5,9 +5,9 @@ import pytest
 import torch
 from detectors_for_tests import context_of, detector, needs_detectors, spec
 from models_for_tests import calibrated, images
+from reconstruction_for_tests import run, weights
 from torch import nn
 
-from mmquant.algorithms import Reconstruction
 from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
 from mmquant.models.decisions import Decisions
@@ -105,7 +105,7 @@ class Deformed(nn.Module):
 def test_deformable_convolutions_are_reconstructed_in_float32():
     """Their inputs come from the cache with channels last; mmcv computes them with plain memory and in float32 only."""
     context = replace(context_of(Deformed(), images(16, 3, 12, 12).split(8)), amp=True)
-    Reconstruction(unit='layer', num_iters=20, lr=1e-2, batch_size=8).run(context)
+    run(context, weights(unit='layer', num_iters=20, lr=1e-2, batch_size=8))
     found = {r['unit']: r for r in context.records if r.get('kind') == 'unit'}
     assert not context.amp and {'deformed', 'deformed.conv_offset', 'last'} <= set(found)
     assert 0 < found['deformed']['held_nearest'] < 1

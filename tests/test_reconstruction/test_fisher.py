@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from models_for_tests import MLP, ResNet, calibrated, images, randomize
 
 from mmquant.calibration.stream import Stream
-from mmquant.losses import FisherDiagLoss, LpLoss
 from mmquant.losses.divergence import divergence_gradients
 from mmquant.models.layers import enabled
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
@@ -140,11 +139,3 @@ def test_the_output_quantizer_of_the_unit_counts():
         q = a.fc(a.avgpool(a.layer2(z)).flatten(1))
     squared = torch.autograd.grad(divergence(q, reference), z)[0].square()
     torch.testing.assert_close(found, squared / squared.mean(), rtol=1e-3, atol=1e-4)
-
-
-def test_constant_weight_is_plain_squared_error():
-    prediction, target = images(4, 3, 2, 2, seed=1), images(4, 3, 2, 2, seed=2)
-    g = 3.0
-    torch.testing.assert_close(FisherDiagLoss()(prediction, target, 1, torch.full((4, 3, 2, 2), g**2)),
-                               g**2 * LpLoss()(prediction, target, 1))
-    assert FisherDiagLoss()(prediction, target, 1, torch.zeros(4, 3, 2, 2)).item() == 0

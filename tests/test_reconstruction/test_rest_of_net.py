@@ -8,8 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmquant.calibration.stream import Stream
 from mmquant.calibration.unit_inputs import UnitInput
 from mmquant.losses import LpLoss
-from mmquant.reconstruction.rest_of_net import Tail, TailLoss, Tails, TailTerm, end_of
-from mmquant.reconstruction.training import ParamGroup, Problem, fit
+from mmquant.reconstruction.fit import fit
+from mmquant.reconstruction.optimizers import ParamGroup, Training
+from mmquant.reconstruction.problem import Comparison, Problem
+from mmquant.reconstruction.rest_of_net import Tail, Tails, end_of
 
 
 class Cut(nn.Module):
@@ -40,10 +42,10 @@ def tails_of(net, end, granularity='block', channels=3):
     context = calibrated(randomize(net), images(12, channels, 8, 8), chunk=5)
     model = context.model
     stream = Stream(model, context.chunks)
-    tails = Tails(model, stream, TailLoss(end=end), 5)
+    tails = Tails(model, stream, end, 5)
     found = []
     for unit in model.units(granularity):
-        term = next(iter(tails.terms(unit, frozenset()).values()), None)
+        term = next(iter(tails.of(unit, frozenset()).values()), None)
         with torch.no_grad(), model.quantization(False, False):
             data = UnitInput.gather(stream.advance(unit, frozenset()))
             args, kwargs = data.arguments(data.data)
@@ -69,7 +71,7 @@ def test_float_output_of_the_unit_gives_the_float_output_of_the_end(make, end, g
     for context, _, term, out in with_tail:
         rows = torch.tensor([11, 0, 6])
         with torch.no_grad(), context.model.quantization(True, True):
-            got = term.run(out[rows], rows)
+            got = term.tail(out[rows], rows)
         torch.testing.assert_close(got, term.targets[rows], rtol=1e-5, atol=1e-5)
 
 
@@ -79,12 +81,12 @@ def test_gradient_is_that_of_the_float_net(make, end, channels):
     context, _, term, out = next(f for f in tails_of(make(), end, channels=channels) if f[2] is not None)
     rows = torch.arange(4)
     leaf = (out[rows] + images(*out[rows].shape, seed=4).abs()).requires_grad_()  # no ties in max pooling
-    value = term.run(leaf, rows).square().sum()
+    value = term.tail(leaf, rows).square().sum()
     value.backward()
     direction = images(*leaf.shape, seed=3)
     with torch.no_grad():
         step = 1e-3
-        ahead, behind = (term.run(leaf + s * direction, rows).square().sum() for s in (step, -step))
+        ahead, behind = (term.tail(leaf + s * direction, rows).square().sum() for s in (step, -step))
     assert ((ahead - behind) / (2 * step)).item() == pytest.approx((leaf.grad * direction).sum().item(), rel=0.05)
     assert all(p.grad is None for p in context.model.architecture.parameters())
 
@@ -103,7 +105,7 @@ def test_calls_in_front_are_not_run(make, granularity, channels, runs):
     """Placeholders stand for them; where what follows needs their values (Crossed: one layer) they run."""
     _, unit, term, out = [f for f in tails_of(make(), 'net', granularity, channels) if f[2] is not None][1]
     with Convolutions() as counted:
-        term.run(out[:3], torch.arange(3))
+        term.tail(out[:3], torch.arange(3))
     assert counted.count == runs, unit.name
 
 
@@ -111,9 +113,10 @@ def problem(tail, unit_weight=1.0, weight=1.0, p=1):
     """The output is the guess itself, so that gradients are known."""
     guess, target = images(6, 3, 2, 2, seed=1).requires_grad_(), images(6, 3, 2, 2, seed=2)
     rows = torch.arange(6)
-    term = TailTerm(tail, target, 1, TailLoss('net', unit_weight, weight)) if tail else None
-    return Problem(lambda x: guess[x[:, 0].long()], torch.arange(6.)[:, None], target, None, LpLoss(p), 1, rows, rows,
-                   torch.device('cpu'), tail=term), guess, target
+    terms = [Comparison(LpLoss(p), target, 1, unit_weight)] if unit_weight else []
+    terms += [Comparison(LpLoss(p), target, 1, weight, tail=tail)] if tail else []
+    return Problem(lambda x: guess[x[:, 0].long()], dict(quant=torch.arange(6.)[:, None]), tuple(terms), rows, rows,
+                   torch.device('cpu')), guess, target
 
 
 def test_with_an_identity_behind_the_losses_add_up():
@@ -138,9 +141,10 @@ def test_fitting_leaves_the_tail_alone():
     context, _, term, out = found[1]
     before = {n: p.clone() for n, p in context.model.architecture.state_dict().items()}
     shift, rows = torch.zeros(1, requires_grad=True), torch.arange(12)
-    task = Problem(lambda x: x + 0.5 + shift, out, out, None, LpLoss(1), 1, rows, rows, torch.device('cpu'), tail=term)
+    terms = Comparison(LpLoss(1), out, 1), Comparison(LpLoss(1), term.targets, term.channel_dim, tail=term.tail)
+    task = Problem(lambda x: x + 0.5 + shift, dict(quant=out), terms, rows, rows, torch.device('cpu'))
     first = task.held_loss()
-    fit(task, [ParamGroup([shift], 0.05)], 30, 8, seed=0)
+    fit(task, [ParamGroup([shift], Training(0.05))], 30, 8, seed=0)
     assert task.held_loss() < 0.5 * first and shift.item() < -0.3
     after = context.model.architecture.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before)
@@ -165,21 +169,13 @@ def test_tail_of_a_shared_module():
     for *_, term, out in tails_of(net, 'net', 'layer')[:-1]:
         rows = torch.tensor([3, 9])
         with torch.no_grad():
-            torch.testing.assert_close(term.run(out[rows], rows), term.targets[rows], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('wrong, text', [(dict(end='block'), "end must be 'stage' or 'net', got 'block'"),
-                                         (dict(weight=-1.0), 'weights must be at least 0'),
-                                         (dict(weight=0.0, unit_weight=0.0), 'not both 0')])
-def test_wrong_settings(wrong, text):
-    with pytest.raises(ValueError, match=text):
-        TailLoss(**wrong)
+            torch.testing.assert_close(term.tail(out[rows], rows), term.targets[rows], rtol=1e-5, atol=1e-5)
 
 
 def test_tail_needs_no_particular_batch():
     *_, term, out = next(f for f in tails_of(ResNet(), 'stage') if f[2] is not None)
-    assert isinstance(term.run, Tail)
+    assert isinstance(term.tail, Tail)
     for n in (1, 2, 7):
         rows = torch.arange(n)
         with torch.no_grad():
-            torch.testing.assert_close(term.run(out[rows], rows), term.targets[rows], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(term.tail(out[rows], rows), term.targets[rows], rtol=1e-5, atol=1e-5)

@@ -17,10 +17,14 @@ train_cfg = dict(dataloader=dict(batch_size=8, dataset=dict(indices=16)), chunk_
     dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
     dict(type='mmquant.InitWeightRange', observer={OBSERVER}),
     dict(type='mmquant.InitActivationRange', observer={OBSERVER}, num_images=8, name='nearest'),
-    dict(type='mmquant.Reconstruction', target='weight', unit='stage', num_iters=2, batch_size=4, lr=1e-3,
-         rounding=dict(type='mmquant.AdaRound'), held_out=2, keep_best=True, loss=dict(type='mmquant.LpLoss', p=2),
-         regularizer=dict(weight=0.01, beta_start=20, beta_end=2, warmup=0.2)),
-    dict(type='mmquant.Reconstruction', target='activation', unit='stage', num_iters=2, batch_size=4, inputs='float')])
+    dict(type='mmquant.Reconstruction', unit='stage', num_iters=2, batch_size=4, rounding=dict(type='mmquant.AdaRound'),
+         train=dict(rounding=dict(lr=1e-3, schedule='constant')),
+         terms=dict(unit=dict(type='mmquant.UnitLoss', p=2),
+                    rounding=dict(type='mmquant.RoundingRegularizer', weight=0.01, beta_end=2, warmup=0.2)),
+         hooks=dict(keep_best=dict(type='mmquant.KeepBest', held_out=2, every=0, choose=True))),
+    dict(type='mmquant.Reconstruction', quantize=['weights', 'activations'], unit='stage', num_iters=2, batch_size=4,
+         inputs=dict(type='mmquant.ElementMix', quant_prob=0.5, inside=True),
+         train=dict(activation_scale=dict(lr=4e-4, schedule='cosine', optimizer=dict(type='Adam'), max_bits=4)))])
 val_dataloader = dict(dataset=dict(indices=10))
 test_dataloader = dict(dataset=dict(indices=10))
 default_hooks = dict(logger=dict(interval=100))

@@ -45,7 +45,7 @@ def quick_steps(cfg, num_iters: int) -> list:
     steps = {}
     for name, step in ordered_steps(cfg.train_cfg.steps).items():
         kind = step['type'].removeprefix('mmquant.')
-        changes = dict(Reconstruction=dict(num_iters=num_iters, batch_size=1, chunk=1),
+        changes = dict(Reconstruction=dict(num_iters=num_iters, batch_size=1),
                        InitActivationRange=dict(num_images=1, chunk=1, observer=observer),
                        InitWeightRange=dict(observer=observer)).get(kind, {})
         steps[name] = dict(step, **changes)

@@ -8,6 +8,7 @@ import argparse
 import copy
 import statistics
 import time
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -19,7 +20,11 @@ from mmquant.calibration.unit_inputs import UnitInput
 from mmquant.calibration.unit_run import UnitRun
 from mmquant.losses import LpLoss
 from mmquant.models import QuantizedModel
-from mmquant.reconstruction.training import ParamGroup, Problem, RoundingSchedule, make_adam, make_update
+from mmquant.reconstruction import RoundingRegularizer
+from mmquant.reconstruction.fit import Pushes, make_update
+from mmquant.reconstruction.optimizers import Training, make_optimizers
+from mmquant.reconstruction.problem import Comparison, Problem
+from mmquant.reconstruction.variables import UnitVariables
 from mmquant.registry import ROUNDINGS
 from mmquant.zoo.benchmarks import add_out_argument, show
 
@@ -83,20 +88,19 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
     data = UnitInput.gather([((x,), {})])
     run = UnitRun(wrapped, unit, 0, data)
     rows = torch.arange(len(x), device=x.device)
-    problem = Problem(run, data.data, y.contiguous(memory_format=torch.channels_last), None, LpLoss(), 1, rows, rows,
-                      x.device, amp, half_inputs=True)
-    roundings = []
-    for layer in wrapped.quantized_layers().values():
-        rounding = ROUNDINGS.build(dict(type='mmquant.AdaRound'))
-        rounding.start(layer._parameters['weight'], layer.weight_quantizer)
-        layer.weight_quantizer.rounding = rounding
-        roundings.append(rounding)
+    targets = y.contiguous(memory_format=torch.channels_last)
+    problem = Problem(run, dict(quant=data.data), (Comparison(LpLoss(), targets, 1), ), rows, rows, x.device, amp, True)
+    layers, roundings = wrapped.quantized_layers(), {}
+    for name, layer in layers.items():
+        roundings[name] = ROUNDINGS.build(dict(type='mmquant.AdaRound'))
+        roundings[name].start(layer._parameters['weight'], layer.weight_quantizer)
+        layer.weight_quantizer.rounding = roundings[name]
     for q in wrapped.activation_quantizers().values():
         q.enabled = False
-    optimizer = make_adam([ParamGroup([p for r in roundings for p in r.parameters()], 1e-3)])
-
-    update = make_update(problem, optimizer, RoundingSchedule(), roundings, len(rows))
-    return lambda: update(rows, 11.0)
+    variables = SimpleNamespace(variables=UnitVariables(layers, roundings))
+    optimizers = make_optimizers(variables.variables.start(dict(rounding=Training(1e-3))))
+    update = make_update(problem, optimizers, Pushes(dict(rounding=RoundingRegularizer()), variables), len(rows))
+    return lambda: update(rows, dict(rounding=11.0))
 
 
 def timed(step, device: str) -> float:

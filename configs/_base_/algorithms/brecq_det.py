@@ -4,6 +4,7 @@ _base_ = './brecq.py'
 
 brecq = dict(
     nearest=dict(num_images=32, chunk=2),
-    weights=dict(batch_size=2, held_out=32, chunk=2),
+    weights=dict(batch_size=2, hooks=dict(keep_best=dict(type='mmquant.KeepBest', held_out=32))),
     activation_ranges=dict(num_images=32, chunk=2),
-    activations=dict(batch_size=2, held_out=32, chunk=2, max_activation_bits=7))
+    activations=dict(
+        batch_size=2, train=dict(activation_scale=dict(max_bits=7)), hooks=dict(keep_best=dict(held_out=32))))

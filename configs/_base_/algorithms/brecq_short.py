@@ -2,4 +2,4 @@
 # rate of the roundings is ten times the paper's, so that they reach a decision within a twentieth of its steps.
 _base_ = './brecq.py'
 
-brecq = dict(weights=dict(num_iters=1000, lr=1e-2), activations=dict(num_iters=500))
+brecq = dict(weights=dict(num_iters=1000, train=dict(rounding=dict(lr=1e-2))), activations=dict(num_iters=500))

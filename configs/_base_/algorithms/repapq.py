@@ -11,13 +11,19 @@ repapq = dict(
         type='mmquant.InitActivationRange', observer=dict(type='mmquant.LpNormObserver', p=1, max_samples=2**17)),
     joint=dict(
         type='mmquant.Reconstruction',
-        target='joint',
         unit='block',
+        quantize=['weights', 'activations'],
         num_iters=500,
         batch_size=64,
         rounding=dict(type='mmquant.StraightThrough'),
-        lr=dict(weight=1e-5, weight_scale=1e-5, affine=1e-3, bias=1e-3, activation_scale=1e-4),
-        loss=dict(type='mmquant.LpLoss', p=1),
-        tail=dict(end='stage', unit_weight=1.0, weight=1.0),
-        skip_first=False),
+        train=dict(
+            weight=dict(lr=1e-5, schedule='cosine'),
+            weight_scale=dict(lr=1e-5, schedule='cosine'),
+            affine=dict(lr=1e-3, schedule='cosine'),
+            bias=dict(lr=1e-3, schedule='cosine'),
+            activation_scale=dict(lr=1e-4, schedule='cosine')),
+        terms=dict(
+            unit=dict(type='mmquant.UnitLoss', p=1),
+            tail=dict(type='mmquant.TailLoss', end='stage', p=1, weight=1.0)),
+        hooks=dict(stem=None)),
     folded=dict(type='mmquant.FoldOutputAffine'))

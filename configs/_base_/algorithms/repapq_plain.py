@@ -6,5 +6,11 @@ repapq = dict(
     merge=None,
     affines=dict(layers='all'),
     nearest_weights=dict(observer=dict(_delete_=True, type='mmquant.LpNormObserver', p=2)),
-    joint=dict(lr=dict(_delete_=True, weight=1e-5, weight_scale=1e-5, bias=1e-3, activation_scale=1e-4)),
+    joint=dict(
+        train=dict(
+            _delete_=True,
+            weight=dict(lr=1e-5, schedule='cosine'),
+            weight_scale=dict(lr=1e-5, schedule='cosine'),
+            bias=dict(lr=1e-3, schedule='cosine'),
+            activation_scale=dict(lr=1e-4, schedule='cosine'))),
     folded=None)

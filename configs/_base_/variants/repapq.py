@@ -8,7 +8,8 @@ squared = dict(type='mmquant.LpNormObserver', p=2)
 absolute = dict(type='mmquant.LpNormObserver', p=1)
 nearest = dict(joint=None, affines=None, folded=None)
 min_max = dict(nearest, nearest_weights=dict(observer=full), nearest=dict(observer=unsampled))
-plain = dict(loss=dict(p=2), tail=None, lr=dict(affine=None))
+squares = dict(unit=dict(p=2), tail=dict(p=2))
+plain = dict(terms=dict(unit=dict(p=2), tail=None), train=dict(affine=None))
 ranges = dict(nearest=dict(observer=dict(p=2)))
 
 variants = {
@@ -19,8 +20,9 @@ variants = {
     'BRECQ': dict(algorithm=dict(merge=dict(type='mmquant.Reparameterize'), **_base_.brecq)),
     'Plain reconstruction': dict(steps=dict(joint=plain, **ranges)),
     'Plain + absolute error for activation ranges': dict(steps=dict(joint=plain)),
-    'Plain + absolute error as loss': dict(steps=dict(joint=dict(plain, loss=dict(p=1)), **ranges)),
-    'Plain + affine': dict(steps=dict(joint=dict(loss=dict(p=2), tail=None), **ranges)),
-    'Plain + stage term': dict(steps=dict(joint=dict(loss=dict(p=2), lr=dict(affine=None)), **ranges)),
+    'Plain + absolute error as loss': dict(
+        steps=dict(joint=dict(plain, terms=dict(unit=dict(p=1), tail=None)), **ranges)),
+    'Plain + affine': dict(steps=dict(joint=dict(terms=plain['terms']), **ranges)),
+    'Plain + stage term': dict(steps=dict(joint=dict(terms=squares, train=dict(affine=None)), **ranges)),
     'RepAPQ': dict(),
 }

@@ -6,7 +6,8 @@ squared = dict(observer=dict(p=2))
 absolute = dict(observer=dict(p=1))
 by_square = dict(nearest_weights=squared, nearest=squared)
 by_distance = dict(nearest_weights=absolute, nearest=absolute)
-plain = dict(loss=dict(p=2), tail=None)
+plain = dict(terms=dict(unit=dict(p=2), tail=None))
+squares = dict(terms=dict(unit=dict(p=2), tail=dict(p=2)))
 channel = dict(weight=dict(granularity='channel'))
 
 variants = {
@@ -16,8 +17,8 @@ variants = {
     'Nearest, absolute error (p = 1)': dict(steps=dict(joint=None, **by_distance)),
     'Plain reconstruction': dict(steps=dict(joint=plain, **by_square)),
     'Plain + absolute error for ranges': dict(steps=dict(joint=plain, **by_distance)),
-    'Plain + absolute error as loss': dict(steps=dict(joint=dict(tail=None), **by_square)),
-    'Plain + stage term': dict(steps=dict(joint=dict(loss=dict(p=2)), **by_square)),
+    'Plain + absolute error as loss': dict(steps=dict(joint=dict(terms=dict(tail=None)), **by_square)),
+    'Plain + stage term': dict(steps=dict(joint=squares, **by_square)),
     'All three': dict(steps=by_distance),
     'Nearest, squared error, one scale a channel': dict(
         steps=dict(joint=None, **by_square), quantizer=channel),
@@ -28,8 +29,8 @@ variants = {
     'Plain + absolute error for ranges, one scale a channel': dict(
         steps=dict(joint=plain, **by_distance), quantizer=channel),
     'Plain + absolute error as loss, one scale a channel': dict(
-        steps=dict(joint=dict(tail=None), **by_square), quantizer=channel),
+        steps=dict(joint=dict(terms=dict(tail=None)), **by_square), quantizer=channel),
     'Plain + stage term, one scale a channel': dict(
-        steps=dict(joint=dict(loss=dict(p=2)), **by_square), quantizer=channel),
+        steps=dict(joint=squares, **by_square), quantizer=channel),
     'All three, one scale a channel': dict(steps=by_distance, quantizer=channel),
 }

@@ -22,7 +22,7 @@ undecided at the end. ``brecq_det`` takes two images per step, as QDrop's detect
 
 Where this differs from the authors' code, on purpose:
 
-- The plain squared error, as their code and not as the paper; ``FisherDiagLoss`` weighs by squared gradients.
+- The plain squared error, as their code and not as the paper; ``FisherLoss`` weighs by squared gradients.
 - Up to 64 images, at most one in eight, are held out; a unit that is better on them with nearest rounding, or with its
   initial step sizes, keeps those.
 - The tensor that the head really reads has 8 bits; their code sets the quantizer of the last but one layer, which in

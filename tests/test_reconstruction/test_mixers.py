@@ -2,7 +2,7 @@ import pytest
 import torch
 from models_for_tests import images
 
-from mmquant.reconstruction.mixing import ElementMix
+from mmquant.reconstruction import ElementMix
 from mmquant.registry import MIXERS
 from mmquant.utils.building import ConfigError, build
 from mmquant.utils.random import seeded

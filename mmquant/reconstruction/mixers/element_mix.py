@@ -1,28 +1,30 @@
-"""Inputs of a unit between the quantized and the float prefix."""
+"""Random dropping of quantization, element by element (QDrop, arXiv 2203.05740)."""
 from __future__ import annotations
 
 import torch
 
+from mmquant.reconstruction.mixers.mixer import Mixer
 from mmquant.registry import MIXERS
 
 
 @MIXERS.register_module()
-class ElementMix:
+class ElementMix(Mixer):
     """Each element comes from the quantized prefix with probability ``quant_prob``, else from the float one (QDrop).
 
-    The mask is drawn anew in each training step; held-out rows are never mixed.
+    The mask is drawn anew in each training step and for each tensor.
 
     Args:
         quant_prob (float): In [0, 1]; 1 is the quantized prefix alone, 0 the float one. Default 0.5.
+        inside (bool): Also drop the rounding of activations inside the unit, with the same probability. Default False.
 
     Raises:
         ValueError: For a probability outside [0, 1].
     """
 
-    def __init__(self, quant_prob: float = 0.5) -> None:
+    def __init__(self, quant_prob: float = 0.5, inside: bool = False) -> None:
         if not 0 <= quant_prob <= 1:
             raise ValueError(f'quant_prob must be between 0 and 1, got {quant_prob}')
-        self.quant_prob = quant_prob
+        self.quant_prob, self.inside = quant_prob, inside
 
     def __call__(self, quant, exact):
         """Mix two tensors of one shape; tuples one by one, and what is not floating-point not at all."""

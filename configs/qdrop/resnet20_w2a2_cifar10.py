@@ -1,0 +1,3 @@
+_base_ = './resnet20_w4a4_cifar10.py'
+
+model = dict(quantizer=dict(weight=dict(bits=2), activation=dict(bits=2)))

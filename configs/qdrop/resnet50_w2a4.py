@@ -1,0 +1,3 @@
+_base_ = './resnet50_w4a4.py'
+
+model = dict(quantizer=dict(weight=dict(bits=2)))

@@ -1,0 +1,27 @@
+"""What a unit is given while it is fitted: the contract of all mixers."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+
+class Mixer(ABC):
+    """Makes a unit's input from several streams, and, inside the unit, activations from quantized and float ones.
+
+    Only steps of the fit are mixed: losses on held-out rows, hardening and evaluation never are. Random numbers come
+    from torch's global generator, which is seeded for each unit.
+
+    Attributes:
+        streams (tuple[str, ...]): Streams that a call is given, in this order; the first one alone is the unit's input
+            where nothing is mixed. Default: the quantized prefix and the float one.
+        inside (bool): Mix inside the unit's activation quantizers too.
+    """
+    streams: tuple[str, ...] = ('quant', 'float')
+    inside = False
+
+    @abstractmethod
+    def __call__(self, *rows):
+        """Mix rows of the streams, each a tensor or a tuple of several, all of the same shapes."""
+
+    def within(self, x_hat, x):
+        """Result of an activation quantizer for ``x``, which it rounded to ``x_hat``. Default: mixed as the inputs."""
+        return self(x_hat, x)

@@ -1,0 +1,181 @@
+"""Reconstruct one unit: bring it near its float output, and leave it decided."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from mmquant.calibration.cache import load
+from mmquant.calibration.unit_inputs import run_in_chunks, tensors_in
+from mmquant.calibration.unit_run import UnitRun
+from mmquant.calibration.visits import Visit
+from mmquant.models.layers import fixed_weights
+from mmquant.reconstruction.fit import Pushes, fit
+from mmquant.reconstruction.problem import Comparison, Problem, split_rows
+from mmquant.reconstruction.settings import Settings
+from mmquant.reconstruction.several_sizes import RaggedProblem
+from mmquant.reconstruction.terms import UnitData
+from mmquant.reconstruction.variables import State, UnitVariables
+from mmquant.registry import ROUNDINGS
+from mmquant.utils.building import build
+from mmquant.utils.random import seeded
+
+
+class UnitFit:
+    """What hooks and regularizers see of a fit.
+
+    Attributes:
+        visit (Visit): Where it takes place.
+        problem (Problem | RaggedProblem): What is fitted.
+        variables (UnitVariables): What trains.
+        settings (Settings): How.
+        num_iters (int): Steps.
+    """
+
+    def __init__(self, visit: Visit, problem: Problem | RaggedProblem, variables: UnitVariables,
+                 settings: Settings) -> None:
+        self.visit, self.problem, self.variables, self.settings = visit, problem, variables, settings
+        self.num_iters = settings.num_iters
+
+    @cached_property
+    def initial(self) -> State:
+        """The decided state before the fit: nearest rounding, or what weights were decided on."""
+        state = self.variables.nearest()
+        for name in self.variables.roundings:
+            self.variables.layers[name].weight_quantizer.clear_codes()
+        return state
+
+    @cached_property
+    def initial_loss(self) -> float:
+        """Loss of :attr:`initial` on held-out rows."""
+        return self.loss_of(self.initial)
+
+    def loss_of(self, state: State) -> float:
+        """Loss of a decided state on held-out rows."""
+        with self.variables.at(state):
+            return self.problem.held_loss(self.settings.pass_rows)
+
+    def run(self, report: Callable) -> float:
+        """Train; returns the loss. Whatever happens, nothing soft and nothing random is left behind."""
+        settings, hooks = self.settings, self.settings.hooks.values()
+        regularizers = {name: r.for_unit(self) for name, r in settings.regularizers.items()}
+        pushes = Pushes({n: r for n, r in regularizers.items() if r is not None}, self, self.num_iters)
+
+        def after_step(step):
+            self.variables.constrain()
+            changed = [groups for hook in hooks if (groups := hook.after_step(self, step)) is not None]
+            return changed[-1] if changed else None
+
+        try:
+            groups = self.variables.start(settings.trainings)
+            with self.variables.soft(), contextlib.ExitStack() as stack:
+                if settings.mixer is not None:
+                    stack.enter_context(seeded(self.visit.seed, self.problem.device))
+                return fit(self.problem, groups, self.num_iters, settings.batch_size, self.visit.seed, pushes,
+                           after_step, report) if groups else float('nan')
+        finally:
+            self.variables.stop()
+
+
+def reconstruct(visit: Visit, settings: Settings) -> dict:
+    """Reconstruct the unit of a visit, whose streams include those of the settings.
+
+    Returns:
+        dict: ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
+        roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening).
+
+    Raises:
+        FloatingPointError: If inputs, targets or the loss are not finite; names the unit.
+    """
+    model, unit = visit.context.model, visit.unit
+    for term in settings.terms.values():
+        term.look_ahead(visit, settings.pass_rows)
+    problem = _problem(visit, settings)
+    layers = {n: x for n, x in model.quantized_layers().items() if n in unit.layers}
+    variables = UnitVariables(layers, _roundings(layers, settings), settings.activations(model, unit).values())
+    curve = []
+
+    def report(step, loss):
+        curve.append([step, loss])
+        visit.tick(step, f'loss {loss:.4g}')
+
+    with model.quantization(*settings.mode), _decided_weights(variables, settings):
+        unit_fit = UnitFit(visit, problem, variables, settings)
+        initial = unit_fit.initial
+        for hook in settings.hooks.values():
+            hook.before_fit(unit_fit)
+        record = dict(curve=curve, loss=unit_fit.run(report))
+        tuned = variables.tuned()
+        variables.restore(tuned)
+        for hook in settings.hooks.values():
+            record.update(hook.after_fit(unit_fit))
+    if variables.roundings:
+        count = max(1, variables.num_weights)
+        record['flipped'] = sum((code != initial[0][n]).sum().item() for n, code in tuned[0].items()) / count
+        record['undecided'] = sum(r.undecided() * layers[n].quantized_tensor.numel()
+                                  for n, r in variables.roundings.items()) / count
+    return record
+
+
+def _roundings(layers: dict, settings: Settings) -> dict:
+    """Started roundings; the weights' codes are dropped."""
+    roundings = {}
+    for name, layer in layers.items() if settings.rounding is not None else ():
+        layer.weight_quantizer.clear_codes()
+        roundings[name] = build(ROUNDINGS, settings.rounding, 'Reconstruction.rounding')
+        roundings[name].start(layer.quantized_tensor, layer.weight_quantizer)
+    return roundings
+
+
+def _decided_weights(variables: UnitVariables, settings: Settings):
+    """Where nothing in the layers trains, quantize weights once instead of in each step."""
+    still = not variables.roundings and not any(role in settings.trainings for slots in variables.slots.values()
+                                                for slot in slots for role in slot.trainables())
+    return fixed_weights(variables.layers.values()) if still else contextlib.nullcontext()
+
+
+def _problem(visit: Visit, settings: Settings) -> Problem | RaggedProblem:
+    """What to fit: one problem for each size of images and call of the unit."""
+    context, unit = visit.context, visit.unit
+    data, runs, targets = _data(visit, settings)
+    activations = tuple(settings.activations(context.model, unit).values())
+    layers = context.model.quantized_layers()
+    facts = UnitData(targets, settings.stream,
+                     [*(layers[n].weight_quantizer for n in unit.layers if n in layers), *activations],
+                     settings.pass_rows)
+    found = [(term, term.comparisons(visit, facts)) for term in settings.terms.values()]
+    groups: dict[tuple, list[Problem]] = {}
+    for (size, call), target in targets.items():
+        comparisons = [c[size, call] for _, c in found if (size, call) in c]
+        if not comparisons:  # the end that a tail leads to is the unit's own output
+            comparisons = [Comparison(found[0][0].loss, target, unit.channel_dim, inputs=found[0][0].inputs)]
+        train, held = split_rows(len(runs[size, call].data), settings.held_out, context.seed)
+        groups.setdefault(size, []).append(Problem(
+            runs[size, call], {name: x[size, call].data for name, x in data.items()}, tuple(comparisons), train, held,
+            context.device, context.amp, not settings.mode[1], settings.mixer, activations))
+    problems = list(groups.values())
+    return problems[0][0] if len(targets) == 1 else RaggedProblem(problems)
+
+
+@torch.no_grad()
+def _data(visit: Visit, settings: Settings):
+    """Inputs of the unit of each stream that the fit reads, and, by size of the images and number of the call, the unit
+    as a function of its inputs, and its float outputs."""
+    model, unit = visit.context.model, visit.unit
+    gathered = {'float': visit.gather('float')}
+    with visit.mode('float'):
+        targets = {key: run_in_chunks(UnitRun(model, unit, key[1], x), x.data, settings.pass_rows, visit.context.cache)
+                   for key, x in gathered['float'].items()}
+    read = dict.fromkeys([settings.stream, *(settings.mixer.streams if settings.mixer else ()),
+                          *(t.inputs for t in settings.terms.values() if t.inputs)])
+    if 'float' not in read:
+        gathered.clear()  # before the next stream takes its room
+    data = {name: gathered.get(name) or visit.gather(name) for name in read}
+    first = data[settings.stream]
+    for what, found in (('input', [x.data for x in first.values()]), ('float output', list(targets.values()))):
+        if not all(torch.isfinite(load(x)).all() for x in tensors_in(tuple(found)) if x.dtype.is_floating_point):
+            raise FloatingPointError(f'{what} of unit {unit.name or "net"} holds NaN or infinite values; check the '
+                                     'calibration images, the float checkpoint and the input normalisation')
+    return data, {key: UnitRun(model, unit, key[1], x) for key, x in first.items()}, targets
