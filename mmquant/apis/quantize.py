@@ -109,7 +109,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
         settings (dict | None): See :class:`Settings`.
 
     Returns:
-        QuantizedModel: Call it like the model; ``.save(path)`` writes a checkpoint.
+        QuantizedModel: Call it like the model; codes of all weights are decided, ``.save(path)`` writes a checkpoint.
 
     Raises:
         ConfigError: For bits that a grid does not take, an unknown recipe, step, setting or key.
@@ -127,6 +127,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
     wrapped = QuantizedModel(model, spec, 'random')
     chunks = _collect(calib_loader, wrapped, chosen.chunk_size)
     run_steps(CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress), steps)
+    wrapped.decide()
     return wrapped
 
 
