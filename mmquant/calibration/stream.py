@@ -142,6 +142,12 @@ class Stream:
             store.update(fresh)
             _prune(store, completed, live)
 
+    def reaching(self, unit: Unit) -> Stream:
+        """This stream, or one like it at the beginning if this one has passed the entry of ``unit``."""
+        if self._front <= unit.enter:
+            return self
+        return Stream(self.model, self.chunks, self.samples, self.decisions, self.cache, self.mode)
+
     def _move(self, tick: float, where: str) -> None:
         if tick < self._front:
             raise RuntimeError(f'a stream was asked to go to {where}, which it has passed; streams only move forward, '

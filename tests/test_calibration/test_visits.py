@@ -168,6 +168,10 @@ def test_streams_do_not_go_back():
     stream.advance(second, frozenset())
     with pytest.raises(RuntimeError, match='asked to go to layer1.0, which it has passed; streams only move forward'):
         stream.advance(first, frozenset())
+    assert stream.reaching(second) is stream
+    (again,), (expected,) = (s.gather(first, frozenset()).values() for s in (stream.reaching(first),
+                                                                              context.stream('float')))
+    assert torch.equal(again.data, expected.data)
 
 
 def test_unknown_names():
