@@ -203,7 +203,7 @@ class Tails:
             return {}
         with self.model.quantization(weights=False, activations=False):
             if end != self.end:
-                self.end, self.data = end, self.stream.gather(end, pending)
+                self.end, self.data = end, self.stream.reaching(end).gather(end, pending)
                 self.targets = {key: self._run(x) for key, x in self.data.items()}
             tails = {key: Tail(self.model, unit, end, x) for key, x in self.data.items()}
         return {key: TailEnd(tail, self.targets[key], end.channel_dim) for key, tail in tails.items()}

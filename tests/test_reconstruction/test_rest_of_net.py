@@ -179,3 +179,17 @@ def test_tail_needs_no_particular_batch():
         rows = torch.arange(n)
         with torch.no_grad():
             torch.testing.assert_close(term.tail(out[rows], rows), term.targets[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_tails_to_several_ends_share_a_stream():
+    """The net begins before a stage that the stream has moved to already."""
+    context = calibrated(randomize(ResNet()), images(12, 3, 8, 8), chunk=5)
+    unit = next(u for u in context.model.units('block') if u.name == 'layer1.0')
+    shared = context.stream('float')
+    for end in ('stage', 'net'):
+        for stream in (shared, context.stream('float')):
+            found = Tails(context.model, stream, end, 5).of(unit, frozenset(unit.layers))
+            (tail,) = found.values()
+            if stream is shared:
+                targets = tail.targets
+        assert torch.equal(tail.targets, targets)
