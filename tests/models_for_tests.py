@@ -9,8 +9,9 @@ from torch import nn
 
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange, InsertQuantizers
 from mmquant.models import QuantizedModel
-from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.dataflow import DataFlow
 from mmquant.models.packed_state import grow, shrink
+from mmquant.models.recorder import record
 
 FIRST_LAST_8 = (dict(position='first', w_bits=8, out_bits=8), dict(position='last', w_bits=8, in_bits=8))
 MIN_MAX = dict(type='mmquant.MinMaxObserver')

@@ -7,7 +7,7 @@ where it is not. Only the modules between the old and the new frontier really ru
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +83,7 @@ class Stream:
     def gather(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, UnitInput]:
         """As :meth:`advance`, joined: the unit's inputs by (shape of an image, number of the call)."""
         begins = {enter for enter, _ in unit.spans}
-        places = [c.leaves for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        places = [c.leaves for c in self.flow.calls_of[unit.name] if c.enter in begins]
         parts: dict[tuple, UnitInput] = {}
         for index, call, arguments in self.walk(unit, pending):
             key = tuple(self.chunks[index].shape[1:]), call
@@ -104,7 +104,7 @@ class Stream:
             tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).
         """
         begins = {enter for enter, _ in unit.spans}
-        targets = [c for c in self.flow.calls if c.name == unit.name and c.enter in begins]
+        targets = [c for c in self.flow.calls_of[unit.name] if c.enter in begins]
         self._move(targets[0].enter, unit.name or 'the net')
         completed = completed_calls(self.flow, targets[0].enter, self.leaking)
         skipped: dict[Key, Call] = {}
@@ -193,11 +193,11 @@ class Stream:
         """
         answers = {}
         for enter, leave in unit.spans:
-            own = next(c for c in self.flow.calls if c.name == unit.name and c.enter == enter)
+            own = next(c for c in self.flow.calls_of[unit.name] if c.enter == enter)
             if unit.activation:
                 if begin:
                     answers[own.key] = begin
-                own = next(c for c in self.flow.calls if c.name == unit.activation and c.enter > leave)
+                own = next(c for c in self.flow.calls_of[unit.activation] if c.enter > leave)
             answers[own.key] = replace
         return self._run(index, {}, answers)
 
@@ -257,15 +257,9 @@ class Stream:
 
     def _inner_counts(self, key: Key) -> dict[str, int]:
         """How often the modules inside a call are called."""
-        if key in self._inner:
-            return self._inner[key]
-        call = self.flow.calls_of[key[0]][key[1]]
-        counts: dict[str, int] = defaultdict(int)
-        for other in self.flow.calls:
-            if call.enter < other.enter < call.exit:
-                counts[other.name] += 1
-        self._inner[key] = counts
-        return counts
+        if key not in self._inner:
+            self._inner[key] = Counter(c.name for c in self.flow.calls_within(self.flow.calls_of[key[0]][key[1]]))
+        return self._inner[key]
 
 
 def _stop(forward, args, kwargs):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mmquant.models.attention import splittable
-from mmquant.models.dataflow import DataFlow, record
+from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import decoders, no_tensors
 from mmquant.models.edits import CallsLayers, Edit, SplitAttention, planned_module
 from mmquant.models.functional_layers import find_functional_layers
@@ -21,6 +21,7 @@ from mmquant.models.placement import place_quantizers
 from mmquant.models.plan import Place, Plan
 from mmquant.models.proof import Proof
 from mmquant.models.quantizer_index import QuantizerIndex, quantizer_at
+from mmquant.models.recorder import record
 from mmquant.quantizers import Quantizer
 from mmquant.registry import QUANTIZERS
 from mmquant.utils.building import ConfigError, build, closest

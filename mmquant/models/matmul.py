@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmquant.models.dataflow import MATMULS, operands
+from mmquant.models.recorder import MATMULS, operands
 
 # Operands of a product that get a quantizer each.
 OPERANDS = {'matmul': ('left', 'right'), 'attention': ('query', 'key', 'probabilities', 'value')}

@@ -79,7 +79,7 @@ class Tail:
         flow = model.flow
         self.last = last_call(flow, unit)
         around = next(c for c in flow.calls_of[end.name] if c.enter == end.enter)
-        inside = [c for c in flow.calls if around.enter < c.enter < around.exit]
+        inside = flow.calls_within(around)
         ready = {k: c for k, c in completed_calls(flow, self.last.enter, leaking_calls(flow)).items()
                  if around.enter < c.enter < around.exit}
         self.stubs = {} if _is_needed(flow, ready, self.last, around) else {c.index: None for c in ready.values()}

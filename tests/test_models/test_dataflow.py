@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from models_for_tests import Attention, ResNet, flow_of, images
 from torch import nn
 
-from mmquant.models.dataflow import make_out_of_place, record, wrapped_forwards
+from mmquant.models.dataflow import wrapped_forwards
+from mmquant.models.recorder import make_out_of_place, record
 
 
 class Lambda(nn.Module):

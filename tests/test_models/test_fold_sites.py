@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from models_for_tests import Attention, ResNet, ViT, flow_of, images, randomize
 from torch import nn
 
-from mmquant.models.dataflow import record
 from mmquant.models.fold_sites import FoldSite, changes_nothing, depthwise_chains, fold_sites, scale_channels
 from mmquant.models.folding import fold, foldable_pairs, replace_by_identity
+from mmquant.models.recorder import record
 
 
 class Net(nn.Module):

@@ -1,6 +1,7 @@
 """A first layer of many bits needs no reconstruction."""
 from __future__ import annotations
 
+from mmquant.models.units import first_layers
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS
 from mmquant.structures.unit import Unit
@@ -20,7 +21,6 @@ class LeaveStem(FitHook):
         self.min_bits = min_bits
 
     def wanted(self, model, unit: Unit, trains: bool) -> bool:
-        flow, layers = model.flow, model.quantized_layers()
-        first = {c.name for c in flow.calls if c.inputs and flow.root(c.inputs[0]) in flow.network_inputs}
+        layers, first = model.quantized_layers(), first_layers(model.architecture, model.flow)
         wide = all(layers[n].weight_quantizer.bit_width >= self.min_bits for n in unit.layers if n in layers)
         return trains or not (set(unit.layers) <= first and wide)

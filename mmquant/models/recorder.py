@@ -1,0 +1,193 @@
+"""Records what one real forward pass does.
+
+No symbolic tracing: the float model runs once, in eval mode, on real inputs. Forward wrappers keep the stack of module
+calls and a ``TorchDispatchMode`` records each ATen call with its scope and its input and output tensors by identity.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import TensorWeakRef
+
+from mmquant.models.dataflow import Call, DataFlow, Op, wrapped_forwards
+from mmquant.models.layers import is_layer
+
+# Products of two tensors, by the place of their operands.
+MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor.__matmul__: 'matmul',
+           torch.bmm: 'matmul', torch.Tensor.bmm: 'matmul', F.scaled_dot_product_attention: 'attention'}
+
+
+def operands(args: tuple, kwargs: dict) -> tuple:
+    """The two operands of a call of one of :data:`MATMULS`, given by place or by name."""
+    named = [kwargs[k] for k in ('input', 'query', 'other', 'mat2', 'tensor2', 'key') if k in kwargs]
+    return (*args, *named)[:2]
+
+
+class _Memory:
+    """What a tensor and its views share, and the values seen in it; holds its identity, but no content."""
+
+    def __init__(self, owner) -> None:
+        self.owner = owner  # keeps the identity from being reused
+        self.values: list[tuple[TensorWeakRef, int]] = []
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors that are still there, each once."""
+        found = {id(x): x for x in (ref() for ref, _ in self.values) if x is not None}
+        return list(found.values())
+
+
+class _Recorder(TorchDispatchMode):
+
+    def __init__(self, flow: DataFlow) -> None:
+        super().__init__()
+        self.flow, self.clock, self.stack = flow, 0, []
+        self.values: dict[int, tuple[TensorWeakRef, int]] = {}  # by identity of the tensor
+        self.memories: dict[int, _Memory] = {}  # by identity of the storage
+        self.next_value = 0
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def new_value(self, tensor: torch.Tensor) -> int:
+        seen = self.values[id(tensor)] = TensorWeakRef(tensor), self.next_value
+        self.flow.shapes[self.next_value] = tuple(tensor.shape)
+        self.memory_of(tensor).values.append(seen)
+        self.next_value += 1
+        return self.next_value - 1
+
+    def known(self, tensor: torch.Tensor) -> int | None:
+        """The latest value of a tensor seen before; a dead tensor's identity may belong to another one."""
+        ref, value = self.values.get(id(tensor), (None, None))
+        return value if ref is not None and ref() is tensor else None
+
+    def memory_of(self, tensor: torch.Tensor) -> _Memory:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # a layout without storage, such as sparse
+            return self.memories.setdefault(-id(tensor), _Memory(tensor))
+        if storage._cdata not in self.memories:
+            self.memories[storage._cdata] = _Memory(StorageWeakRef(storage))
+        return self.memories[storage._cdata]
+
+    def lookup(self, tree) -> tuple[int, ...]:
+        values = (self.value_of(x) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+        return tuple(dict.fromkeys(v for v in values if v is not None))
+
+    def value_of(self, tensor: torch.Tensor) -> int | None:
+        """Value of a tensor; one that was a constant becomes a value when data were written into a part of it."""
+        value = self.known(tensor)
+        if value is None and (before := self.memory_of(tensor).values):
+            self.add_op('storage', (before[-1][1],), [tensor])
+            value = self.known(tensor)
+        return value
+
+    def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor], args: tuple = ()) -> None:
+        call = self.stack[-1] if self.stack else 0
+        self.flow.ops.append(Op(self.tick(), name, call, inputs, tuple(map(self.new_value, outputs)), args))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = self.lookup((args, kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if inputs:
+            outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+            for x in [x for x in outputs if self.known(x) is not None]:  # written in place: every view of it changes
+                memory = self.memory_of(x)
+                self.flow.mutated |= {value for _, value in memory.values}
+                outputs += [y for y in memory.tensors() if y is not x]
+            constants = tuple(x for x in tree_leaves((args, kwargs or {})) if not isinstance(x, torch.Tensor))
+            self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs, constants)
+        return out
+
+    def enter(self, name: str, args, kwargs) -> Call:
+        call = Call(len(self.flow.calls), name, self.counts[name], self.stack[-1] if self.stack else -1, self.tick(),
+                    inputs=self.lookup((args, kwargs)))
+        call.leaves = tuple(i for i, x in enumerate(tree_leaves((args, kwargs)))
+                            if isinstance(x, torch.Tensor) and self.known(x) is not None)
+        self.counts[name] += 1
+        self.flow.calls.append(call)
+        if call.parent >= 0:
+            self.flow.calls[call.parent].children.append(call.index)
+        self.stack.append(call.index)
+        return call
+
+    def leave(self, call: Call, output) -> None:
+        call.outputs, call.exit = self.lookup(output), self.tick()
+        call.bare = isinstance(output, torch.Tensor)
+        self.stack.pop()
+
+
+class _MatmulRecorder(TorchFunctionMode):
+    """Counts each module's own matrix products."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder, self.positions = recorder, defaultdict(int)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kind = MATMULS.get(func)
+        if kind is not None and self.recorder.stack:
+            call = self.recorder.stack[-1]
+            position = self.positions[call]
+            self.positions[call] += 1
+            if all(self.recorder.lookup(x) for x in operands(args, kwargs or {})):
+                self.recorder.flow.matmuls[self.recorder.flow.calls[call].name][position] = kind
+        return func(*args, **(kwargs or {}))
+
+
+def make_out_of_place(model: nn.Module) -> None:
+    """Turn in-place activations off, so that recorded and cached tensors are never overwritten."""
+    for module in model.modules():
+        if getattr(module, 'inplace', None) is True:
+            module.inplace = False
+
+
+@torch.no_grad()
+def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
+    """Run the model once and record its data flow.
+
+    Args:
+        model (nn.Module): The model, in eval mode; in-place activations are switched off for good.
+        run (Callable): ``run(inputs)`` runs the whole model.
+        inputs: Tensor or nested containers of tensors, the network's input; a batch of one or two is enough.
+        decoders (tuple): (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
+    """
+    make_out_of_place(model)
+    flow = DataFlow()
+    flow.layers = frozenset(name for name, module in model.named_modules() if is_layer(module))
+    recorder = _Recorder(flow)
+    flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
+
+    def wrap(name, module, forward):
+
+        def recorded(*args, **kwargs):
+            call = recorder.enter(name, args, kwargs)
+            output = forward(*args, **kwargs)
+            recorder.leave(call, output)
+            return output
+
+        return recorded
+
+    def noting(method):
+
+        def noted(*args, **kwargs):
+            flow.decoded |= set(recorder.lookup((args, kwargs)))
+            return method(*args, **kwargs)
+
+        return noted
+
+    with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _MatmulRecorder(recorder):
+        for module, name in decoders:
+            stack.callback(module.__dict__.pop, name)
+            module.__dict__[name] = noting(getattr(module, name))
+        run(inputs)
+    return flow
