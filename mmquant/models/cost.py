@@ -77,8 +77,9 @@ def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
                                 weight.bits if weight else FLOAT_BITS, source.bits if source else FLOAT_BITS,
                                 reasons.get(name) or _input_note(model, name)))
         if weight:
-            count = modules[name]._parameters['weight'].numel()
-            bits_saved += count * FLOAT_BITS - modules[name].weight_quantizer.stored_bits(count)
+            layer, count = modules[name], modules[name]._parameters['weight'].numel()
+            stored = layer.weight_quantizer.stored_bits(count) + sum(x.stored_bits() for x in layer.adapters)
+            bits_saved += count * FLOAT_BITS - stored
     params = sum(p.numel() for p in model.architecture.parameters())
     total_bits = params * FLOAT_BITS - bits_saved
     return ModelCost(params, sum(x.macs for x in layers), sum(x.bops for x in layers), total_bits / 8e6,

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from models_for_tests import MLP, ResNet, calibrated, images, inserted, randomize
+from models_for_tests import MLP, Chain, ResNet, calibrated, images, inserted, randomize
 from torch import nn
 
 from mmquant.analysis.tables import coverage_table, summary_table, units_table
 from mmquant.models.cost import model_cost
+from mmquant.models.layers import Adapter
 
 
 def cost_of(model, x, **cfg):
@@ -86,3 +87,12 @@ def test_tables():
     text = summary_table([dict(name='float', metrics={'top1': 99.0}, seconds=0.0),
                           dict(name='final', metrics={'top1': 98.5, 'top5': 100.0}, seconds=1.5)], cost, 3.0, 2**30)
     assert '98.50' in text and 'times smaller' in text and 'peak memory 1.00 GiB' in text and ' - ' in text
+
+
+def test_adapters_count():
+    context = calibrated(randomize(Chain()), images(4, 3, 8, 8), overrides=())
+    before = model_cost(context.model).size_mb
+    layer = context.model.architecture.convs[0]
+    layer.adapters.append(Adapter())
+    layer.adapters[0].register_buffer('factor', torch.ones(10))
+    assert model_cost(context.model).size_mb == pytest.approx(before + 40e-6)
