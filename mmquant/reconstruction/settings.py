@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmquant.models.units import unit_module
 from mmquant.quantizers import Quantizer
 from mmquant.reconstruction.mixers import Mixer
 from mmquant.reconstruction.optimizers import trainings
@@ -69,12 +68,7 @@ class Settings:
     # ---- what a model has for them ---------------------------------------------------------------------------------
     def activations(self, model, unit: Unit) -> dict[str, Quantizer]:
         """Activation quantizers of a unit, by place; none if activations are not quantized."""
-        if not self.mode[1]:
-            return {}
-        inside = set(unit_module(model.architecture, unit).modules())
-        if unit.activation:
-            inside |= set(model.architecture.get_submodule(unit.activation).modules())
-        return {n: q for n, q in model.activation_quantizers().items() if q in inside}
+        return model.activation_quantizers(unit) if self.mode[1] else {}
 
     def wanted(self, model, unit: Unit) -> bool:
         """Whether there is something to train in a unit, and no hook is against it."""
