@@ -105,6 +105,17 @@ def test_a_model_that_is_random_is_not_checked():
     QuantizedModel(randomize(Noisy(3, 3)), quantizer_cfg(), 'random').fold_batch_norm(images(2, 3, 4, 4))
 
 
+def test_a_net_that_amplifies_rounding_is_not_refused():
+
+    class Cancelling(BasicBlock):
+
+        def forward(self, x):
+            return super().forward(x) + 1e5 - 1e5
+
+    model = QuantizedModel(randomize(Cancelling(3, 3)), quantizer_cfg(), 'random')
+    assert len(model.fold_batch_norm(images(2, 3, 16, 16))) == 2
+
+
 @pytest.mark.parametrize('edit', [Folded('a', 'b'), CallsLayers('a', ('b', )), AddOutputAffine('fc3')])
 def test_an_edit_whose_module_is_gone(edit):
     with pytest.raises(PlanError, match=rf'{type(edit).__name__}\(.*the model has no module .*another architecture'):
