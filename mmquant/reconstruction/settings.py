@@ -25,7 +25,7 @@ class Settings:
         mode (tuple[bool, bool]): Whether (weights, activations) are quantized while a unit is fitted.
         stream (str): ``'quant'`` or ``'float'``: where a unit's inputs come from where nothing is mixed.
         mixer (Mixer | None): What mixes them while a unit is fitted.
-        streams (dict[str, tuple[bool, bool]]): Streams that are needed, and what they quantize.
+        streams (dict): Streams that are needed, and what they quantize: (weights, activations), or a context manager.
         terms (dict[str, Term]), regularizers (dict[str, Regularizer]), hooks (dict[str, FitHook]): By name.
         trainings (dict[str, Training]): By role.
         held_out (int): Rows to keep out of the fit.
@@ -57,12 +57,15 @@ class Settings:
         self.held_out = max((hook.held_out for hook in self.hooks.values()), default=0)
         asked = {t.inputs for t in self.terms.values()} - {None}
         asked |= set(self.mixer.streams) if self.mixer else {self.stream}
-        self.streams = dict(float=(False, False), **({'quant': self.mode} if 'quant' in asked else {}))
+        known = dict(quant=self.mode, float=(False, False), **(self.mixer.modes if self.mixer else {}))
+        for name in asked - set(known):
+            raise ConfigError(f'Reconstruction: there is no stream {name!r}; {closest(name, known)}')
+        self.streams = {name: known[name] for name in known if name in asked | {'float'}}
 
     def _take_inputs(self, inputs: str | dict) -> None:
         self.mixer = None if isinstance(inputs, str) else build(MIXERS, inputs, 'Reconstruction.inputs')
         self.stream = self.mixer.streams[0] if isinstance(self.mixer, Mixer) else inputs
-        if self.stream not in ('quant', 'float'):
+        if self.mixer is None and inputs not in ('quant', 'float') or not isinstance(self.stream, str):
             raise ConfigError(f"inputs must be 'quant', 'float' or the config of a mixer, got {inputs!r}")
 
     # ---- what a model has for them ---------------------------------------------------------------------------------

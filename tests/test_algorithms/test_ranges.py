@@ -143,3 +143,28 @@ def test_wrong_arguments():
     with pytest.raises(ConfigError, match=r"InitActivationRange\.observer \(LpNormObserver\): unknown key 'q'"):
         InitActivationRange(observer=dict(type='mmquant.LpNormObserver', q=2))
     assert isinstance(InitWeightRange(observer=MIN_MAX).observer, MinMaxObserver)
+
+
+def test_ranges_of_the_float_net():
+    """QDrop's: those of float activations, whatever the bits of what comes before; all images count alike."""
+    x = images(40, 3, 16, 16)
+    context = inserted(randomize(ResNet()), x, chunk=16, w_bits=2, a_bits=2, overrides=())
+    InitWeightRange(observer=MIN_MAX).run(context)
+    model, seen = context.model, {}
+    InitActivationRange(observer=MIN_MAX, num_images=40, chunk=16, statistics='float').run(context)
+
+    def watch(name):
+        return lambda module, args: seen.setdefault(name, []).append(args[0].detach())
+
+    handles = [q.register_forward_pre_hook(watch(name)) for name, q in model.activation_quantizers().items()]
+    with torch.no_grad(), model.quantization(weights=False, activations=False):
+        model(x)
+    for handle in handles:
+        handle.remove()
+    for name, quantizer in model.activation_quantizers().items():
+        values = torch.cat(seen[name])
+        step = (values.max().clamp(min=0) - values.min().clamp(max=0)) / 3
+        torch.testing.assert_close(quantizer.scale, step, rtol=1e-5, atol=0)
+        assert quantizer.initialized and not quantizer._forward_pre_hooks
+    with pytest.raises(ValueError, match="statistics must be 'quantized' or 'float', got 'exact'"):
+        InitActivationRange(statistics='exact')

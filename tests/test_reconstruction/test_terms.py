@@ -7,9 +7,10 @@ from models_for_tests import ResNet, calibrated, images, randomize
 from reconstruction_for_tests import ADAROUND, joint, run, terms, trains, weights
 from torch import nn
 
-from mmquant.reconstruction import FitHook, Regularizer, RoundingRegularizer, Term
-from mmquant.registry import FIT_HOOKS, ROUNDINGS, TERMS
+from mmquant.reconstruction import FitHook, Mixer, Regularizer, RoundingRegularizer, Term
+from mmquant.registry import FIT_HOOKS, MIXERS, ROUNDINGS, TERMS
 from mmquant.roundings import AdaRound
+from mmquant.utils.building import ConfigError
 
 
 def resnet(**cfg):
@@ -224,3 +225,29 @@ def test_ranges_of_a_unit_from_its_own_input():
                       rounding=ADAROUND, train=trains(dict(rounding=1e-30)), hooks=hooks))
     for name, quantizer in quantizers.items():
         torch.testing.assert_close(quantizer.scale, expected[name], rtol=2e-2, atol=0)
+
+
+@MIXERS.register_module(name='OfThreeForTests')
+class OfThree(Mixer):
+    """Mean of the quantized prefix, the float one, and a third with quantized weights alone."""
+    streams, modes = ('quant', 'float', 'weights'), {'weights': (True, False)}
+
+    def __call__(self, *rows):
+        assert len(rows) == 3
+        return sum(rows) / 3
+
+
+@MIXERS.register_module(name='OfNothingForTests')
+class OfNothing(OfThree):
+    """Names a stream that it does not describe."""
+    streams = ('quant', 'past')
+
+
+def test_a_mixer_may_bring_streams_of_its_own():
+    context, settings = resnet(), joint(RATES, num_iters=6)
+    run(context, dict(settings, inputs=named('OfThreeForTests')))
+    plain = run(resnet(), settings)
+    assert not same(state(context), state(plain))
+    assert [r['held_nearest'] for r in units(context)][:2] == [r['held_nearest'] for r in units(plain)][:2]  # unmixed
+    with pytest.raises(ConfigError, match="there is no stream 'past'; valid ones: float, quant, weights"):
+        run(resnet(), dict(settings, inputs=named('OfNothingForTests')))

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 
 class Mixer(ABC):
@@ -14,9 +16,12 @@ class Mixer(ABC):
         streams (tuple[str, ...]): Streams that a call is given, in this order; the first one alone is the unit's input
             where nothing is mixed. Default: the quantized prefix and the float one.
         inside (bool): Mix inside the unit's activation quantizers too.
+        modes (Mapping): Streams of its own beside ``'quant'`` and ``'float'``: name -> (weights, activations) that are
+            quantized, or a function that returns a context manager, as :meth:`CalibrationContext.stream` takes it.
     """
     streams: tuple[str, ...] = ('quant', 'float')
     inside = False
+    modes: Mapping[str, object] = MappingProxyType({})
 
     @abstractmethod
     def __call__(self, *rows):
