@@ -12,7 +12,7 @@ from mmquant.registry import STEPS
 from mmquant.solvers import GPTQ
 from mmquant.utils.building import ConfigError, build
 
-SIXTEEN = images(32, 3, 8, 8).cumsum(2).cumsum(3) / 8  # neighbours alike, as in photographs
+PHOTOS = images(32, 3, 8, 8).cumsum(2).cumsum(3) / 8  # neighbours alike, as in photographs
 
 
 class Mixed(nn.Module):
@@ -30,7 +30,7 @@ class Mixed(nn.Module):
         return self.fc(x.permute(0, 2, 3, 1))
 
 
-def ready(model=None, x=SIXTEEN, chunk=16, w_bits=3, **cfg):
+def ready(model=None, x=PHOTOS, chunk=16, w_bits=3, **cfg):
     return calibrated(randomize(model or ResNet()), x, chunk=chunk, w_bits=w_bits, overrides=(), **cfg)
 
 
@@ -65,7 +65,7 @@ def output_errors(context, name, weights=True):
 def test_outputs_of_layers_move_less_than_with_nearest_rounding(make):
     context = ready(make(), a_bits=None)
     with torch.no_grad(), context.model.quantization(False, False):
-        exact = context.model.run(SIXTEEN)
+        exact = context.model.run(PHOTOS)
     SolveWeights().run(context)
     layers = context.model.quantized_layers()
     records = {r['layer']: r for r in context.records if r['kind'] == 'unit'}
@@ -80,7 +80,7 @@ def test_outputs_of_layers_move_less_than_with_nearest_rounding(make):
         won += solved < 0.97 * nearest
     assert won >= len(records) // 2
     with torch.no_grad(), context.model.quantization(False, False):
-        assert torch.equal(context.model.run(SIXTEEN), exact)
+        assert torch.equal(context.model.run(PHOTOS), exact)
 
 
 def test_errors_in_the_record_are_those_of_the_layer():
@@ -165,7 +165,7 @@ def test_heads_shared_over_levels(name):
 
 
 def test_ranges_of_activations_before_or_after():
-    context = inserted(randomize(ResNet()), SIXTEEN, 16, w_bits=3, a_bits=4, overrides=())
+    context = inserted(randomize(ResNet()), PHOTOS, 16, w_bits=3, a_bits=4, overrides=())
     InitWeightRange(observer=MIN_MAX).run(context)
     SolveWeights().run(context)  # activations have no ranges yet and stay float
     codes = [x.weight_quantizer.codes for x in context.model.quantized_layers().values()]
@@ -173,7 +173,7 @@ def test_ranges_of_activations_before_or_after():
     assert all(torch.equal(a, x.weight_quantizer.codes) for a, x in
                zip(codes, context.model.quantized_layers().values()))
     with torch.no_grad(), context.model.quantization(True, True):
-        assert torch.isfinite(context.model.run(SIXTEEN)).all()
+        assert torch.isfinite(context.model.run(PHOTOS)).all()
 
 
 def test_a_budget_changes_nothing(tmp_path):
@@ -214,7 +214,7 @@ def test_bad_input():
         build(STEPS, dict(type='mmquant.SolveWeights', inputs='quant'), 'steps[0]')
     with pytest.raises(ConfigError, match='did you mean .mmquant.GPTQ.'):
         build(STEPS, dict(type='mmquant.SolveWeights', solver=dict(type='mmquant.GPT')), 'steps[0]')
-    context = inserted(randomize(ResNet()), SIXTEEN, a_bits=None)
+    context = inserted(randomize(ResNet()), PHOTOS, a_bits=None)
     with pytest.raises(ValueError, match='the weight of conv1 has no range yet: put InitWeightRange before'):
         SolveWeights().run(context)
     context = ready()
@@ -222,7 +222,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match='layer1.0.conv2 has no rows to solve for: no image reached it, or it does'):
         SolveWeights().run(context)
     context = ready()
-    monkeypatch_units = context.model.units
-    context.model.units = lambda kind='block': monkeypatch_units(kind)[1:]
+    units = context.model.units
+    context.model.units = lambda kind="block": units(kind)[1:]
     with pytest.raises(ValueError, match='conv1 has no rows to solve for: no image reached it'):
         SolveWeights().run(context)
