@@ -147,7 +147,7 @@ def test_recipes_are_the_shipped_files():
 
 @pytest.mark.parametrize('change, error, text', [
     (dict(recipe='breqc'), ConfigError, r"unknown recipe 'breqc'; did you mean 'brecq'\?"),
-    (dict(recipe='xyz'), ConfigError, "unknown recipe 'xyz'; valid ones: brecq"),
+    (dict(recipe='xyz'), ConfigError, "unknown recipe 'xyz'; valid ones: .*brecq"),
     (dict(w_bits=1), ConfigError, r'quantizer\.weight .*bits=1 is not supported: expected an int in 2\.\.16'),
     (dict(a_bits=17), ConfigError, r'quantizer\.activation .*bits=17 is not supported'),
     (dict(w_bits=4.5), ConfigError, r'bits must be int, got 4\.5'),
