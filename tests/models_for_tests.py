@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivationRange, InitWeightRange, InsertQuantizers
+from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.packed_state import grow, shrink
@@ -182,6 +183,19 @@ def change_quantized(path, **new) -> str:
     data = torch.load(path, weights_only=True)
     torch.save(dict(data, about=shrink(dict(grow(data['about']), **new))), path)
     return str(path)
+
+
+def advance(stream, unit, pending=frozenset()) -> list:
+    """(args, kwargs) of the calls of ``unit``: all of a chunk, then the next chunk's."""
+    return [arguments for _, _, arguments in stream.walk(unit, pending)]
+
+
+def joined(arguments) -> UnitInput:
+    """The (args, kwargs) of several chunks as the input of one call."""
+    builder = UnitInputBuilder()
+    for chunk in arguments:
+        builder.add(chunk)
+    return builder.build()
 
 
 class silent:  # noqa: N801

@@ -75,13 +75,8 @@ class Stream:
         self.mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
         self._inner: dict[Key, dict[str, int]] = {}
 
-    def advance(self, unit: Unit, pending: frozenset[str]) -> list[tuple[tuple, dict]]:
-        """Move the frontier to the entry of ``unit``; returns (args, kwargs) of its calls: all of a chunk, then the
-        next chunk's. ``pending``: see :meth:`walk`."""
-        return [arguments for _, _, arguments in self.walk(unit, pending)]
-
     def gather(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, UnitInput]:
-        """As :meth:`advance`, joined: the unit's inputs by (shape of an image, number of the call)."""
+        """Move to ``unit``, see :meth:`walk`; its inputs on all images, by (shape of an image, number of the call)."""
         begins = {enter for enter, _ in unit.spans}
         places = [c.leaves for c in self.flow.calls_of[unit.name] if c.enter in begins]
         parts: dict[tuple, UnitInput] = {}

@@ -98,14 +98,6 @@ class UnitInput:
     positions: tuple[tuple[int, ...], ...]
     spec: object
 
-    @classmethod
-    def gather(cls, arguments, places: tuple[int, ...] | None = None, cache: Cache | None = None) -> 'UnitInput':
-        """Join the (args, kwargs) of all chunks; see :class:`UnitInputBuilder`."""
-        builder = UnitInputBuilder(places, cache)
-        for chunk in arguments:
-            builder.add(chunk)
-        return builder.build()
-
     def arguments(self, data) -> tuple[tuple, dict]:
         """(args, kwargs) with ``data`` in place."""
         leaves = list(self.leaves)

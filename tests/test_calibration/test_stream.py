@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectors_for_tests import context_of, detector, needs_detectors
-from models_for_tests import BasicBlock, Chain, ResNet, ViT, calibrated, images, inserted, randomize
+from models_for_tests import BasicBlock, Chain, ResNet, ViT, advance, calibrated, images, inserted, randomize
 from torch import nn
 
 from mmquant.calibration.stream import Stream
@@ -203,7 +203,7 @@ def test_inputs_equal_those_of_full_forward_passes(graph, granularity, mode):
     with model.quantization(*mode):
         for unit in units:
             expected = [seen[key] for seen in truth for key in keys_of(model.flow, unit)]
-            for arguments, tensors in zip(stream.advance(unit, frozenset()), expected, strict=True):
+            for arguments, tensors in zip(advance(stream, unit), expected, strict=True):
                 args = [a for a in (*arguments[0], *arguments[1].values()) if isinstance(a, torch.Tensor)]
                 assert all(torch.equal(a, b) for a, b in zip(args, tensors, strict=True)), unit.name
     assert all(torch.equal(a, b) for a, b in zip(chunks, pristine))
@@ -251,7 +251,7 @@ def test_every_layer_runs_once_per_chunk(graph):
     stream = Stream(model, context.chunks)
     with model.quantization(weights=False, activations=False):
         for unit in units:
-            stream.advance(unit, frozenset())
+            advance(stream, unit)
     end = units[-1].spans[-1][0]
     calls = {n: sum(c.exit < end for c in model.flow.calls_of[n]) for n in model.quantized_layers()}
     assert dict(counted) == {n: 3 * k for n, k in calls.items() if k}
@@ -265,7 +265,7 @@ def test_blocks_run_once_per_chunk_however_many_units():
     stream = Stream(context.model, context.chunks)
     with context.model.quantization(weights=False, activations=False):
         for unit in context.model.units('block'):
-            stream.advance(unit, frozenset())
+            advance(stream, unit)
     assert dict(counted) == {str(i): 3 for i in range(1, 9)}
 
 
@@ -292,12 +292,12 @@ def test_quantized_stream_sees_the_quantized_prefix():
     units = model.units('layer')
     streams = [Stream(model, context.chunks) for _ in range(2)]
     with model.quantization(weights=False, activations=False):
-        exact = [streams[0].advance(u, frozenset())[0][0][0].clone() for u in units[:3]]
+        exact = [advance(streams[0], u)[0][0][0].clone() for u in units[:3]]
     with model.quantization(weights=True, activations=False):
-        rough = [streams[1].advance(u, frozenset())[0][0][0].clone() for u in units[:2]]
+        rough = [advance(streams[1], u)[0][0][0].clone() for u in units[:2]]
         layer = model.architecture.convs[1]
         layer.weight_quantizer.set_codes(torch.zeros_like(layer.weight_quantizer.encode(layer._parameters['weight'])))
-        rough.append(streams[1].advance(units[2], frozenset())[0][0][0])
+        rough.append(advance(streams[1], units[2])[0][0][0])
         expected = F.relu(layer(rough[1]))
     assert torch.equal(rough[0], exact[0]) and not torch.equal(rough[1], exact[1])
     assert torch.equal(rough[2], expected)
@@ -310,7 +310,7 @@ def test_memory_holds_what_is_still_needed_only():
     stream = Stream(context.model, context.chunks)
     with context.model.quantization(weights=False, activations=False):
         for unit in context.model.units('block')[1:]:
-            stream.advance(unit, frozenset())
+            advance(stream, unit)
             for store in stream.stores:
                 kept = [v for v in store.values() if isinstance(v, torch.Tensor)]
                 assert len({v.data_ptr() for v in kept}) == 1
@@ -327,7 +327,7 @@ def test_run_behind_continues_from_the_unit():
             expected = [model.run(c) for c in context.chunks]
             stream = Stream(model, context.chunks)
             for unit in model.units('block'):
-                stream.advance(unit, frozenset())
+                advance(stream, unit)
                 for i, e in enumerate(expected):
                     out = stream.run_behind(unit, i, lambda forward, args, kwargs: forward(*args, **kwargs))
                     assert all(torch.equal(a, b) for a, b in zip(out, e, strict=True)), (graph, unit.name)
@@ -348,7 +348,7 @@ def test_another_control_flow_is_an_error():
     with context.model.quantization(weights=False, activations=False):
         with pytest.raises(RuntimeError, match='did not call b for this input, though it did when'):
             for unit in context.model.units('layer'):
-                stream.advance(unit, frozenset())
+                advance(stream, unit)
 
 
 def test_model_is_left_as_it_was():
@@ -358,7 +358,7 @@ def test_model_is_left_as_it_was():
         before = model(x)
         stream = Stream(model, context.chunks)
         for unit in model.units('block'):
-            stream.advance(unit, frozenset())
+            advance(stream, unit)
         assert torch.equal(model(x), before)
     assert not any('forward' in m.__dict__ for m in model.modules())
 

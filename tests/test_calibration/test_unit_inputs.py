@@ -1,10 +1,10 @@
 import pytest
 import torch
-from models_for_tests import images, inserted
+from models_for_tests import advance, images, inserted, joined
 from torch import nn
 
 from mmquant.calibration.stream import Stream
-from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
+from mmquant.calibration.unit_inputs import output_of, pick, run_in_chunks
 
 
 @pytest.mark.parametrize('shape', [(6, 3), (6, 5, 3), (6, 3, 4, 4), (6, 1, 4, 4), (6, 3, 1, 1)])
@@ -19,7 +19,7 @@ def test_pick(shape):
 
 def test_gather_joins_chunks():
     chunks = [((images(n, 3, 4, 4, seed=n), 7), dict(flag=True)) for n in (4, 4, 1)]
-    data = UnitInput.gather(chunks)
+    data = joined(chunks)
     assert len(data) == 9 and data.data.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(data.data, torch.cat([c[0][0] for c in chunks]))
     (x, seven), kwargs = data.arguments(data.data[2:5])
@@ -27,7 +27,7 @@ def test_gather_joins_chunks():
 
 
 def test_data_given_by_keyword():
-    data = UnitInput.gather([((), dict(mode='tensor', x=images(2, 3)))])
+    data = joined([((), dict(mode='tensor', x=images(2, 3)))])
     args, kwargs = data.arguments(torch.zeros(1, 3))
     assert args == () and kwargs['mode'] == 'tensor' and torch.equal(kwargs['x'], torch.zeros(1, 3))
 
@@ -35,7 +35,7 @@ def test_data_given_by_keyword():
 def test_the_same_tensor_given_twice_is_replaced_twice():
     """Attention blocks are called as ``block(x, x, x)``."""
     x = images(4, 3)
-    data = UnitInput.gather([((x, x), dict(value=x))])
+    data = joined([((x, x), dict(value=x))])
     (a, b), kwargs = data.arguments(torch.ones(2, 3))
     assert torch.equal(a, torch.ones(2, 3)) and b is a and kwargs['value'] is a
 
@@ -64,7 +64,7 @@ def test_units_called_with_the_same_tensor_twice():
     context = inserted(Net(), images(6, 3), chunk=4)
     unit = next(u for u in context.model.units('block') if u.name == 'both')
     with context.model.quantization(weights=False, activations=False):
-        data = UnitInput.gather(Stream(context.model, context.chunks).advance(unit, frozenset()))
+        data = joined(advance(Stream(context.model, context.chunks), unit))
         module = context.model.architecture.both
         args, kwargs = data.arguments(data.data[1:3])
         assert torch.equal(module(*args, **kwargs), module.fc(data.data[1:3]) + data.data[1:3])

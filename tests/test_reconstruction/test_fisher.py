@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models_for_tests import MLP, ResNet, calibrated, images, randomize
+from models_for_tests import MLP, ResNet, advance, calibrated, images, randomize
 
 from mmquant.calibration.stream import Stream
 from mmquant.losses.divergence import divergence_gradients
@@ -15,7 +15,7 @@ def at_unit(context, name, granularity='block', mode=(True, False)):
     unit = next(u for u in model.units(granularity) if u.name == name)
     stream = Stream(model, context.chunks)
     with torch.no_grad(), model.quantization(*mode):
-        stream.advance(unit, frozenset())
+        advance(stream, unit)
     with torch.no_grad(), model.quantization(weights=False, activations=False):
         references = [model.run(c) for c in context.chunks]
     return stream, unit, references

@@ -1,12 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models_for_tests import ResNet, calibrated, images, randomize
+from models_for_tests import ResNet, advance, calibrated, images, joined, randomize
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmquant.calibration.stream import Stream
-from mmquant.calibration.unit_inputs import UnitInput
 from mmquant.losses import LpLoss
 from mmquant.reconstruction.fit import fit
 from mmquant.reconstruction.optimizers import ParamGroup, Training
@@ -47,7 +46,7 @@ def tails_of(net, end, granularity='block', channels=3):
     for unit in model.units(granularity):
         term = next(iter(tails.of(unit, frozenset()).values()), None)
         with torch.no_grad(), model.quantization(False, False):
-            data = UnitInput.gather(stream.advance(unit, frozenset()))
+            data = joined(advance(stream, unit))
             args, kwargs = data.arguments(data.data)
             out = model.architecture.get_submodule(unit.name)(*args, **kwargs)
             out = model.architecture.get_submodule(unit.activation)(out) if unit.activation else out

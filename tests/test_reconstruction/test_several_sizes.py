@@ -2,7 +2,7 @@
 import pytest
 import torch
 from detectors_for_tests import context_of, detector, needs_detectors
-from models_for_tests import images
+from models_for_tests import advance, images
 from reconstruction_for_tests import activations, run, weights
 
 from mmquant.calibration.cache import Cache
@@ -90,7 +90,7 @@ def test_fisher_weights_of_a_shared_head():
     with torch.no_grad(), model.quantization(weights=False, activations=False):
         reference = context.run(0)
     with model.quantization(weights=True, activations=False):
-        stream.advance(unit, frozenset())
+        advance(stream, unit)
     quantizers = [model.weight_quantizers()[n] for n in unit.layers]
     with model.quantization(weights=False, activations=False):
         levels, = fisher_diagonal(stream, unit, quantizers, of_divergence([reference]))

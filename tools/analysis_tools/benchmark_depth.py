@@ -55,7 +55,7 @@ def walk(model: QuantizedModel, images: torch.Tensor) -> None:
     with model.quantization(weights=False, activations=False):
         stream = Stream(model, [images])
         for unit in model.units('block'):
-            stream.advance(unit, frozenset())
+            list(stream.walk(unit, frozenset()))
 
 
 def measure(blocks: int) -> list[float]:

@@ -16,7 +16,7 @@ from torch import nn
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
 from mmquant.apis.cli import run_as_script
-from mmquant.calibration.unit_inputs import UnitInput
+from mmquant.calibration.unit_inputs import UnitInputBuilder
 from mmquant.calibration.unit_run import UnitRun
 from mmquant.losses import LpLoss
 from mmquant.models import QuantizedModel
@@ -85,7 +85,9 @@ def reconstruction_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, amp:
     for s in (FoldBatchNorm(), InsertQuantizers(), InitWeightRange()):
         s.run(context)
     unit = wrapped.units('block')[0]
-    data = UnitInput.gather([((x,), {})])
+    builder = UnitInputBuilder()
+    builder.add(((x,), {}))
+    data = builder.build()
     run = UnitRun(wrapped, unit, 0, data)
     rows = torch.arange(len(x), device=x.device)
     targets = y.contiguous(memory_format=torch.channels_last)
@@ -152,7 +154,7 @@ def compare_depths(args: argparse.Namespace) -> str:
             wrapped.run(images[0])
             started = time.perf_counter()
             for unit in units:
-                stream.advance(unit, frozenset())
+                list(stream.walk(unit, frozenset()))
             seconds = time.perf_counter() - started
         rows.append((depth, seconds, seconds / depth * 1e3))
     return show('Caching 256 images, 32x28x28', ('blocks', 'seconds', 'ms a block'), rows, torch.device(args.device),
