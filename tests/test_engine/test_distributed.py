@@ -27,6 +27,7 @@ AFFINE = [*STEPS[:2], dict(type='mmquant.InsertOutputAffine', layers='all'), *RA
           joint(dict(weight=1e-3, affine=1e-3, bias=1e-3, activation_scale=1e-3), ST, num_iters=3, batch_size=8,
                 tail=dict(end='stage'), hooks={}),
           dict(type='mmquant.FoldOutputAffine'), dict(type='mmquant.CorrectBias')]
+SOLVED = [*RANGES, dict(type='mmquant.SolveWeights')]
 SEARCHED = [*STEPS[:2],
             dict(type='mmquant.NormSweep', norms=(2, 3, 4), observer=dict(LP, p=2), num_images=32, init_images=16),
             dict(type='mmquant.JointSearch', searcher=dict(type='mmquant.PatternSearch', num_sweeps=1), num_images=32),
@@ -135,7 +136,7 @@ def test_ranges_are_those_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('steps, count', [(TUNED, 19), (AFFINE, 10)], ids=['brecq', 'repapq'])
+@pytest.mark.parametrize('steps, count', [(TUNED, 19), (AFFINE, 10), (SOLVED, 21)], ids=['brecq', 'repapq', 'gptq'])
 def test_reconstruction_agrees_and_is_reproducible(tmp_path, steps, count):
     one, again = (run(2, tmp_path / str(n), steps) for n in (1, 2))
     assert same(state(one, 'rank0.pth'), state(one, 'rank1.pth'))
