@@ -5,5 +5,5 @@ _base_ = [
 
 _base_.quantizer.weight.bits = 4
 _base_.quantizer.activation.bits = 8
-model = dict(quantizer=dict(_base_.quantizer, depthwise_channels=True))
+model = dict(quantizer=_base_.quantizer)
 train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.brecq)

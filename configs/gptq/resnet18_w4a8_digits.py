@@ -1,3 +1,9 @@
-_base_ = './resnet18_w4a32_digits.py'
+_base_ = [
+    '../_base_/models/resnet18_digits.py', '../_base_/quantizers/affine.py', '../_base_/algorithms/gptq.py',
+    '../_base_/calibration/digits_256.py'
+]
 
-model = dict(quantizer=dict(activation=dict(bits=8)))
+_base_.quantizer.weight.bits = 4
+_base_.quantizer.activation.bits = 8
+model = dict(quantizer=_base_.quantizer)
+train_cfg = dict(dataloader=_base_.calibration_dataloader, steps=_base_.gptq)
