@@ -132,7 +132,8 @@ def test_resuming_a_finished_run_gives_it_again(tiny, tmp_path):
 
 
 @pytest.mark.parametrize('change, what', [
-    (('train_cfg.steps.weights.lr=0.002',), r'another config \(steps\.weights\.lr: 0\.01 instead of 0\.002\)'),
+    (('train_cfg.steps.weights.train.rounding.lr=0.002',),
+     r'another config \(steps\.weights\.train\.rounding\.lr: 0\.01 instead of 0\.002\)'),
     (('model.quantizer.weight.bits=3',), r'another config \(quantizer\.weight\.bits: 2 instead of 3\)'),
     (('model.float_checkpoint=random',), r"other float weights \(float_checkpoint: .* instead of 'random'\)"),
     (('train_cfg.dataloader.dataset.indices=31',), r'other calibration images \(images: 32 instead of 31\)'),
