@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmquant.models.dataflow import MOVEMENT, Call, DataFlow, Op
 from mmquant.models.layer_matrix import LayerMatrix
-from mmquant.models.layers import has_own_weight, num_outputs, output_axis
+from mmquant.models.layers import has_own_weight, is_depthwise, num_outputs, output_axis
 
 # f(s x) = s f(x) for every s > 0 and for each channel by itself
 POSITIVE = frozenset('relu leaky_relu prelu _prelu_kernel'.split())
@@ -79,11 +79,7 @@ def depthwise_chains(model: nn.Module, sites: Iterable[FoldSite]) -> list[tuple[
     """(layer, depthwise layer, layer) along homogeneous sites with one reader each: equalized together by CLE."""
     following = {s.producer: s.consumers[0] for s in sites if s.kind == 'homogeneous' and len(s.consumers) == 1}
     return [(first, middle, following[middle]) for first, middle in following.items()
-            if middle in following and _is_depthwise(model.get_submodule(middle))]
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
+            if middle in following and is_depthwise(model.get_submodule(middle))]
 
 
 def _site(kind: str, modules: dict, flow: DataFlow, call: Call) -> FoldSite | None:

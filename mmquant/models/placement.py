@@ -10,7 +10,7 @@ from collections import defaultdict
 from torch import nn
 
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
-from mmquant.models.layers import has_own_weight, is_layer
+from mmquant.models.layers import has_own_weight, is_depthwise, is_layer
 from mmquant.models.matmul import OPERANDS
 from mmquant.models.plan import Place, Plan
 from mmquant.models.policy import QuantizerPolicy
@@ -105,14 +105,10 @@ class _Placer:
     def _covered(self, names: list[str]) -> list[str]:
         return [n for n in names if self.policy.covers(n)]
 
-    def _is_depthwise(self, name: str) -> bool:
-        layer = self.modules[name]
-        return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
-
     def _inputs(self, owner: str, quantizer: dict, readers: list[str]):
         """The place of an input quantizer; one for each call of its owner where the policy wants that."""
         shape = None
-        if self.policy.depthwise_channels and all(map(self._is_depthwise, readers)):
+        if self.policy.depthwise_channels and all(is_depthwise(self.modules[n]) for n in readers):
             quantizer = dict(quantizer, granularity='channel')
             shape = (1, self.modules[owner].in_channels, 1, 1)
         times = len(self.flow.calls_of[owner]) if self.policy.per_call else 1
