@@ -61,8 +61,7 @@ def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
     if any(has_own_weight(m) and n not in flow.calls_of for n, m in model.architecture.named_modules()):
         found = find_functional_layers(model.architecture, lambda: model.run(inputs, data_samples))
         if found:
-            edit(model, tuple(CallsLayers(owner, tuple(names)) for owner, names in found.items()), inputs,
-                 data_samples)
+            edit(model, tuple(CallsLayers(o, tuple(names)) for o, names in found.items()), inputs, data_samples)
             flow = model.observe(inputs, data_samples)
     plan = place_quantizers(model.architecture, flow, model.policy)
     return replace(plan, edits=model.plan.edits if model.plan else ())
@@ -70,15 +69,13 @@ def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
 
 def insert(model, plan: Plan) -> None:
     """Make the plan's edits that are still to be made, and put a quantizer at each place."""
-    done = set(model.plan.edits if model.plan else ())
-    todo = [change for change in plan.edits if change not in done]
-    for change in todo:
-        if not change.after_places:
-            change.apply(model.architecture)
-    install(model.architecture, plan.places)
-    for change in todo:
-        if change.after_places:
-            change.apply(model.architecture)
+    todo = [change for change in plan.edits if model.plan is None or change not in model.plan.edits]
+    for after_places in (False, True):
+        if after_places:
+            install(model.architecture, plan.places)
+        for change in todo:
+            if change.after_places == after_places:
+                change.apply(model.architecture)
     model.plan = plan
     model.index = QuantizerIndex(model.architecture, plan)
     model.train(False)
@@ -95,33 +92,28 @@ def install(model: nn.Module, places: tuple[Place, ...]) -> None:
         if place.what == 'weight':
             weights[place.name] = place
         elif place.what == 'input':
-            quantizer = activation_quantizer(place)
+            quantizer = _quantizer(place)
             for name in place.readers:
                 inputs[name].append(quantizer)
         elif place.what == 'output':
-            quantize_output(module, activation_quantizer(place))
+            quantize_output(module, _quantizer(place))
         else:
-            operands[place.name][str(place.call)][place.role] = activation_quantizer(place)
+            operands[place.name][str(place.call)][place.role] = _quantizer(place)
     for name in dict.fromkeys((*weights, *inputs)):
         layer = planned_module(model, name, f'place of the input of {name}')
         sources = inputs.get(name, ())
-        quantize_layer(layer, weight_quantizer(weights[name], layer) if name in weights else None,
+        quantize_layer(layer, _quantizer(weights[name], layer) if name in weights else None,
                        PerCall(sources) if len(sources) > 1 else next(iter(sources), None))
     for name, sites in operands.items():
         quantize_matmuls(model.get_submodule(name), sites)
 
 
-def weight_quantizer(place: Place, layer: nn.Module) -> Quantizer:
-    """The quantizer of a layer's weights, with room for its scales."""
-    quantizer = build(QUANTIZERS, place.quantizer, f'weight of {place.name}')
-    quantizer.allocate(layer.weight.shape, channel_axis(layer))
-    return quantizer
-
-
-def activation_quantizer(place: Place) -> Quantizer:
-    """The quantizer of an activation."""
+def _quantizer(place: Place, layer: nn.Module | None = None) -> Quantizer:
+    """The quantizer of an activation, or of a layer's weights, with room for its scales."""
     quantizer = build(QUANTIZERS, place.quantizer, f'{place.what} of {place.name}')
-    if place.shape is not None:
+    if layer is not None:
+        quantizer.allocate(layer.weight.shape, channel_axis(layer))
+    elif place.shape is not None:
         quantizer.allocate(place.shape, 1)
     return quantizer
 

@@ -13,12 +13,8 @@ FLOAT_BITS = 32
 class LayerCost:
     """One layer with weights.
 
-    Attributes:
-        name (str): Path in the model.
-        params (int): Weights and biases.
-        macs (int): Multiply-accumulates for one image.
-        w_bits, a_bits (int): Bits of weights and of the input (32: float).
-        note (str): Where its input is quantized, or why it is float: a column of a table, that nothing reads.
+    ``macs`` are multiply-accumulates for one image; ``w_bits`` and ``a_bits`` those of weights and input (32: float);
+    ``note`` tells where its input is quantized, or why it is float: a column of a table, that nothing reads.
     """
     name: str
     params: int
@@ -35,14 +31,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Sums over a model.
+    """Sums over a model: all parameters after folding; MACs and bit operations of layers with weights, one image.
 
-    Attributes:
-        params (int): All parameters of the float model after folding.
-        macs (int): Multiply-accumulates of layers with weights, one image.
-        bops (int): Bit operations of these layers, one image.
-        size_mb (float): Packed size in 10**6 bytes: what the weight quantizers store, everything else at 32 bits.
-        float_size_mb (float): All parameters at 32 bits.
+    ``size_mb`` is the packed size in 10**6 bytes: what the weight quantizers store, everything else at 32 bits;
+    ``float_size_mb`` has all parameters at 32 bits.
     """
     params: int
     macs: int
@@ -59,9 +51,7 @@ class ModelCost:
 def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
     """Cost of a model whose quantizers are inserted and whose data flow is recorded.
 
-    Args:
-        model (QuantizedModel): The model.
-        batch (int): Images in the recorded batch; windows and tokens then count for one image.
+    ``batch`` is the number of images in the recorded batch; windows and tokens then count for one image.
     """
     modules = dict(model.architecture.named_modules())
     macs: dict[str, int] = {}

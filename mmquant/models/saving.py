@@ -4,7 +4,7 @@ from __future__ import annotations
 from mmquant.models.checkpoint import CheckpointError, altered, load_float_weights, read_quantized, save_quantized
 from mmquant.models.edits import PlanError
 from mmquant.models.layers import QuantizedLayer
-from mmquant.models.old_plans import from_old_dict, is_old, without_idle_weights
+from mmquant.models.old_plans import drop_idle_weights, from_old_dict, is_old
 from mmquant.models.packed_state import PackedError, check_codes
 from mmquant.models.plan import Plan
 
@@ -29,7 +29,7 @@ def load(model, path: str, float_weights: bool = False) -> dict:
         raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
                               'build a fresh QuantizedModel')
     if is_old(data['plan']):
-        state = without_idle_weights(state, plan)
+        drop_idle_weights(state, plan)
     for name, layer in model.quantized_layers().items():
         if f'{name}.weight' in absent and not float_weights:
             layer.leave_codes(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from mmquant.models.dataflow import Call, DataFlow, Op
@@ -226,10 +225,6 @@ def unit_module(model: nn.Module, unit: Unit) -> nn.Module:
     return model.get_submodule(unit.name)
 
 
-def activation_of(model: nn.Module, unit: Unit):
+def activation_of(model: nn.Module, unit: Unit) -> nn.Module:
     """The activation function behind a unit, identity where there is none."""
-    return model.get_submodule(unit.activation) if unit.activation else _same
-
-
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
+    return model.get_submodule(unit.activation) if unit.activation else nn.Identity()
