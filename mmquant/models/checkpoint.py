@@ -24,21 +24,16 @@ class CheckpointError(RuntimeError):
 class _Ignored:
     """Stands for any object of an unknown class in a checkpoint's meta data; holds nothing and does nothing."""
 
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
     def __init__(self, *args, **kwargs) -> None:
         pass
 
-    def __setstate__(self, state) -> None:
-        pass
+    __setstate__ = __init__
 
 
 def read_tensors(path: str) -> dict:
     """Load a checkpoint with ``weights_only=True``; foreign objects in its meta data become inert placeholders.
 
-    Raises:
-        CheckpointError: If the file is missing, truncated or no checkpoint.
+    Raises a CheckpointError if the file is missing, truncated or no checkpoint.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
@@ -80,11 +75,7 @@ def _reason(error: Exception) -> str:
 
 
 def fetch(path_or_url: str) -> str:
-    """Local path of a checkpoint; a URL is downloaded once into torch's hub folder.
-
-    Raises:
-        CheckpointError: If the URL cannot be reached.
-    """
+    """Local path of a checkpoint; a URL is downloaded once into torch's hub folder, or a CheckpointError is raised."""
     if not path_or_url.startswith(('http://', 'https://')):
         return path_or_url
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
@@ -119,16 +110,14 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
     if not source:
         raise CheckpointError('the config gives no float weights: set model.float_checkpoint to a path or URL '
                               '(or to "random" to quantize a randomly initialised model on purpose)')
-    if state is None:
-        state = _read_state(source)
+    state = _read_state(source) if state is None else state
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise CheckpointError(f'{source} holds NaN or infinite values in {len(broken)} tensors (first: {broken[0]})')
     given = OrderedDict((k, v) for k, v in state.items() if not k.startswith('data_preprocessor.'))
     given._metadata = getattr(state, '_metadata', {})
     try:
-        missing, extra = model.load_state_dict(given, strict=False)
-        wrong = []
+        (missing, extra), wrong = model.load_state_dict(given, strict=False), []
     except RuntimeError as error:
         missing, extra, wrong = _differences(model, given)
         wrong = wrong or [str(error).splitlines()[-1].strip()]
@@ -173,10 +162,8 @@ def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], l
 def write_atomically(path: str, data: dict) -> str:
     """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path.
 
-    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces.
-
-    Raises:
-        CheckpointError: If the disk is full, or the folder cannot be written.
+    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces. Raises a CheckpointError
+    if the disk is full or the folder cannot be written.
     """
     folder = os.path.dirname(os.path.abspath(path))
     temporary = f'{path}.tmp'

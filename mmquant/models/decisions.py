@@ -40,7 +40,6 @@ class Decisions:
                 head.__dict__.pop(DECODE, None)
 
     def _answer(self, head: nn.Module, key):
-
         def decode(*args, **kwargs):
             if key not in self._kept:
                 self._kept[key] = getattr(type(head), DECODE)(head, *args, **kwargs)

@@ -184,8 +184,8 @@ def _part(flow: DataFlow, op: Op, value: int) -> tuple[int, int] | None:
 @torch.no_grad()
 def changes_nothing(model: nn.Module, site: FoldSite, run: Callable[[], object]) -> bool:
     """Whether outputs stay what they are when channels of a site are scaled; tried out, then undone exactly."""
-    factor = 2.0**(torch.arange(site.channels) % 3 - 1)  # powers of two are multiplied without rounding
-    factor = factor.to(model.get_submodule(site.producer).weight)
+    powers = 2.0**(torch.arange(site.channels) % 3 - 1)  # of two: multiplied without rounding
+    factor = powers.to(model.get_submodule(site.producer).weight)
     before = [x.clone() for x in tree_leaves(run()) if isinstance(x, Tensor)]
     scale_channels(model, site, factor)
     try:
@@ -202,10 +202,7 @@ def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
     Args:
         model (nn.Module): The model the site was found in, without quantizers.
         site (FoldSite): Where.
-        factor (Tensor): (channels,), positive.
-
-    Raises:
-        ValueError: If a factor is not positive and finite, or their number is wrong.
+        factor (Tensor): (channels,), positive and finite; a ValueError if not.
     """
     if factor.shape != (site.channels, ) or not bool((torch.isfinite(factor) & (factor > 0)).all()):
         raise ValueError(f'{site.producer} takes {site.channels} positive factors, got {tuple(factor.shape)} with '

@@ -70,7 +70,6 @@ class Proof:
         counts: dict[str, int] = defaultdict(int)
 
         def hook(name):
-
             def note(module, args, output):
                 if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
                     flat = output.detach().flatten()

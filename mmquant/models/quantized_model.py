@@ -55,7 +55,7 @@ class QuantizedModel(BaseModel):
             architecture = MODELS.build(architecture)
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
-        layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just what the calibrated model did
+        layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just the same
         layers.give_plain_memory(architecture)
         self.architecture = architecture
         self.float_checkpoint, self.quantizer_cfg, self.policy = float_checkpoint, quantizer, policy

@@ -168,7 +168,6 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
     flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
 
     def wrap(name, module, forward):
-
         def recorded(*args, **kwargs):
             call = recorder.enter(name, args, kwargs)
             output = forward(*args, **kwargs)
@@ -178,7 +177,6 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
         return recorded
 
     def noting(method):
-
         def noted(*args, **kwargs):
             flow.decoded |= set(recorder.lookup((args, kwargs)))
             return method(*args, **kwargs)
