@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints without ever executing code from them."""
+"""Reading and writing checkpoints without ever executing code from them; two methods of QuantizedModel."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,11 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from mmquant.models.packed_state import grow, pack_state, shrink, unpack_state
+from mmquant.models.edits import PlanError
+from mmquant.models.layers import QuantizedLayer
+from mmquant.models.old_plans import drop_idle_weights, from_old_dict, is_old
+from mmquant.models.packed_state import PackedError, check_codes, grow, pack_state, shrink, unpack_state
+from mmquant.models.plan import Plan
 from mmquant.quantizers import Quantizer
 
 FORMAT = 2
@@ -193,10 +197,16 @@ def _flush_folder(folder: str) -> None:
         os.close(handle)
 
 
-def save_quantized(path: str, model: nn.Module, packed: set[nn.Module], plan: dict, meta: dict) -> str:
-    """Write a quantized checkpoint: the float weights of ``packed`` layers are left out."""
-    state, blobs = pack_state(model, packed)
-    return write_atomically(path, dict(format=FORMAT, about=shrink(dict(plan=plan, meta=meta, **state)), **blobs))
+def save(model, path: str, meta: dict | None = None) -> str:
+    """Write all that the quantized net needs, atomically and as plain values; returns the path.
+
+    Decides first (``decide``); holds no float weights of quantized layers, unless some weights have no range.
+    """
+    model.decide()
+    packed = {x for x in model.quantized_layers().values() if x.weight_quantizer.codes is not None}
+    state, blobs = pack_state(model.architecture, packed if model.ready[0] else set())
+    about = shrink(dict(plan=model.plan.to_dict(), meta=meta or {}, **state))
+    return write_atomically(path, dict(format=FORMAT, about=about, **blobs))
 
 
 def read_quantized(path: str) -> dict:
@@ -221,10 +231,53 @@ def read_quantized(path: str) -> dict:
         state, absent = unpack_state(about, data)
         return dict(plan=about['plan'], meta=about['meta'], state_dict=state, absent=absent)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise altered(path, error) from error
+        raise _altered(path, error) from error
 
 
-def altered(path: str, error: Exception) -> CheckpointError:
-    """What to say of packed codes that contradict the rest of their file."""
+def _altered(path: str, error: Exception) -> CheckpointError:
     return CheckpointError(f'{path} holds packed weights that do not fit together ({error}); it was altered or cut. '
                            'Copy or download it again, or quantize again with tools/ptq.py')
+
+
+def load(model, path: str, float_weights: bool = False) -> dict:
+    """Rebuild quantizers from a checkpoint of ``save`` and load their state; returns its meta.
+
+    Args:
+        path (str): The checkpoint.
+        float_weights (bool): Keep the model's own float weights, for comparisons with the float net. Default: give
+            them up where the checkpoint holds none, so that asking for them is an error.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or of another model.
+    """
+    data = read_quantized(path)
+    plan, state, absent = _read_plan(model, data, path), data['state_dict'], data['absent']
+    if not any(isinstance(m, QuantizedLayer) for m in model.architecture.modules()):
+        try:
+            model.insert_quantizers(plan)
+        except PlanError as error:
+            raise CheckpointError(f'{path} does not fit the model: {error}') from error
+    elif plan != model.plan:
+        raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
+                              'build a fresh QuantizedModel')
+    if is_old(data['plan']):
+        drop_idle_weights(state, plan)
+    for name, layer in model.quantized_layers().items():
+        if f'{name}.weight' in absent and not float_weights:
+            layer.leave_codes(name)
+    load_float_weights(model.architecture, path, state, absent)
+    try:
+        check_codes(model.architecture)
+    except PackedError as error:
+        raise _altered(path, error) from error
+    return data['meta']
+
+
+def _read_plan(model, data: dict, path: str) -> Plan:
+    try:
+        plan = data['plan']
+        return from_old_dict(plan, model.policy) if is_old(plan) else Plan.from_dict(plan)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
+                              f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
+                              ) from error

@@ -2,19 +2,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from mmquant.models import builder, layers, saving
-from mmquant.models.checkpoint import load_float_weights
+from mmquant.models import builder, checkpoint, layers
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import is_detector, plain_samples
-from mmquant.models.edits import Edit, Folded
-from mmquant.models.folding import foldable_pairs
 from mmquant.models.plan import Plan
 from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.quantizer_index import QuantizerIndex
@@ -59,6 +55,7 @@ class QuantizedModel(BaseModel):
         layers.give_plain_memory(architecture)
         self.architecture = architecture
         self.float_checkpoint, self.quantizer_cfg, self.policy = float_checkpoint, quantizer, policy
+        self.block_types = policy.block_types  # names of classes declared as blocks
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
         self.index = QuantizerIndex(architecture, Plan())
@@ -114,69 +111,16 @@ class QuantizedModel(BaseModel):
     def init_weights(self) -> None:
         """Nothing: weights come from ``float_checkpoint``."""
 
-    # ---- building ------------------------------------------------------------------------------------------------
+    # ---- building and saving -------------------------------------------------------------------------------------
+    observe, edit, fold_batch_norm = builder.observe, builder.edit, builder.fold_batch_norm
+    make_plan, insert_quantizers, set_bits = builder.make_plan, builder.insert_quantizers, builder.set_bits
+    save, load = checkpoint.save, checkpoint.load
+
     def load_float_checkpoint(self) -> None:
         """Load the float weights; CheckpointError if they are missing, damaged or of another model."""
-        load_float_weights(self.architecture, self.float_checkpoint)
-
-    def observe(self, inputs, data_samples: list | None = None) -> DataFlow:
-        """Record the data flow of one small batch in float mode; ValueError if no returned tensor depends on it."""
-        self.flow = builder.observe(self, inputs, data_samples)
-        return self.flow
-
-    def edit(self, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
-        """Change the structure in order, prove on one small batch that the float outputs stay, note it in the plan.
-
-        Args:
-            edits (tuple[Edit, ...]): What to change.
-            inputs, data_samples: As in :meth:`run`.
-            tolerance (float): Largest allowed change, relative to the largest output.
-
-        Raises:
-            PlanError: If a module that an edit needs is not there.
-            RuntimeError: If the outputs change by more; the model is left changed.
-        """
-        builder.edit(self, tuple(edits), inputs, data_samples, tolerance)
-
-    def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
-        """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
-        pairs = foldable_pairs(self.architecture, self.observe(inputs, data_samples))
-        self.edit(tuple(Folded(*pair) for pair in pairs), inputs, data_samples)
-        return pairs
-
-    def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
-        """Decide where quantizers sit, without inserting them.
-
-        Attention gets layers for its projections; modules that read a layer's weight are made to call the layer.
-        """
-        return builder.make_plan(self, inputs, data_samples)
-
-    def insert_quantizers(self, plan: Plan) -> None:
-        """Quantize layers as planned, after what edits a loaded plan holds; PlanError if a module is not there."""
-        builder.insert(self, plan)
-
-    def set_bits(self, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
-        """Change the widths of inserted quantizers; the plan, and with it costs and tables, follow.
-
-        Codes are dropped, and ranges must be set again where a width changed.
-
-        Args:
-            bits (Mapping): Layer -> (bits of its weights, bits of its input); None leaves a width as it is. An input
-                that several layers read takes the widest wish; layers that are not named wish what it has. The name of
-                a module with matrix products stands for its operands.
-
-        Raises: (nothing is changed then)
-            ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take.
-            NoFloatWeight: For weights of a packed checkpoint.
-        """
-        builder.set_bits(self, bits)
+        checkpoint.load_float_weights(self.architecture, self.float_checkpoint)
 
     # ---- looking inside ------------------------------------------------------------------------------------------
-    @property
-    def block_types(self) -> tuple[str, ...]:
-        """Names of classes declared as blocks."""
-        return self.policy.block_types
-
     def units(self, granularity: str = 'block') -> list[Unit]:
         """Reconstruction units in execution order; needs a recorded data flow."""
         return find_units(self.architecture, self.flow, granularity, self.block_types)
@@ -231,24 +175,3 @@ class QuantizedModel(BaseModel):
         for layer in self.quantized_layers().values():
             if layer.weight_quantizer.initialized and layer.weight_quantizer.codes is None:
                 layer.weight_quantizer.decide(layer.quantized_tensor)
-
-    # ---- saving --------------------------------------------------------------------------------------------------
-    def save(self, path: str, meta: dict | None = None) -> str:
-        """Write all that the quantized net needs, atomically and as plain values; returns the path.
-
-        Decides first (:meth:`decide`); holds no float weights of quantized layers, unless some weights have no range.
-        """
-        return saving.save(self, path, meta or {})
-
-    def load(self, path: str, float_weights: bool = False) -> dict:
-        """Rebuild quantizers from a checkpoint of :meth:`save` and load their state; returns its meta.
-
-        Args:
-            path (str): The checkpoint.
-            float_weights (bool): Keep the model's own float weights, for comparisons with the float net. Default: give
-                them up where the checkpoint holds none, so that asking for them is an error.
-
-        Raises:
-            CheckpointError: If the file is missing, damaged, or of another model.
-        """
-        return saving.load(self, path, float_weights)
