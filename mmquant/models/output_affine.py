@@ -21,12 +21,8 @@ SMALLEST_DENSE_SCALE = 1e-4
 class OutputAffine(Adapter):
     """Factor of each output channel; the bias that goes with it is the layer's ``quantized_bias``.
 
-    Args:
-        weight (Tensor): The layer's, whose first axis counts output channels.
-
-    Attributes:
-        scale, initial_scale (Tensor): Buffers (C_out,), the factor (role ``affine``) and its value at the start; 1 by
-            default.
+    Buffers ``scale`` and ``initial_scale`` (C_out,): the factor (role ``affine``) and its value at the start, 1 by
+    default. ``weight`` is the layer's, whose first axis counts output channels.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -84,9 +80,8 @@ def takes_output_affine(layer: nn.Module) -> bool:
 def fold_output_affine(layer: QuantizedLayer) -> bool:
     """Move the factor into the weight quantizer's values, codes unchanged; the bias stays.
 
-    Returns:
-        bool: False where channels share a scale: the factor then stays as a multiplier of each channel, as in the
-        requantization of integer kernels.
+    False where channels share a scale: the factor then stays as a multiplier of each channel, as in the
+    requantization of integer kernels.
     """
     quantizer, affine = layer.weight_quantizer, output_affine_of(layer)
     codes = quantizer.encode(layer.quantized_tensor) if quantizer.codes is None else None

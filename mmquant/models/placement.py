@@ -30,8 +30,7 @@ class _Placer:
         self.calls = layer_calls(model, flow)
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, policy.block_types)
                        if c.bare and len(c.outputs) == 1}
-        self.first = first_layers(model, flow)
-        self.last = last_layers(flow)
+        self.first, self.last = first_layers(model, flow), last_layers(flow)
         self.of_first = self._values_of_first()
         self.by_input = defaultdict(list)
         for call in self.calls:
@@ -80,10 +79,8 @@ class _Placer:
         for value, calls in self.by_input.items():
             made_by_block = value in self.blocks and self.blocks[value].name in outputs
             names = list(dict.fromkeys(c.name for c in calls))
-            if made_by_block or value in self.flow.network_inputs:
-                continue
-            quantizer = self._quantizer(value, names)
-            if quantizer is None:
+            if (made_by_block or value in self.flow.network_inputs
+                    or (quantizer := self._quantizer(value, names)) is None):
                 continue
             covered = self._covered(names)
             once = covered == names and all(len(self.flow.calls_of[n]) == 1 for n in names)
@@ -117,15 +114,15 @@ class _Placer:
 
     def _weights(self) -> tuple[list[Place], list[tuple[str, str]]]:
         """Places of weights in execution order; layers that stay float, and why."""
-        places, float_layers = [], []
-        reached = dict.fromkeys(c.name for c in self.calls)
+        places, float_layers, reached = [], [], dict.fromkeys(c.name for c in self.calls)
         for name in reached:
             quantizer = self.policy.weight(name, name in self.first, name in self.last)
             if quantizer is not None:
                 places.append(Place(name, 'weight', quantizer, (name, )))
-                continue
-            inside = self.policy.covers(name)
-            float_layers.append((name, BY_CONFIG if inside else f'outside the scope ({", ".join(self.policy.scope)})'))
+            elif self.policy.covers(name):
+                float_layers.append((name, BY_CONFIG))
+            else:
+                float_layers.append((name, f'outside the scope ({", ".join(self.policy.scope)})'))
         float_layers += [(n, UNREACHED if has_own_weight(m) else NO_WEIGHT) for n, m in self.modules.items()
                          if is_layer(m) and n not in reached]
         return places, float_layers
@@ -144,11 +141,10 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) 
     Args:
         model (nn.Module): The (folded) float model.
         flow (DataFlow): Its record.
-        policy (QuantizerPolicy): Quantizers by default, by position and by name pattern. With ``per_call``, a layer
-            called several times (a head shared over pyramid levels) gets an input quantizer for each call instead of
-            one for all. With ``depthwise_channels``, a tensor that depthwise convolutions alone read gets a scale for
-            each channel: these multiply the weights' scales, so integer arithmetic stays exact, where a tensor-wide
-            scale wastes most levels if channels differ.
+        policy (QuantizerPolicy): With ``per_call``, a layer called several times (a head shared over pyramid levels)
+            gets an input quantizer for each call instead of one for all. With ``depthwise_channels``, a tensor that
+            depthwise convolutions alone read gets a scale for each channel: these multiply the weights' scales, so
+            integer arithmetic stays exact, where a tensor-wide scale wastes most levels if channels differ.
 
     Raises:
         ConfigError: If a part of the policy's scope names no module, or a pattern no module.

@@ -22,13 +22,9 @@ class Place:
         quantizer (dict): Whole config, with ``type`` and ``bits``.
         readers (tuple[str, ...]): Layers (in the scope) that read the tensor; those of an ``'input'`` share the
             quantizer.
-        call (int | None): Where a layer has one input quantizer for each call: number of the call. Of an operand:
-            number of the product.
+        call (int | None): Number of the call, where a layer has an input quantizer for each; of an operand's product.
         role (str): Of an operand: ``'left'``, ``'right'``, ``'query'``, ...
-        shape (tuple[int, ...] | None): Of an activation with more than one scale: its shape; channels lie on axis 1.
-
-    Raises:
-        PlanError: Without a quantizer, or for an unknown ``what``.
+        shape (tuple[int, ...] | None): Of an activation with more than one scale; channels lie on axis 1.
     """
     name: str
     what: str
@@ -91,11 +87,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, d: dict) -> Plan:
-        """Inverse of :meth:`to_dict`.
-
-        Raises:
-            PlanError: If it is of a newer version, holds a place without quantizer or an unknown edit.
-        """
+        """Inverse of :meth:`to_dict`; PlanError for a newer version, a place without quantizer, an unknown edit."""
         if d['format'] > FORMAT:
             raise PlanError(f'the plan has format {d["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
         check_keys(d, ('format', 'places', 'float_layers', 'edits'), 'plan')

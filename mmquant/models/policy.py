@@ -50,8 +50,8 @@ class QuantizerPolicy:
         self.weights = _default(quantizer, 'weight')
         self.activations = _default(quantizer, 'activation')
         bits = quantizer.get('matmul_bits', 'same')
-        self.operands = self.activations if bits == 'same' else whole_config(
-            {**self.activations, 'bits': bits}, 'quantizer.matmul_bits')
+        self.operands = self.activations if bits == 'same' else \
+            whole_config({**self.activations, 'bits': bits}, 'quantizer.matmul_bits')
         overrides = quantizer.get('overrides', ())
         if not isinstance(overrides, (list, tuple)):
             raise ConfigError(f'quantizer.overrides must be a list of dicts, got {overrides!r}')
@@ -84,7 +84,7 @@ class QuantizerPolicy:
         """Quantizer of a layer's weights."""
         cfg = self.weights
         for rule in self.rules:
-            if rule.selects(name) or (rule.position == 'first' and first) or (rule.position == 'last' and last):
+            if rule.selects(name) or {'first': first, 'last': last}.get(rule.position):
                 cfg = rule.over(cfg, 'weight')
         return self._quantizes(cfg, name) if self.covers(name) else None
 
@@ -201,8 +201,7 @@ def _default(quantizer: dict, key: str) -> dict:
 
 def _scope(scope) -> tuple[str, ...] | None:
     if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
-        raise ConfigError('quantizer.scope must be a list of module paths such as ["backbone", "neck"], got '
-                          f'{scope!r}')
+        raise ConfigError(f'quantizer.scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
     return None if scope is None else tuple(scope)
 
 

@@ -158,7 +158,7 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
     Args:
         model (nn.Module): The model, in eval mode; in-place activations are switched off for good.
         run (Callable): ``run(inputs)`` runs the whole model.
-        inputs: Tensor or nested containers of tensors, the network's input; a batch of one or two is enough.
+        inputs: Tensors of the network's input, in nested containers; a batch of one or two is enough.
         decoders (tuple): (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
     """
     make_out_of_place(model)
