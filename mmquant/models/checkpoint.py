@@ -212,11 +212,8 @@ def save(model, path: str, meta: dict | None = None) -> str:
 def read_quantized(path: str) -> dict:
     """Read a quantized checkpoint of this format, or of format 1 with its float weights.
 
-    Returns:
-        dict: ``plan``, ``meta``, ``state_dict``, and ``absent``: the keys of float weights that it does not hold.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, a float checkpoint, or of a newer format.
+    Returns ``plan``, ``meta``, ``state_dict``, and ``absent``: the keys of float weights that it does not hold. Raises
+    a CheckpointError if it is missing, damaged, a float checkpoint, or of a newer format.
     """
     data = read_tensors(path)
     if isinstance(data, dict) and isinstance(data.get('format'), int) and data['format'] > FORMAT:

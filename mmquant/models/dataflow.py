@@ -225,7 +225,6 @@ class DataFlow:
         return chain
 
     def ops_between(self, begin: float, end: float) -> list[Op]:
-        """Operations between two ticks."""
         ticks = self.once('ticks', lambda: [op.tick for op in self.ops])
         return self.ops[bisect_left(ticks, begin):bisect_left(ticks, end)]
 

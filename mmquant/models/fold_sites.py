@@ -31,13 +31,10 @@ PRODUCTS = frozenset('bmm matmul'.split())
 
 @dataclass(frozen=True)
 class FoldSite:
-    """Channels of one tensor.
+    """Channels of one tensor: a site of a ``kind`` (``'homogeneous'``, ``'norm'``, ``'value'``).
 
-    Attributes:
-        kind (str): ``'homogeneous'``, ``'norm'`` or ``'value'``.
-        producer (str): Layer or LayerNorm that makes the channels.
-        consumers (tuple[str, ...]): Layers that read them, and nothing else does.
-        rows (tuple[int, int]): Which of the producer's output channels these are: begin and end.
+    The layer or LayerNorm ``producer`` makes them, as its output channels ``rows`` (begin, end); the ``consumers`` are
+    the layers that read them, and nothing else does.
     """
     kind: str
     producer: str
@@ -46,7 +43,6 @@ class FoldSite:
 
     @property
     def channels(self) -> int:
-        """Number of factors."""
         return self.rows[1] - self.rows[0]
 
 

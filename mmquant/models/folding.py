@@ -12,14 +12,11 @@ from mmquant.models.layers import LAYER_TYPES, channel_axis, num_outputs, output
 
 
 class FoldedBatchNorm(nn.Module):
-    """What a folded BatchNorm held, per channel: buffers of the layer, for later steps (RAPQ, DFQ, PD-Quant).
+    """What a folded BatchNorm held, per channel (C_out,): buffers of the layer, for later steps (RAPQ, DFQ, PD-Quant).
 
     Over the training data, the folded layer's output has the mean ``beta`` and the standard deviation ``|gamma|``;
     without the BatchNorm these were ``mean`` and ``sigma``. What is not known is None: all of it where a checkpoint did
     not hold them, and all but ``beta`` where branches were merged, as the variance of a sum needs covariances.
-
-    Args:
-        gamma, beta, mean, sigma (Tensor | None): (C_out,).
     """
 
     def __init__(self, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None,

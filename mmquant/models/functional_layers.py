@@ -67,7 +67,6 @@ class _Finder(TorchFunctionMode):
                 return forward(*args, **kwargs)
             finally:
                 self.stack.pop()
-
         return scoped
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

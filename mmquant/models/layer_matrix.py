@@ -129,7 +129,6 @@ class LayerMatrix:
             def watched(*args, **kwargs):
                 with _Catch(self.shape, see):
                     return forward(*args, **kwargs)
-
             return watched
 
         with wrapped_forwards(self.layer, wrap, ('', )):

@@ -208,11 +208,8 @@ def mmcv_operators(model: nn.Module) -> list[nn.Module]:
 def give_plain_memory(model: nn.Module) -> None:
     """Lay out plainly what mmcv's operators read: RoIAlign takes channels_last maps for plain ones in silence."""
     for module in mmcv_operators(model):
-        module.register_forward_pre_hook(_plain_inputs, with_kwargs=True)
-
-
-def _plain_inputs(module, args, kwargs):
-    return tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
+        module.register_forward_pre_hook(lambda module, args, kwargs: tree_map_only(
+            torch.Tensor, torch.Tensor.contiguous, (args, kwargs)), with_kwargs=True)
 
 
 def channel_axis(layer: nn.Module) -> int:

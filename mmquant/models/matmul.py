@@ -55,12 +55,8 @@ def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p
                         enable_gqa=False):
     """``scaled_dot_product_attention`` with its four operands quantized (eval mode: no dropout).
 
-    Args:
-        quantizers (Mapping[str, Quantizer]): ``query``, ``key``, ``probabilities``, ``value``.
-        query, key, value (Tensor): Shapes (..., L, E), (..., S, E), (..., S, V).
-
-    Raises:
-        ValueError: For grouped-query attention.
+    ``quantizers`` are those of ``query``, ``key``, ``probabilities``, ``value``; shapes (..., L, E), (..., S, E),
+    (..., S, V). ValueError for grouped-query attention.
     """
     if enable_gqa:
         raise ValueError('quantized attention does not support enable_gqa=True; exclude this module by a quantizer '

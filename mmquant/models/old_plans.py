@@ -18,14 +18,9 @@ def is_old(d: dict) -> bool:
 
 
 def from_old_dict(d: dict, policy: QuantizerPolicy) -> Plan:
-    """The plan that ``d``, of format 1, stands for.
+    """The plan that ``d``, of format 1, stands for; any error of a wrong key, type or value if it is damaged.
 
-    Args:
-        d (dict): Its lists ``layers``, ``outputs``, ``matmuls`` and its edits.
-        policy (QuantizerPolicy): Of the model that loads it; gives the kinds of quantizers, ``d`` their bits.
-
-    Raises:
-        AttributeError, KeyError, TypeError, ValueError: If it is damaged.
+    The policy, of the model that loads it, gives the kinds of quantizers, and ``d`` their bits.
     """
     layers = d['layers']
     scope = [x['name'] for x in layers if policy.covers(x['name'])]

@@ -19,10 +19,10 @@ SMALLEST_DENSE_SCALE = 1e-4
 
 
 class OutputAffine(Adapter):
-    """Factor of each output channel; the bias that goes with it is the layer's ``quantized_bias``.
+    """Factor of each output channel: quantizes ``w / a_0``, computes with ``a`` times that, ``a`` kept positive.
 
-    Buffers ``scale`` and ``initial_scale`` (C_out,): the factor (role ``affine``) and its value at the start, 1 by
-    default. ``weight`` is the layer's, whose first axis counts output channels.
+    Buffers ``scale`` and ``initial_scale`` (C_out,): ``a`` (role ``affine``) and ``a_0``, 1 by default. The bias that
+    goes with it is the layer's ``quantized_bias``. ``weight`` is the layer's; its first axis counts output channels.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -39,11 +39,9 @@ class OutputAffine(Adapter):
         self.initial_scale.copy_(scale)
 
     def before(self, weight: torch.Tensor) -> torch.Tensor:
-        """``w / a_0``: what is left to quantize."""
         return weight / self.initial_scale.view(self.shape)
 
     def after(self, weight: torch.Tensor) -> torch.Tensor:
-        """``a * weight``, differentiable in the factor."""
         return weight * self.scale.view(self.shape).to(weight.dtype)
 
     def trainables(self) -> dict[str, list[torch.Tensor]]:
@@ -51,7 +49,6 @@ class OutputAffine(Adapter):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep the factors positive."""
         self.scale.clamp_(min=FLOOR)
 
     def stored_bits(self) -> int:

@@ -33,11 +33,8 @@ class PackedError(ValueError):
 def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str, Tensor]]:
     """Pack the state of a model, without the float weights of the layers ``packed``.
 
-    Returns:
-        tuple: What :func:`unpack_state` needs, in plain values; and uint8 tensors: ``codes``, ``numbers.float32``, ...
-
-    Raises:
-        PackedError: For a tensor of a dtype that no checkpoint holds.
+    Returns what :func:`unpack_state` needs, in plain values; and uint8 tensors: ``codes``, ``numbers.float32``, ...
+    Raises a PackedError for a tensor of a dtype that no checkpoint holds.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     state, entries, seen = model.state_dict(), [], {}

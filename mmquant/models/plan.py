@@ -43,11 +43,9 @@ class Place:
 
     @property
     def bits(self) -> int:
-        """Bits of a value."""
         return self.quantizer['bits']
 
     def with_bits(self, bits: int) -> Place:
-        """The same place at another width."""
         return replace(self, quantizer={**self.quantizer, 'bits': bits})
 
 
@@ -55,10 +53,8 @@ class Place:
 class Plan:
     """All quantizers of a model and its structural changes, as plain values that a checkpoint can hold.
 
-    Attributes:
-        places (tuple[Place, ...]): What is quantized.
-        float_layers (tuple[tuple[str, str], ...]): Layers whose weights stay float, and why: prose for a table.
-        edits (tuple[Edit, ...]): In the order in which they were made.
+    ``float_layers`` are layers whose weights stay float, and why: prose for a table; ``edits`` stand in the order in
+    which they were made.
     """
     places: tuple[Place, ...] = ()
     float_layers: tuple[tuple[str, str], ...] = ()

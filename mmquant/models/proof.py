@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import print_log
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmquant.models.decisions import Decisions
+from mmquant.models.detection import Decisions
 
 ROUNDING = 32  # times what the last bit of the inputs changes: a net that amplifies so much amplifies rounding, too
 SAMPLES = 256  # values of each module's output that are compared, to name the first that differs
@@ -71,7 +71,6 @@ class Proof:
                     flat = output.detach().flatten()
                     traces[name, counts[name]] = flat[::max(1, flat.numel() // SAMPLES)].clone()
                 counts[name] += 1
-
             return note
 
         model = self.model

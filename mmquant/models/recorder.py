@@ -153,10 +153,9 @@ def make_out_of_place(model: nn.Module) -> None:
 
 @torch.no_grad()
 def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
-    """Run the model once and record its data flow.
+    """Run the model once, in eval mode, and record its data flow; in-place activations are switched off for good.
 
     Args:
-        model (nn.Module): The model, in eval mode; in-place activations are switched off for good.
         run (Callable): ``run(inputs)`` runs the whole model.
         inputs: Tensors of the network's input, in nested containers; a batch of one or two is enough.
         decoders (tuple): (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
@@ -173,14 +172,12 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
             output = forward(*args, **kwargs)
             recorder.leave(call, output)
             return output
-
         return recorded
 
     def noting(method):
         def noted(*args, **kwargs):
             flow.decoded |= set(recorder.lookup((args, kwargs)))
             return method(*args, **kwargs)
-
         return noted
 
     with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _MatmulRecorder(recorder):

@@ -167,12 +167,8 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
                block_types: tuple[str, ...] = ()) -> list[Unit]:
     """Ordered units that together hold every reachable layer exactly once.
 
-    Args:
-        model, flow, block_types: As for :func:`find_blocks`.
-        granularity (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``; what fits none becomes layer units.
-
-    Raises:
-        ValueError: If the granularity is unknown.
+    ``granularity`` is ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``, else a ValueError is raised; what fits none
+    becomes layer units. ``block_types``: see :func:`find_blocks`.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f'unknown unit granularity {granularity!r}; choose one of {", ".join(GRANULARITIES)}')
