@@ -51,9 +51,11 @@ def read_tensors(path: str) -> dict:
         with torch.serialization.safe_globals([(_Ignored, name) for name in foreign]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load raises almost anything on damaged files
-        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {_reason(error)}); it is '
-                              'truncated, damaged, or holds objects other than tensors and plain values. Copy or '
-                              'download it again, or save its state_dict alone') from error
+        told = str(error).rpartition('WeightsUnpickler error:')[2].strip()  # without its advice to load unsafely
+        reason = told.splitlines()[0].strip() if told else 'no further information'
+        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {reason}); it is truncated, '
+                              'damaged, or holds objects other than tensors and plain values. Copy or download it '
+                              'again, or save its state_dict alone') from error
 
 
 def _check_sums(path: str) -> None:
@@ -70,12 +72,6 @@ def _check_sums(path: str) -> None:
     if broken:
         raise CheckpointError(f'checkpoint {path} cannot be read (wrong checksum: {broken[0]}); it is truncated or '
                               'damaged. Copy or download it again')
-
-
-def _reason(error: Exception) -> str:
-    """What torch.load says, without its advice to load unsafely."""
-    lines = [line for line in str(error).rpartition('WeightsUnpickler error:')[2].splitlines() if line.strip()]
-    return lines[0].strip() if lines else 'no further information'
 
 
 def fetch(path_or_url: str) -> str:

@@ -21,10 +21,6 @@ from mmquant.models.layers import TRANSPOSED_TYPES, num_outputs
 PIECE = 2**23  # elements of unfolded input that are in memory at once
 
 
-def _linear(input, weight, bias=None) -> tuple[Tensor, Tensor]:  # names of F.linear
-    return input.reshape(-1, 1, input.shape[-1]), weight
-
-
 def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> tuple[Tensor, Tensor]:
     n = weight.dim() - 2
     stride, dilation = _each(stride, n), _each(dilation, n)
@@ -66,7 +62,9 @@ def _windows(x: Tensor, reach, sides, stride, dilation, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1))
 
 
-READ = {F.linear: _linear, F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution,
+# What a function reads, by the names of its arguments: windows and weight
+READ = {F.linear: lambda input, weight, bias=None: (input.reshape(-1, 1, input.shape[-1]), weight),
+        F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution,
         F.conv_transpose1d: _transposed, F.conv_transpose2d: _transposed, F.conv_transpose3d: _transposed}
 
 

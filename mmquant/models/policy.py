@@ -44,7 +44,10 @@ class QuantizerPolicy:
     def __init__(self, quantizer: dict) -> None:
         check_keys(quantizer, KEYS, 'quantizer')
         self.scope = _scope(quantizer.get('scope'))
-        self.block_types = _names(quantizer.get('block_types', ()))
+        blocks = quantizer.get('block_types', ())
+        if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
+            raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
+        self.block_types = tuple(blocks)
         self.per_call = quantizer.get('per_call', False)
         self.depthwise_channels = quantizer.get('depthwise_channels', False)
         self.weights = _default(quantizer, 'weight')
@@ -203,12 +206,6 @@ def _scope(scope) -> tuple[str, ...] | None:
     if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
         raise ConfigError(f'quantizer.scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
     return None if scope is None else tuple(scope)
-
-
-def _names(blocks) -> tuple[str, ...]:
-    if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
-        raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
-    return tuple(blocks)
 
 
 def _compiled(pattern: str, where: str) -> re.Pattern:
