@@ -9,9 +9,8 @@ count together. Both act while weights are quantized: the float layer does not k
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from mmquant.models.layers import TRANSPOSED_TYPES, Adapter, QuantizedLayer, own_bias
+from mmquant.models.layers import Adapter, QuantizedLayer, own_bias
 
 FLOOR = 1e-6
 """Smallest factor: scales stay positive when it is folded into them."""
@@ -66,11 +65,6 @@ def add_output_affine(layer: QuantizedLayer) -> None:
 def output_affine_of(layer: QuantizedLayer) -> OutputAffine | None:
     """The layer's output affine, if it has one."""
     return next((x for x in layer.adapters if isinstance(x, OutputAffine)), None)
-
-
-def takes_output_affine(layer: nn.Module) -> bool:
-    """Whether output channels are the first axis of the weight, so that a factor of one is a factor of the other."""
-    return not isinstance(layer, TRANSPOSED_TYPES)
 
 
 @torch.no_grad()

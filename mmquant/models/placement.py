@@ -69,13 +69,14 @@ class _Placer:
         Blocks come first since what a block returns must be quantized there, whoever reads it: the shortcut of the next
         block then sees the same values as its convolutions.
         """
-        outputs: dict[str, tuple[dict, list[str]]] = {}  # module -> its quantizer, readers
+        outputs: dict[str, Place] = {}
         inputs: dict[str, tuple[dict, list[str]]] = {}  # owner -> quantizer, layers that share it
         owner_of: dict[str, str] = {}
         for value, block in self.blocks.items():
             readers, _ = self._readers(value, MOVEMENT | POOLING)
             if readers and (quantizer := self._quantizer(value, readers)) is not None:
-                outputs[block.name] = quantizer, self._covered(self._readers(value)[0])
+                covered = tuple(self._covered(self._readers(value)[0]))
+                outputs[block.name] = Place(block.name, 'output', quantizer, covered)
         for value, calls in self.by_input.items():
             made_by_block = value in self.blocks and self.blocks[value].name in outputs
             names = list(dict.fromkeys(c.name for c in calls))
@@ -87,17 +88,16 @@ class _Placer:
             alone = len(covered) == 1 and not self._readers(value)[1]
             producer = self._producer(value)
             if once and not alone and producer is not None:
-                outputs[producer.name] = quantizer, covered
+                outputs[producer.name] = Place(producer.name, 'output', quantizer, tuple(covered))
                 continue
             # a layer has one input quantizer: who shares with one of the readers shares with all
             owner = next((owner_of[n] for n in covered if n in owner_of), covered[0])
             _, sharers = inputs.setdefault(owner, (quantizer, []))
             sharers += [n for n in covered if n not in owner_of]
             owner_of |= {n: owner for n in covered if n not in owner_of}
-        places = [Place(name, 'output', cfg, tuple(readers)) for name, (cfg, readers) in outputs.items()]
         weights, float_layers = self._weights()
-        places += [*weights, *(p for owner, found in inputs.items() for p in self._inputs(owner, *found))]
-        return Plan((*places, *self._operands()), tuple(float_layers))
+        own = (p for owner, found in inputs.items() for p in self._inputs(owner, *found))
+        return Plan((*outputs.values(), *weights, *own, *self._operands()), tuple(float_layers))
 
     def _covered(self, names: list[str]) -> list[str]:
         return [n for n in names if self.policy.covers(n)]
