@@ -28,14 +28,12 @@ def plain_samples(images: torch.Tensor) -> list:
     """
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
-    height, width = images.shape[-2:]
-    meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
-                batch_input_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0)
+    height, width = size = tuple(images.shape[-2:])
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
+                scale_factor=(1.0, 1.0), img_id=0)
     box = images.new_tensor([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]])
-    samples = [DetDataSample(metainfo=meta) for _ in images]
-    for sample in samples:
-        sample.gt_instances = InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.long, device=images.device))
-    return samples
+    label = torch.zeros(1, dtype=torch.long, device=images.device)
+    return [DetDataSample(metainfo=meta, gt_instances=InstanceData(bboxes=box, labels=label)) for _ in images]
 
 
 def no_tensors(model: nn.Module, returned) -> str:
