@@ -244,7 +244,14 @@ def load(model, path: str, float_weights: bool = False) -> dict:
         CheckpointError: If the file is missing, damaged, or of another model.
     """
     data = read_quantized(path)
-    plan, state, absent = _read_plan(model, data, path), data['state_dict'], data['absent']
+    state, absent = data['state_dict'], data['absent']
+    try:
+        old = is_old(data['plan'])
+        plan = from_old_dict(data['plan'], model.policy) if old else Plan.from_dict(data['plan'])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
+                              f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
+                              ) from error
     if not any(isinstance(m, QuantizedLayer) for m in model.architecture.modules()):
         try:
             model.insert_quantizers(plan)
@@ -253,7 +260,7 @@ def load(model, path: str, float_weights: bool = False) -> dict:
     elif plan != model.plan:
         raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
                               'build a fresh QuantizedModel')
-    if is_old(data['plan']):
+    if old:
         drop_idle_weights(state, plan)
     for name, layer in model.quantized_layers().items():
         if f'{name}.weight' in absent and not float_weights:
@@ -264,13 +271,3 @@ def load(model, path: str, float_weights: bool = False) -> dict:
     except PackedError as error:
         raise _altered(path, error) from error
     return data['meta']
-
-
-def _read_plan(model, data: dict, path: str) -> Plan:
-    try:
-        plan = data['plan']
-        return from_old_dict(plan, model.policy) if is_old(plan) else Plan.from_dict(plan)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
-                              f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
-                              ) from error
