@@ -83,6 +83,6 @@ def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None
     for inner in module.modules():
         if inner is not module:
             inner.register_forward_pre_hook(lambda *_: _ACTIVE.append(None))
-            inner.register_forward_hook(lambda *_: _ACTIVE.pop(), always_call=True)  # the None: no other output
+            inner.register_forward_hook(lambda *_: _ACTIVE.pop(), always_call=True)  # a None, so that the output stays
     module.__class__ = mixed_class(QuantizedMatmulOwner, type(module))
     module.matmul_quantizers = nn.ModuleDict(sites)

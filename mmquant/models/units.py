@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
 from dataclasses import replace
 
 from torch import nn
@@ -113,7 +112,7 @@ def _together(flow: DataFlow, calls: list[Call]) -> list[Call]:
     kept = calls[:1]
     for call in calls[1:]:
         outputs = [out for first in kept for out in first.outputs]
-        kept += [] if any(flow.depends_on(v, *outputs) for v in call.inputs) else [call]
+        kept += [call] if not any(flow.depends_on(v, *outputs) for v in call.inputs) else []
     return kept
 
 
@@ -184,11 +183,12 @@ def _find_units(model: nn.Module, flow: DataFlow, granularity: str, block_types:
         calls = _stage_calls(model, flow, calls)
     units = [_call_unit(model, flow, c, granularity) for c in calls]
     covered = {name for unit in units for name in unit.layers}
-    called = defaultdict(list)
+    called: dict[str, list[Call]] = {}
     for call in layer_calls(model, flow):
-        called[call.name] += [] if call.name in covered else [call]
+        if call.name not in covered:
+            called.setdefault(call.name, []).append(call)
     modules = dict(model.named_modules())
-    units += [_layer_unit(model, modules, flow, _together(flow, calls)) for calls in called.values() if calls]
+    units += [_layer_unit(model, modules, flow, _together(flow, calls)) for calls in called.values()]
     return _each_layer_once(sorted(units, key=lambda u: u.enter))
 
 
