@@ -232,8 +232,8 @@ def num_outputs(layer: nn.Module) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module | None, input_quantizer: nn.Module | None = None
-                   ) -> None:
+def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module | None,
+                   input_quantizer: nn.Module | None = None) -> None:
     """Turn a float layer into a quantized one, in place."""
     layer.__class__ = mixed_class(QuantizedLayer, type(layer))
     layer.weight_quantizer, layer.input_quantizer = weight_quantizer, input_quantizer
