@@ -13,7 +13,8 @@ from mmengine.logging import print_log
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.models.edits import AddOutputAffine
 from mmquant.models.folding import is_linear_in_weight
-from mmquant.models.output_affine import fold_output_affine, output_affine_of, takes_output_affine
+from mmquant.models.layers import channel_axis
+from mmquant.models.output_affine import fold_output_affine, output_affine_of
 from mmquant.models.reparameterize import MERGED_LAYERS
 from mmquant.registry import STEPS
 from mmquant.utils.building import ConfigError
@@ -51,8 +52,8 @@ class InsertOutputAffine(Step):
         model = context.model
         shapes = {c.name: model.flow.shapes[c.inputs[0]] for c in model.flow.calls if c.inputs}
         with model.quantization(weights=False, activations=False):
-            found = {n: x for n, x in model.quantized_layers().items()
-                     if takes_output_affine(x) and n in shapes and is_linear_in_weight(x, shapes[n])
+            found = {n: x for n, x in model.quantized_layers().items()  # axis 0: a factor of it is one of the output
+                     if channel_axis(x) == 0 and n in shapes and is_linear_in_weight(x, shapes[n])
                      and (self.layers == 'all' or n.rpartition('.')[2] in MERGED_LAYERS)}
         if not found:
             raise ValueError(f'no layer takes an output affine (layers={self.layers!r}): put the step behind '

@@ -12,8 +12,7 @@ from mmquant.calibration.cache import Cache
 from mmquant.calibration.stream import Stream
 from mmquant.calibration.visits import Visit
 from mmquant.models import QuantizedModel
-from mmquant.models.decisions import Decisions
-from mmquant.models.detection import decoders
+from mmquant.models.detection import Decisions, decoders
 from mmquant.models.layers import mmcv_operators
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import closest

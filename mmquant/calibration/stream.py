@@ -27,7 +27,7 @@ from mmquant.calibration.frontier import (
 )
 from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models.dataflow import Call, wrapped_forwards
-from mmquant.models.decisions import Decisions
+from mmquant.models.detection import Decisions
 from mmquant.models.layers import PerCall
 from mmquant.models.quantized_model import QuantizedModel
 from mmquant.structures.unit import Unit

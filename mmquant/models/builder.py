@@ -1,4 +1,4 @@
-"""From a float model to a quantized one: observe, edit, plan, insert; all in place."""
+"""From a float model to a quantized one: observe, edit, plan, insert; methods of QuantizedModel, all in place."""
 from __future__ import annotations
 
 from collections import defaultdict
@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models.attention import splittable
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import decoders, no_tensors
-from mmquant.models.edits import CallsLayers, Edit, SplitAttention, planned_module
+from mmquant.models.edits import CallsLayers, Edit, Folded, SplitAttention, planned_module
+from mmquant.models.folding import foldable_pairs
 from mmquant.models.functional_layers import find_functional_layers
 from mmquant.models.layers import PerCall, channel_axis, has_own_weight, quantize_layer, quantize_output
 from mmquant.models.matmul import quantize_matmuls
@@ -28,7 +29,11 @@ from mmquant.utils.building import ConfigError, build, closest
 
 
 def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
-    """Record the data flow of one small batch in float mode; see ``QuantizedModel.observe``."""
+    """Record the data flow of one small batch in float mode, as ``model.flow``; arguments as of ``run``.
+
+    Raises:
+        ValueError: If the model returns no tensor that it computed from the inputs.
+    """
     returned = []
     with model.quantization(weights=False, activations=False):
         copied = tree_map_only(torch.Tensor, torch.clone, inputs)
@@ -38,11 +43,22 @@ def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
                       decoders(model.architecture))
     if not flow.calls[0].outputs:
         raise ValueError(no_tensors(model.architecture, returned[0]))
+    model.flow = flow
     return flow
 
 
 def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
-    """Change the structure; see ``QuantizedModel.edit``."""
+    """Change the structure in order, prove on one small batch that the float outputs stay, note it in the plan.
+
+    Args:
+        edits (tuple[Edit, ...]): What to change.
+        inputs, data_samples: As of ``run``.
+        tolerance (float): Largest allowed change, relative to the largest output.
+
+    Raises:
+        PlanError: If a module that an edit needs is not there.
+        RuntimeError: If the outputs change by more; the model is left changed.
+    """
     if not edits:
         return
     proof = Proof(model, inputs, data_samples, tolerance)
@@ -53,32 +69,39 @@ def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = Non
     model.plan = replace(before, edits=(*before.edits, *edits))
 
 
+def fold_batch_norm(model, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
+    """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
+    pairs = foldable_pairs(model.architecture, model.observe(inputs, data_samples))
+    model.edit(tuple(Folded(*pair) for pair in pairs), inputs, data_samples)
+    return pairs
+
+
 def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
-    """Decide where quantizers sit; see ``QuantizedModel.make_plan``."""
+    """Decide where quantizers sit, without inserting them.
+
+    Attention gets layers for its projections; modules that read a layer's weight are made to call the layer.
+    """
     if splittable(model.architecture):
-        edit(model, (SplitAttention(), ), inputs, data_samples)
+        model.edit((SplitAttention(), ), inputs, data_samples)
     flow = model.observe(inputs, data_samples)
     if any(has_own_weight(m) and n not in flow.calls_of for n, m in model.architecture.named_modules()):
         found = find_functional_layers(model.architecture, lambda: model.run(inputs, data_samples))
         if found:
-            edit(model, tuple(CallsLayers(owner, tuple(names)) for owner, names in found.items()), inputs,
-                 data_samples)
+            model.edit(tuple(CallsLayers(o, tuple(names)) for o, names in found.items()), inputs, data_samples)
             flow = model.observe(inputs, data_samples)
     plan = place_quantizers(model.architecture, flow, model.policy)
     return replace(plan, edits=model.plan.edits if model.plan else ())
 
 
-def insert(model, plan: Plan) -> None:
-    """Make the plan's edits that are still to be made, and put a quantizer at each place."""
-    done = set(model.plan.edits if model.plan else ())
-    todo = [change for change in plan.edits if change not in done]
-    for change in todo:
-        if not change.after_places:
-            change.apply(model.architecture)
-    install(model.architecture, plan.places)
-    for change in todo:
-        if change.after_places:
-            change.apply(model.architecture)
+def insert_quantizers(model, plan: Plan) -> None:
+    """Make the edits still to be made, and put a quantizer at each place; PlanError if a module is not there."""
+    todo = [change for change in plan.edits if model.plan is None or change not in model.plan.edits]
+    for after_places in (False, True):
+        if after_places:
+            install(model.architecture, plan.places)
+        for change in todo:
+            if change.after_places == after_places:
+                change.apply(model.architecture)
     model.plan = plan
     model.index = QuantizerIndex(model.architecture, plan)
     model.train(False)
@@ -95,39 +118,46 @@ def install(model: nn.Module, places: tuple[Place, ...]) -> None:
         if place.what == 'weight':
             weights[place.name] = place
         elif place.what == 'input':
-            quantizer = activation_quantizer(place)
+            quantizer = _quantizer(place)
             for name in place.readers:
                 inputs[name].append(quantizer)
         elif place.what == 'output':
-            quantize_output(module, activation_quantizer(place))
+            quantize_output(module, _quantizer(place))
         else:
-            operands[place.name][str(place.call)][place.role] = activation_quantizer(place)
+            operands[place.name][str(place.call)][place.role] = _quantizer(place)
     for name in dict.fromkeys((*weights, *inputs)):
         layer = planned_module(model, name, f'place of the input of {name}')
         sources = inputs.get(name, ())
-        quantize_layer(layer, weight_quantizer(weights[name], layer) if name in weights else None,
+        quantize_layer(layer, _quantizer(weights[name], layer) if name in weights else None,
                        PerCall(sources) if len(sources) > 1 else next(iter(sources), None))
     for name, sites in operands.items():
         quantize_matmuls(model.get_submodule(name), sites)
 
 
-def weight_quantizer(place: Place, layer: nn.Module) -> Quantizer:
-    """The quantizer of a layer's weights, with room for its scales."""
-    quantizer = build(QUANTIZERS, place.quantizer, f'weight of {place.name}')
-    quantizer.allocate(layer.weight.shape, channel_axis(layer))
-    return quantizer
-
-
-def activation_quantizer(place: Place) -> Quantizer:
-    """The quantizer of an activation."""
+def _quantizer(place: Place, layer: nn.Module | None = None) -> Quantizer:
+    """The quantizer of an activation, or of a layer's weights, with room for its scales."""
     quantizer = build(QUANTIZERS, place.quantizer, f'{place.what} of {place.name}')
-    if place.shape is not None:
+    if layer is not None:
+        quantizer.allocate(layer.weight.shape, channel_axis(layer))
+    elif place.shape is not None:
         quantizer.allocate(place.shape, 1)
     return quantizer
 
 
 def set_bits(model, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
-    """Change widths after insertion; see ``QuantizedModel.set_bits``."""
+    """Change the widths of inserted quantizers; the plan, and with it costs and tables, follow.
+
+    Codes are dropped, and ranges must be set again where a width changed.
+
+    Args:
+        bits (Mapping): Layer -> (bits of its weights, bits of its input); None leaves a width as it is. An input that
+            several layers read takes the widest wish; layers that are not named wish what it has. The name of a module
+            with matrix products stands for its operands.
+
+    Raises: (nothing is changed then)
+        ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take.
+        NoFloatWeight: For weights of a packed checkpoint.
+    """
     plan = model.plan or Plan()
     wanted: dict[int, dict[str, int]] = defaultdict(dict)  # number of the place -> wishes by layer
     names = {*plan.layers, *(p.name for p in plan.places if p.what == 'operand')}

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints without ever executing code from them."""
+"""Reading and writing checkpoints without ever executing code from them; two methods of QuantizedModel."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,11 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from mmquant.models.packed_state import grow, pack_state, shrink, unpack_state
+from mmquant.models.edits import PlanError
+from mmquant.models.layers import QuantizedLayer
+from mmquant.models.old_plans import drop_idle_weights, from_old_dict, is_old
+from mmquant.models.packed_state import PackedError, check_codes, grow, pack_state, shrink, unpack_state
+from mmquant.models.plan import Plan
 from mmquant.quantizers import Quantizer
 
 FORMAT = 2
@@ -24,21 +28,16 @@ class CheckpointError(RuntimeError):
 class _Ignored:
     """Stands for any object of an unknown class in a checkpoint's meta data; holds nothing and does nothing."""
 
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
     def __init__(self, *args, **kwargs) -> None:
         pass
 
-    def __setstate__(self, state) -> None:
-        pass
+    __setstate__ = __init__
 
 
 def read_tensors(path: str) -> dict:
     """Load a checkpoint with ``weights_only=True``; foreign objects in its meta data become inert placeholders.
 
-    Raises:
-        CheckpointError: If the file is missing, truncated or no checkpoint.
+    Raises a CheckpointError if the file is missing, truncated or no checkpoint.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
@@ -52,9 +51,11 @@ def read_tensors(path: str) -> dict:
         with torch.serialization.safe_globals([(_Ignored, name) for name in foreign]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load raises almost anything on damaged files
-        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {_reason(error)}); it is '
-                              'truncated, damaged, or holds objects other than tensors and plain values. Copy or '
-                              'download it again, or save its state_dict alone') from error
+        told = str(error).rpartition('WeightsUnpickler error:')[2].strip()  # without its advice to load unsafely
+        reason = told.splitlines()[0].strip() if told else 'no further information'
+        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {reason}); it is truncated, '
+                              'damaged, or holds objects other than tensors and plain values. Copy or download it '
+                              'again, or save its state_dict alone') from error
 
 
 def _check_sums(path: str) -> None:
@@ -73,18 +74,8 @@ def _check_sums(path: str) -> None:
                               'damaged. Copy or download it again')
 
 
-def _reason(error: Exception) -> str:
-    """What torch.load says, without its advice to load unsafely."""
-    lines = [line for line in str(error).rpartition('WeightsUnpickler error:')[2].splitlines() if line.strip()]
-    return lines[0].strip() if lines else 'no further information'
-
-
 def fetch(path_or_url: str) -> str:
-    """Local path of a checkpoint; a URL is downloaded once into torch's hub folder.
-
-    Raises:
-        CheckpointError: If the URL cannot be reached.
-    """
+    """Local path of a checkpoint; a URL is downloaded once into torch's hub folder, or a CheckpointError is raised."""
     if not path_or_url.startswith(('http://', 'https://')):
         return path_or_url
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
@@ -119,16 +110,14 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
     if not source:
         raise CheckpointError('the config gives no float weights: set model.float_checkpoint to a path or URL '
                               '(or to "random" to quantize a randomly initialised model on purpose)')
-    if state is None:
-        state = _read_state(source)
+    state = _read_state(source) if state is None else state
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise CheckpointError(f'{source} holds NaN or infinite values in {len(broken)} tensors (first: {broken[0]})')
     given = OrderedDict((k, v) for k, v in state.items() if not k.startswith('data_preprocessor.'))
     given._metadata = getattr(state, '_metadata', {})
     try:
-        missing, extra = model.load_state_dict(given, strict=False)
-        wrong = []
+        (missing, extra), wrong = model.load_state_dict(given, strict=False), []
     except RuntimeError as error:
         missing, extra, wrong = _differences(model, given)
         wrong = wrong or [str(error).splitlines()[-1].strip()]
@@ -173,10 +162,8 @@ def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], l
 def write_atomically(path: str, data: dict) -> str:
     """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path.
 
-    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces.
-
-    Raises:
-        CheckpointError: If the disk is full, or the folder cannot be written.
+    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces. Raises a CheckpointError
+    if the disk is full or the folder cannot be written.
     """
     folder = os.path.dirname(os.path.abspath(path))
     temporary = f'{path}.tmp'
@@ -206,20 +193,23 @@ def _flush_folder(folder: str) -> None:
         os.close(handle)
 
 
-def save_quantized(path: str, model: nn.Module, packed: set[nn.Module], plan: dict, meta: dict) -> str:
-    """Write a quantized checkpoint: the float weights of ``packed`` layers are left out."""
-    state, blobs = pack_state(model, packed)
-    return write_atomically(path, dict(format=FORMAT, about=shrink(dict(plan=plan, meta=meta, **state)), **blobs))
+def save(model, path: str, meta: dict | None = None) -> str:
+    """Write all that the quantized net needs, atomically and as plain values; returns the path.
+
+    Decides first (``decide``); holds no float weights of quantized layers, unless some weights have no range.
+    """
+    model.decide()
+    packed = {x for x in model.quantized_layers().values() if x.weight_quantizer.codes is not None}
+    state, blobs = pack_state(model.architecture, packed if model.ready[0] else set())
+    about = shrink(dict(plan=model.plan.to_dict(), meta=meta or {}, **state))
+    return write_atomically(path, dict(format=FORMAT, about=about, **blobs))
 
 
 def read_quantized(path: str) -> dict:
     """Read a quantized checkpoint of this format, or of format 1 with its float weights.
 
-    Returns:
-        dict: ``plan``, ``meta``, ``state_dict``, and ``absent``: the keys of float weights that it does not hold.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, a float checkpoint, or of a newer format.
+    Returns ``plan``, ``meta``, ``state_dict``, and ``absent``: the keys of float weights that it does not hold. Raises
+    a CheckpointError if it is missing, damaged, a float checkpoint, or of a newer format.
     """
     data = read_tensors(path)
     if isinstance(data, dict) and isinstance(data.get('format'), int) and data['format'] > FORMAT:
@@ -234,10 +224,50 @@ def read_quantized(path: str) -> dict:
         state, absent = unpack_state(about, data)
         return dict(plan=about['plan'], meta=about['meta'], state_dict=state, absent=absent)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise altered(path, error) from error
+        raise _altered(path, error) from error
 
 
-def altered(path: str, error: Exception) -> CheckpointError:
-    """What to say of packed codes that contradict the rest of their file."""
+def _altered(path: str, error: Exception) -> CheckpointError:
     return CheckpointError(f'{path} holds packed weights that do not fit together ({error}); it was altered or cut. '
                            'Copy or download it again, or quantize again with tools/ptq.py')
+
+
+def load(model, path: str, float_weights: bool = False) -> dict:
+    """Rebuild quantizers from a checkpoint of ``save`` and load their state; returns its meta.
+
+    Args:
+        path (str): The checkpoint.
+        float_weights (bool): Keep the model's own float weights, for comparisons with the float net. Default: give
+            them up where the checkpoint holds none, so that asking for them is an error.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or of another model.
+    """
+    data = read_quantized(path)
+    state, absent = data['state_dict'], data['absent']
+    try:
+        old = is_old(data['plan'])
+        plan = from_old_dict(data['plan'], model.policy) if old else Plan.from_dict(data['plan'])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
+                              f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
+                              ) from error
+    if not any(isinstance(m, QuantizedLayer) for m in model.architecture.modules()):
+        try:
+            model.insert_quantizers(plan)
+        except PlanError as error:
+            raise CheckpointError(f'{path} does not fit the model: {error}') from error
+    elif plan != model.plan:
+        raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
+                              'build a fresh QuantizedModel')
+    if old:
+        drop_idle_weights(state, plan)
+    for name, layer in model.quantized_layers().items():
+        if f'{name}.weight' in absent and not float_weights:
+            layer.leave_codes(name)
+    load_float_weights(model.architecture, path, state, absent)
+    try:
+        check_codes(model.architecture)
+    except PackedError as error:
+        raise _altered(path, error) from error
+    return data['meta']

@@ -2,9 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
+
+from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.macs import macs_of_calls
+from mmquant.models.dataflow import Call, DataFlow
+from mmquant.models.layers import TRANSPOSED_TYPES, num_outputs
+from mmquant.models.units import layer_calls
 
 FLOAT_BITS = 32
 
@@ -13,12 +18,8 @@ FLOAT_BITS = 32
 class LayerCost:
     """One layer with weights.
 
-    Attributes:
-        name (str): Path in the model.
-        params (int): Weights and biases.
-        macs (int): Multiply-accumulates for one image.
-        w_bits, a_bits (int): Bits of weights and of the input (32: float).
-        note (str): Where its input is quantized, or why it is float: a column of a table, that nothing reads.
+    ``macs`` are multiply-accumulates for one image; ``w_bits`` and ``a_bits`` those of weights and input (32: float);
+    ``note`` tells where its input is quantized, or why it is float: a column of a table, that nothing reads.
     """
     name: str
     params: int
@@ -35,14 +36,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Sums over a model.
+    """Sums over a model: all parameters after folding; MACs and bit operations of layers with weights, one image.
 
-    Attributes:
-        params (int): All parameters of the float model after folding.
-        macs (int): Multiply-accumulates of layers with weights, one image.
-        bops (int): Bit operations of these layers, one image.
-        size_mb (float): Packed size in 10**6 bytes: what the weight quantizers store, everything else at 32 bits.
-        float_size_mb (float): All parameters at 32 bits.
+    ``size_mb`` is the packed size in 10**6 bytes: what the weight quantizers store, everything else at 32 bits;
+    ``float_size_mb`` has all parameters at 32 bits.
     """
     params: int
     macs: int
@@ -52,17 +49,27 @@ class ModelCost:
     layers: tuple[LayerCost, ...] = ()
 
     def to_dict(self) -> dict:
-        """Plain values."""
         return asdict(self)
 
 
-def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
-    """Cost of a model whose quantizers are inserted and whose data flow is recorded.
+def macs_of_calls(model: nn.Module, flow: DataFlow, batch: int = 1) -> list[tuple[Call, int]]:
+    """Calls of layers with weights in execution order, and what each costs for one image.
 
-    Args:
-        model (QuantizedModel): The model.
-        batch (int): Images in the recorded batch; windows and tokens then count for one image.
+    ``batch`` is the number of images in the recorded batch; windows and tokens then count for one image.
     """
+    modules, found = dict(model.named_modules()), []
+    for call in layer_calls(model, flow):
+        layer, before, after = modules[call.name], flow.shapes[call.inputs[0]], flow.shapes[call.outputs[0]]
+        if isinstance(layer, TRANSPOSED_TYPES):  # every element of the input meets all weights of its channel
+            places = prod(before[1:]) // layer.in_channels
+        else:
+            places = prod(after[1:]) // num_outputs(layer)
+        found.append((call, places * layer.weight.numel() * before[0] // batch))
+    return found
+
+
+def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
+    """Cost of a model with quantizers whose data flow is recorded; ``batch`` as for :func:`macs_of_calls`."""
     modules = dict(model.architecture.named_modules())
     macs: dict[str, int] = {}
     for call, count in macs_of_calls(model.architecture, model.flow, batch):

@@ -27,7 +27,7 @@ class Op:
     """One ATen call.
 
     ``inputs`` and ``outputs`` are value numbers of tensors that depend on the network's input; ``args`` are its
-    arguments that are no tensors (sizes, axes, numbers), in order.
+    arguments that are no tensors, in order.
     """
     tick: int
     name: str  # without namespace and overload, in-place mark removed: 'add', 'convolution', ...
@@ -61,11 +61,12 @@ class Call:
         return self.name, self.occurrence
 
 
-def _by_value(pairs: Iterable[tuple[object, tuple[int, ...]]]) -> dict[int, list]:
+def _table(pairs: Iterable[tuple[object, Iterable]]) -> dict[Hashable, list]:
+    """Each key -> the items that have it, in order."""
     table = defaultdict(list)
-    for item, values in pairs:
-        for v in dict.fromkeys(values):
-            table[v].append(item)
+    for item, keys in pairs:
+        for key in dict.fromkeys(keys):
+            table[key].append(item)
     return dict(table)
 
 
@@ -109,20 +110,17 @@ class DataFlow:
     @cached_property
     def calls_of(self) -> dict[str, list[Call]]:
         """Module name -> its calls."""
-        table = defaultdict(list)
-        for call in self.calls:
-            table[call.name].append(call)
-        return dict(table)
+        return _table((call, (call.name, )) for call in self.calls)
 
     @cached_property
     def returned_by(self) -> dict[int, list[Call]]:
         """Value -> calls that returned it, in order of entry."""
-        return _by_value((call, call.outputs) for call in self.calls)
+        return _table((call, call.outputs) for call in self.calls)
 
     @cached_property
     def taken_by(self) -> dict[int, list[Call]]:
         """Value -> calls that were given it, in order of entry."""
-        return _by_value((call, call.inputs) for call in self.calls)
+        return _table((call, call.inputs) for call in self.calls)
 
     @cached_property
     def last_read(self) -> dict[int, float]:
@@ -132,7 +130,7 @@ class DataFlow:
     @cached_property
     def readers(self) -> dict[int, list[Op]]:
         """Value -> operations that read it directly."""
-        return _by_value((op, op.inputs) for op in self.ops)
+        return _table((op, op.inputs) for op in self.ops)
 
     def root(self, value: int) -> int:
         """The value this one is a view or a rearrangement of."""
@@ -227,7 +225,6 @@ class DataFlow:
         return chain
 
     def ops_between(self, begin: float, end: float) -> list[Op]:
-        """Operations between two ticks."""
         ticks = self.once('ticks', lambda: [op.tick for op in self.ops])
         return self.ops[bisect_left(ticks, begin):bisect_left(ticks, end)]
 

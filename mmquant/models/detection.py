@@ -1,5 +1,7 @@
-"""What detectors need beside an image: data samples with image sizes; and who of them selects boxes."""
+"""What detectors need: data samples with image sizes; proposals that stay, so that outputs compare row by row."""
 from __future__ import annotations
+
+import contextlib
 
 import torch
 from torch import nn
@@ -26,14 +28,12 @@ def plain_samples(images: torch.Tensor) -> list:
     """
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
-    height, width = images.shape[-2:]
-    meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
-                batch_input_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0)
+    height, width = size = tuple(images.shape[-2:])
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
+                scale_factor=(1.0, 1.0), img_id=0)
     box = images.new_tensor([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]])
-    samples = [DetDataSample(metainfo=meta) for _ in images]
-    for sample in samples:
-        sample.gt_instances = InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.long, device=images.device))
-    return samples
+    label = torch.zeros(1, dtype=torch.long, device=images.device)
+    return [DetDataSample(metainfo=meta, gt_instances=InstanceData(bboxes=box, labels=label)) for _ in images]
 
 
 def no_tensors(model: nn.Module, returned) -> str:
@@ -43,3 +43,43 @@ def no_tensors(model: nn.Module, returned) -> str:
     return (f'{type(model).__name__} returned no tensor that depends on the images in tensor mode, but {kinds}, so '
             'float and quantized outputs cannot be compared; let forward(inputs, data_samples, mode="tensor") return '
             f'the raw outputs of {" and ".join(heads) or "the last layers"}, before boxes are decoded and selected')
+
+
+class Decisions:
+    """Boxes that a detector selects between its parts: a region proposal network hands them to the second stage.
+
+    The selection is discrete, so a quantized net selects other boxes in another order, and the outputs of the second
+    stage cannot be compared row by row. Inside :meth:`pinned` the first run of a batch, which should be the float
+    model's, keeps what it selected; later runs of that batch get the same.
+    """
+
+    def __init__(self) -> None:
+        self.settled = False  # whether the float model has run on every batch
+        self._kept: dict = {}
+        self._heads: list | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether a model selected anything; its batches are then run whole."""
+        return bool(self._kept)
+
+    @contextlib.contextmanager
+    def pinned(self, model: nn.Module, batch: int):
+        """Pin the selections while ``model`` runs batch number ``batch`` in tensor mode."""
+        if self._heads is None:
+            self._heads = [(n, m) for n, m in model.named_modules() if callable(getattr(type(m), DECODE, None))]
+        try:
+            for name, head in self._heads:
+                head.__dict__[DECODE] = self._answer(head, (batch, name))
+            yield
+        finally:
+            for _, head in self._heads:
+                head.__dict__.pop(DECODE, None)
+
+    def _answer(self, head: nn.Module, key):
+        def decode(*args, **kwargs):
+            if key not in self._kept:
+                self._kept[key] = getattr(type(head), DECODE)(head, *args, **kwargs)
+            kept = self._kept[key]
+            return [x.clone() for x in kept] if isinstance(kept, list) else kept
+        return decode

@@ -27,11 +27,7 @@ class PlanError(ValueError):
 
 
 def planned_module(model: nn.Module, name: str, whose: str) -> nn.Module:
-    """The submodule ``name``.
-
-    Raises:
-        PlanError: If there is none; ``whose`` says what wants it.
-    """
+    """The submodule ``name``, or a PlanError that tells by ``whose`` what wants it."""
     try:
         return model.get_submodule(name)
     except AttributeError as error:
@@ -42,11 +38,7 @@ def planned_module(model: nn.Module, name: str, whose: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Edit:
-    """One structural change.
-
-    Attributes:
-        after_places (bool): Made after quantizers were inserted, as it changes quantized layers. Default False.
-    """
+    """One structural change; one with ``after_places`` changes quantized layers, so quantizers are inserted before."""
     after_places: ClassVar[bool] = False
 
     def apply(self, model: nn.Module) -> None:
@@ -68,11 +60,7 @@ class Edit:
 
 
 def edit_from_dict(d: dict) -> Edit:
-    """Inverse of :meth:`Edit.to_dict`.
-
-    Raises:
-        PlanError: If the kind of edit is not registered.
-    """
+    """Inverse of :meth:`Edit.to_dict`; PlanError if the kind of edit is not registered."""
     cls = EDITS.get(d['type'])
     if cls is None:
         raise PlanError(f'the plan holds the unknown edit {d["type"]!r} ({closest(d["type"], EDITS.module_dict)}); '

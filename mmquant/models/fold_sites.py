@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmquant.models.dataflow import MOVEMENT, Call, DataFlow, Op
 from mmquant.models.layer_matrix import LayerMatrix
-from mmquant.models.layers import has_own_weight, num_outputs, output_axis
+from mmquant.models.layers import has_own_weight, is_depthwise, num_outputs, output_axis
 
 # f(s x) = s f(x) for every s > 0 and for each channel by itself
 POSITIVE = frozenset('relu leaky_relu prelu _prelu_kernel'.split())
@@ -31,13 +31,10 @@ PRODUCTS = frozenset('bmm matmul'.split())
 
 @dataclass(frozen=True)
 class FoldSite:
-    """Channels of one tensor.
+    """Channels of one tensor: a site of a ``kind`` (``'homogeneous'``, ``'norm'``, ``'value'``).
 
-    Attributes:
-        kind (str): ``'homogeneous'``, ``'norm'`` or ``'value'``.
-        producer (str): Layer or LayerNorm that makes the channels.
-        consumers (tuple[str, ...]): Layers that read them, and nothing else does.
-        rows (tuple[int, int]): Which of the producer's output channels these are: begin and end.
+    The layer or LayerNorm ``producer`` makes them, as its output channels ``rows`` (begin, end); the ``consumers`` are
+    the layers that read them, and nothing else does.
     """
     kind: str
     producer: str
@@ -46,7 +43,6 @@ class FoldSite:
 
     @property
     def channels(self) -> int:
-        """Number of factors."""
         return self.rows[1] - self.rows[0]
 
 
@@ -79,11 +75,7 @@ def depthwise_chains(model: nn.Module, sites: Iterable[FoldSite]) -> list[tuple[
     """(layer, depthwise layer, layer) along homogeneous sites with one reader each: equalized together by CLE."""
     following = {s.producer: s.consumers[0] for s in sites if s.kind == 'homogeneous' and len(s.consumers) == 1}
     return [(first, middle, following[middle]) for first, middle in following.items()
-            if middle in following and _is_depthwise(model.get_submodule(middle))]
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
+            if middle in following and is_depthwise(model.get_submodule(middle))]
 
 
 def _site(kind: str, modules: dict, flow: DataFlow, call: Call) -> FoldSite | None:
@@ -188,8 +180,8 @@ def _part(flow: DataFlow, op: Op, value: int) -> tuple[int, int] | None:
 @torch.no_grad()
 def changes_nothing(model: nn.Module, site: FoldSite, run: Callable[[], object]) -> bool:
     """Whether outputs stay what they are when channels of a site are scaled; tried out, then undone exactly."""
-    factor = 2.0**(torch.arange(site.channels) % 3 - 1)  # powers of two are multiplied without rounding
-    factor = factor.to(model.get_submodule(site.producer).weight)
+    powers = 2.0**(torch.arange(site.channels) % 3 - 1)  # of two: multiplied without rounding
+    factor = powers.to(model.get_submodule(site.producer).weight)
     before = [x.clone() for x in tree_leaves(run()) if isinstance(x, Tensor)]
     scale_channels(model, site, factor)
     try:
@@ -206,10 +198,7 @@ def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
     Args:
         model (nn.Module): The model the site was found in, without quantizers.
         site (FoldSite): Where.
-        factor (Tensor): (channels,), positive.
-
-    Raises:
-        ValueError: If a factor is not positive and finite, or their number is wrong.
+        factor (Tensor): (channels,), positive and finite; a ValueError if not.
     """
     if factor.shape != (site.channels, ) or not bool((torch.isfinite(factor) & (factor > 0)).all()):
         raise ValueError(f'{site.producer} takes {site.channels} positive factors, got {tuple(factor.shape)} with '

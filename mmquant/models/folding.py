@@ -12,14 +12,11 @@ from mmquant.models.layers import LAYER_TYPES, channel_axis, num_outputs, output
 
 
 class FoldedBatchNorm(nn.Module):
-    """What a folded BatchNorm held, per channel: buffers of the layer, for later steps (RAPQ, DFQ, PD-Quant).
+    """What a folded BatchNorm held, per channel (C_out,): buffers of the layer, for later steps (RAPQ, DFQ, PD-Quant).
 
     Over the training data, the folded layer's output has the mean ``beta`` and the standard deviation ``|gamma|``;
     without the BatchNorm these were ``mean`` and ``sigma``. What is not known is None: all of it where a checkpoint did
     not hold them, and all but ``beta`` where branches were merged, as the variance of a sum needs covariances.
-
-    Args:
-        gamma, beta, mean, sigma (Tensor | None): (C_out,).
     """
 
     def __init__(self, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None,
@@ -44,41 +41,30 @@ class FoldedBatchNorm(nn.Module):
 
 def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
     """Pairs (layer, BatchNorm) where the BatchNorm alone reads the layer's output and each is called once."""
-    modules = dict(model.named_modules())
-    pairs = []
+    modules, pairs = dict(model.named_modules()), []
     for call in flow.calls:
         bn = modules[call.name]
         if not isinstance(bn, _BatchNorm) or bn.running_mean is None or len(call.inputs) != 1:
             continue
-        maker = flow.maker(call.inputs[0])
-        if maker is None or maker.name not in flow.layers:
-            continue
-        if len(flow.calls_of[maker.name]) > 1 or len(flow.calls_of[call.name]) > 1:
+        value, maker = call.inputs[0], flow.maker(call.inputs[0])
+        if maker is None or maker.name not in flow.layers or (len(maker.inputs), len(maker.outputs)) != (1, 1):
             continue
         layer = modules[maker.name]
-        if not hasattr(layer, 'bias') or len(maker.outputs) != 1:
-            continue
-        if call.inputs[0] in flow.calls[0].outputs or not _same_channels(layer, flow.shapes[call.inputs[0]]):
-            continue
-        if len(maker.inputs) != 1 or not is_linear_in_weight(layer, flow.shapes[maker.inputs[0]]):
-            continue
-        if all(call.enter < op.tick < call.exit for op in flow.readers.get(call.inputs[0], ())):
+        once = len(flow.calls_of[maker.name]) == len(flow.calls_of[call.name]) == 1
+        alone = value not in flow.calls[0].outputs and all(
+            call.enter < op.tick < call.exit for op in flow.readers.get(value, ()))
+        same_channels = output_axis(layer) % len(flow.shapes[value]) == 1  # BatchNorm's are axis 1 of its input
+        if (once and alone and same_channels and hasattr(layer, 'bias')
+                and is_linear_in_weight(layer, flow.shapes[maker.inputs[0]])):
             pairs.append((maker.name, call.name))
     return pairs
-
-
-def _same_channels(layer: nn.Module, shape: tuple[int, ...]) -> bool:
-    """BatchNorm's channels are axis 1 of its input, those of the layer's output must be, too."""
-    return output_axis(layer) % len(shape) == 1
 
 
 @torch.no_grad()
 def is_linear_in_weight(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether a factor in the weight is a factor in the output; not so for weight standardisation or spectral norm.
 
-    Args:
-        layer (nn.Module): A float layer; one whose class has its own ``forward`` is tried out.
-        shape (tuple[int, ...]): Shape of its input.
+    A float layer whose class has its own ``forward`` is tried out on an input of ``shape``.
     """
     weight = layer._parameters.get('weight')
     if weight is None:  # made anew in each forward pass
@@ -104,9 +90,8 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
     gamma = bn.weight.double() if bn.affine else torch.ones_like(sigma)
     beta = bn.bias.double() if bn.affine else torch.zeros_like(sigma)
     factor = gamma / sigma
-    axis = channel_axis(layer)
     weight = layer.weight.double()
-    if axis == 1:  # transposed convolution: (C_in, C_out / groups, ...)
+    if channel_axis(layer) == 1:  # transposed convolution: (C_in, C_out / groups, ...)
         per_group = factor.view(layer.groups, -1).repeat_interleave(weight.shape[0] // layer.groups, 0)
         scaled = weight * per_group.view(*per_group.shape, *[1] * (weight.dim() - 2))
     else:
@@ -114,23 +99,13 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
     bias = 0 if layer.bias is None else layer.bias.double()
     bias = beta + (bias - bn.running_mean.double()) * factor
     layer.weight.data = scaled.to(layer.weight.dtype)
-    ensure_bias(layer)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(num_outputs(layer)))
     layer.bias.data = bias.to(layer.weight.dtype)
     layer.folded_bn = FoldedBatchNorm(gamma, beta, bn.running_mean, sigma)
 
 
-def ensure_bias(layer: nn.Module) -> None:
-    """Give a layer without bias a zero one."""
-    if layer.bias is None:
-        layer.bias = nn.Parameter(layer.weight.new_zeros(num_outputs(layer)))
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` at the place of the submodule ``name``."""
-    parent, _, leaf = name.rpartition('.')
-    setattr(model.get_submodule(parent), leaf, new)
-
-
 def replace_by_identity(model: nn.Module, name: str) -> None:
     """Put an identity in place of a submodule (its name stays, as mmcv's ConvModule looks norms up by name)."""
-    replace_module(model, name, nn.Identity())
+    parent, _, leaf = name.rpartition('.')
+    setattr(model.get_submodule(parent), leaf, nn.Identity())

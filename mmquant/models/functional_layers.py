@@ -7,7 +7,6 @@ module is turned into a subclass whose ``forward`` runs under a ``TorchFunctionM
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mmquant.models.dataflow import wrapped_forwards
+from mmquant.models.layers import mixed_class
 
 
 def _arguments(input, weight, bias=None) -> tuple:  # names of F.linear
@@ -51,12 +51,6 @@ class FunctionalLayerOwner:
             return super().forward(*args, **kwargs)
 
 
-@lru_cache(maxsize=None)
-def owner_class(cls: type) -> type:
-    """The subclass of a module class that calls its layers."""
-    return type('Calling' + cls.__name__, (FunctionalLayerOwner, cls), {'__module__': cls.__module__})
-
-
 class _Finder(TorchFunctionMode):
     """Notes which module hands the weight of which layer below it to ``F.linear``."""
 
@@ -67,14 +61,12 @@ class _Finder(TorchFunctionMode):
         self.found: dict[str, list[str]] = defaultdict(list)
 
     def wrap(self, name, module, forward):
-
         def scoped(*args, **kwargs):
             self.stack.append(name)
             try:
                 return forward(*args, **kwargs)
             finally:
                 self.stack.pop()
-
         return scoped
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -102,5 +94,5 @@ def call_functional_layers(model: nn.Module, found: dict[str, list[str]]) -> Non
     for owner, names in found.items():
         module = model.get_submodule(owner)
         if not isinstance(module, FunctionalLayerOwner):
-            module.__class__ = owner_class(type(module))
+            module.__class__ = mixed_class(FunctionalLayerOwner, type(module), 'Calling')
         module.functional_layers = tuple(name.removeprefix(f'{owner}.') for name in names)

@@ -18,13 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mmquant.models.dataflow import wrapped_forwards
 from mmquant.models.layers import TRANSPOSED_TYPES, num_outputs
 
-CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 PIECE = 2**23  # elements of unfolded input that are in memory at once
-
-
-def _linear(input, weight, bias=None) -> tuple[Tensor, Tensor]:  # names of F.linear
-    return input.reshape(-1, 1, input.shape[-1]), weight
 
 
 def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> tuple[Tensor, Tensor]:
@@ -38,8 +32,7 @@ def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, grou
     return _windows(input, reach, sides, stride, dilation, groups), weight
 
 
-def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-                ) -> tuple[Tensor, Tensor]:
+def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """As a plain convolution, with the kernel reversed, of the input with zeros between its elements."""
     n = weight.dim() - 2
     x = input if input.dim() == n + 2 else input[None]
@@ -69,6 +62,12 @@ def _windows(x: Tensor, reach, sides, stride, dilation, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1))
 
 
+# What a function reads, by the names of its arguments: windows and weight
+READ = {F.linear: lambda input, weight, bias=None: (input.reshape(-1, 1, input.shape[-1]), weight),
+        F.conv1d: _convolution, F.conv2d: _convolution, F.conv3d: _convolution,
+        F.conv_transpose1d: _transposed, F.conv_transpose2d: _transposed, F.conv_transpose3d: _transposed}
+
+
 class _Catch(TorchFunctionMode):
     """Tells ``see`` the windows of every product with a weight of the given shape."""
 
@@ -78,11 +77,9 @@ class _Catch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        read = _linear if func is F.linear else _convolution if func in CONVOLUTIONS else \
-            _transposed if func in TRANSPOSED else None
-        if read is not None:
+        if func in READ:
             with torch._C.DisableTorchFunction():
-                windows, weight = read(*args, **kwargs)
+                windows, weight = READ[func](*args, **kwargs)
             if tuple(weight.shape) == self.shape:
                 self.see(windows)
         return func(*args, **kwargs)
@@ -127,11 +124,9 @@ class LayerMatrix:
         """``see(windows)`` for each product that the layer computes inside a ``with`` block; see :meth:`pieces`."""
 
         def wrap(name, module, forward):
-
             def watched(*args, **kwargs):
                 with _Catch(self.shape, see):
                     return forward(*args, **kwargs)
-
             return watched
 
         with wrapped_forwards(self.layer, wrap, ('', )):
@@ -151,8 +146,7 @@ class LayerMatrix:
     def rows(self, *args, **kwargs) -> Tensor:
         """Rows (g, m, C) that the layer multiplies when it is called so, in the quantization mode that is active.
 
-        Raises:
-            ValueError: If the layer calls neither ``F.conv*d`` nor ``F.linear`` with its weight.
+        ValueError if the layer calls neither ``F.conv*d`` nor ``F.linear`` with its weight.
         """
         found = []
         with self.caught(found.append):

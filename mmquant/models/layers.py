@@ -27,12 +27,11 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def _operator_classes(module: nn.Module) -> list[type]:
-    """Classes of a module that belong to mmcv's compiled operators."""
     return [c for c in type(module).__mro__ if c.__module__.startswith('mmcv.ops')]
 
 
 class Adapter(nn.Module):
-    """Stands around a weight quantizer: the weight that a quantized layer computes with is after(Q(before(w))).
+    """Stands around a weight quantizer: a quantized layer computes with after(Q(before(w))).
 
     Several compose: each ``before`` in order, each ``after`` in reverse. All state is in buffers.
     """
@@ -76,9 +75,8 @@ class QuantizedLayer:
     """Mix-in of all quantized layers.
 
     Attributes:
-        weight_quantizer (Quantizer | None): Quantizes ``weight``; its float value stays in the parameter. ``None``:
-            float weights.
-        input_quantizer (Quantizer | None): Quantizes the layer's input, ``None`` where the producer did it.
+        weight_quantizer (Quantizer | None): Of ``weight``, whose parameter stays float. ``None``: float weights.
+        input_quantizer (Quantizer | None): Of the layer's input; ``None`` where the producer did it.
         adapters (nn.ModuleList): Each an :class:`Adapter`, around the weight quantizer; none by default.
         quantized_bias (Tensor | None): Buffer, the bias while weights are quantized; None: the float one.
     """
@@ -160,25 +158,20 @@ class QuantizedLayer:
 class PerCall(nn.ModuleList):
     """One input quantizer for each call of a layer in a forward pass: one a pyramid level of a shared head.
 
-    Attributes:
-        position (int): Number of the next call; the model sets it to 0 when a forward pass begins.
+    ``position`` is the number of the next call; the model sets it to 0 when a forward pass begins.
     """
-
-    def __init__(self, quantizers) -> None:
-        super().__init__(quantizers)
-        self.position = 0
+    position = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` through the quantizer of this call."""
         quantizer = self[self.position % len(self)]
         self.position += 1
         return quantizer(x)
 
 
 @lru_cache(maxsize=None)
-def quantized_class(cls: type) -> type:
-    """The quantized subclass of a float layer class."""
-    return type('Quantized' + cls.__name__, (QuantizedLayer, cls), {'__module__': cls.__module__})
+def mixed_class(mixin: type, cls: type, prefix: str = 'Quantized') -> type:
+    """The subclass of a module's class whose ``forward`` is the mix-in's."""
+    return type(prefix + cls.__name__, (mixin, cls), {'__module__': cls.__module__})
 
 
 def has_own_weight(module: nn.Module) -> bool:
@@ -215,11 +208,8 @@ def mmcv_operators(model: nn.Module) -> list[nn.Module]:
 def give_plain_memory(model: nn.Module) -> None:
     """Lay out plainly what mmcv's operators read: RoIAlign takes channels_last maps for plain ones in silence."""
     for module in mmcv_operators(model):
-        module.register_forward_pre_hook(_plain_inputs, with_kwargs=True)
-
-
-def _plain_inputs(module, args, kwargs):
-    return tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
+        module.register_forward_pre_hook(lambda module, args, kwargs: tree_map_only(
+            torch.Tensor, torch.Tensor.contiguous, (args, kwargs)), with_kwargs=True)
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -232,6 +222,11 @@ def output_axis(layer: nn.Module) -> int:
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether each channel is convolved by itself."""
+    return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
+
+
 def num_outputs(layer: nn.Module) -> int:
     """Output channels of a layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -240,9 +235,8 @@ def num_outputs(layer: nn.Module) -> int:
 def quantize_layer(layer: nn.Module, weight_quantizer: nn.Module | None,
                    input_quantizer: nn.Module | None = None) -> None:
     """Turn a float layer into a quantized one, in place."""
-    layer.__class__ = quantized_class(type(layer))
-    layer.weight_quantizer = weight_quantizer
-    layer.input_quantizer = input_quantizer
+    layer.__class__ = mixed_class(QuantizedLayer, type(layer))
+    layer.weight_quantizer, layer.input_quantizer = weight_quantizer, input_quantizer
     layer.adapters = nn.ModuleList()
     layer.register_buffer('quantized_bias', None)
 
@@ -251,8 +245,7 @@ def own_bias(layer: QuantizedLayer) -> torch.Tensor:
     """The bias of a layer's quantized mode, made from the float one (zeros without) if there is none yet."""
     if layer.quantized_bias is None:
         weight, bias = layer._parameters['weight'], layer._parameters.get('bias')
-        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        layer.quantized_bias = weight.new_zeros(channels) if bias is None else bias.detach().clone()
+        layer.quantized_bias = weight.new_zeros(num_outputs(layer)) if bias is None else bias.detach().clone()
     return layer.quantized_bias
 
 

@@ -6,12 +6,12 @@ whose ``forward`` runs under a ``TorchFunctionMode`` that quantizes the operands
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mmquant.models.layers import mixed_class
 from mmquant.models.recorder import MATMULS, operands
 
 # Operands of a product that get a quantizer each.
@@ -36,32 +36,27 @@ class _OperandMode(TorchFunctionMode):
         return super().__exit__(*exc)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func not in MATMULS or _ACTIVE[-1] is not self:
-            return func(*args, **kwargs)
-        site = str(self.position)
-        self.position += 1
+        kwargs, site = kwargs or {}, None
+        if func in MATMULS and _ACTIVE[-1] is self:
+            site = str(self.position)
+            self.position += 1
         if site not in self.sites:
             return func(*args, **kwargs)
         quantizers = self.sites[site]
-        if MATMULS[func] == 'attention':
-            if not any(q.enabled for q in quantizers.values()):
-                return func(*args, **kwargs)
+        if MATMULS[func] == 'matmul':
+            left, right = operands(args, kwargs)
+            return func(quantizers['left'](left), quantizers['right'](right))
+        if any(q.enabled for q in quantizers.values()):
             return quantized_attention(quantizers, *args, **kwargs)
-        left, right = operands(args, kwargs)
-        return func(quantizers['left'](left), quantizers['right'](right))
+        return func(*args, **kwargs)
 
 
 def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
                         enable_gqa=False):
     """``scaled_dot_product_attention`` with its four operands quantized (eval mode: no dropout).
 
-    Args:
-        quantizers (Mapping[str, Quantizer]): ``query``, ``key``, ``probabilities``, ``value``.
-        query, key, value (Tensor): Shapes (..., L, E), (..., S, E), (..., S, V).
-
-    Raises:
-        ValueError: For grouped-query attention, which no vision model here uses.
+    ``quantizers`` are those of ``query``, ``key``, ``probabilities``, ``value``; shapes (..., L, E), (..., S, E),
+    (..., S, V). ValueError for grouped-query attention.
     """
     if enable_gqa:
         raise ValueError('quantized attention does not support enable_gqa=True; exclude this module by a quantizer '
@@ -69,19 +64,10 @@ def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = quantizers['query'](query) @ quantizers['key'](key).transpose(-2, -1) * scale
     if is_causal:
-        shape = scores.shape[-2:]
-        attn_mask = torch.ones(shape, dtype=torch.bool, device=scores.device).tril()
+        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     return quantizers['probabilities'](scores.softmax(-1)) @ quantizers['value'](value)
-
-
-def _enter_inner(module: nn.Module, args) -> None:
-    _ACTIVE.append(None)
-
-
-def _leave_inner(module: nn.Module, args, output) -> None:
-    _ACTIVE.pop()
 
 
 class QuantizedMatmulOwner:
@@ -92,17 +78,11 @@ class QuantizedMatmulOwner:
             return super().forward(*args, **kwargs)
 
 
-@lru_cache(maxsize=None)
-def matmul_owner_class(cls: type) -> type:
-    """The subclass of a module class that quantizes its matrix products."""
-    return type('Quantized' + cls.__name__, (QuantizedMatmulOwner, cls), {'__module__': cls.__module__})
-
-
 def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None:
     """Quantize a module's own matrix products, in place; ``sites`` maps a position to its operands' quantizers."""
     for inner in module.modules():
         if inner is not module:
-            inner.register_forward_pre_hook(_enter_inner)
-            inner.register_forward_hook(_leave_inner, always_call=True)
-    module.__class__ = matmul_owner_class(type(module))
+            inner.register_forward_pre_hook(lambda *_: _ACTIVE.append(None))
+            inner.register_forward_hook(lambda *_: _ACTIVE.pop(), always_call=True)  # a None, so that the output stays
+    module.__class__ = mixed_class(QuantizedMatmulOwner, type(module))
     module.matmul_quantizers = nn.ModuleDict(sites)

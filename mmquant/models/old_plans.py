@@ -18,16 +18,9 @@ def is_old(d: dict) -> bool:
 
 
 def from_old_dict(d: dict, policy: QuantizerPolicy) -> Plan:
-    """The plan that ``d``, of format 1, stands for.
+    """The plan that ``d``, of format 1, stands for; any error of a wrong key, type or value if it is damaged.
 
-    Args:
-        d (dict): ``layers`` (name, w_bits, a_bits, note, shares, calls, channels), ``outputs`` (name, bits),
-            ``matmuls`` (name, bits, sites), ``folded``, ``reparameterized``, ``split_attention``, ``affine``,
-            ``functional``.
-        policy (QuantizerPolicy): Of the model that loads it; gives the kinds of quantizers, ``d`` their bits.
-
-    Raises:
-        AttributeError, KeyError, TypeError, ValueError: If it is damaged.
+    The policy, of the model that loads it, gives the kinds of quantizers, and ``d`` their bits.
     """
     layers = d['layers']
     scope = [x['name'] for x in layers if policy.covers(x['name'])]
@@ -47,12 +40,10 @@ def from_old_dict(d: dict, policy: QuantizerPolicy) -> Plan:
 def _inputs(layer: dict, sharers: list[str], policy: QuantizerPolicy):
     quantizer, shape = {**policy.activations, 'bits': layer['a_bits']}, None
     if channels := layer.get('channels', 0):
-        quantizer.update(granularity='channel')
-        shape = (1, channels, 1, 1)
-    calls = layer.get('calls', 1)
+        quantizer, shape = {**quantizer, 'granularity': 'channel'}, (1, channels, 1, 1)
+    name, calls = layer['name'], layer.get('calls', 1)
     for call in range(calls):
-        yield Place(layer['name'], 'input', quantizer, (layer['name'], *sharers), call if calls > 1 else None,
-                    shape=shape)
+        yield Place(name, 'input', quantizer, (name, *sharers), call if calls > 1 else None, shape=shape)
 
 
 def _edits(d: dict):
@@ -68,10 +59,8 @@ def _edits(d: dict):
         yield AddOutputAffine(name)
 
 
-def without_idle_weights(state: dict, plan: Plan) -> dict:
-    """A state without the weight quantizers that layers with float weights used to hold, switched off."""
+def drop_idle_weights(state: dict, plan: Plan) -> None:
+    """Take from a state the weight quantizers that layers with float weights used to hold, switched off."""
     idle = tuple(f'{name}.weight_quantizer.' for name, _ in plan.float_layers)
-    kept = type(state)((k, v) for k, v in state.items() if not k.startswith(idle)) if idle else state
-    if kept is not state and hasattr(state, '_metadata'):
-        kept._metadata = state._metadata
-    return kept
+    for key in [k for k in state if k.startswith(idle)]:
+        del state[key]

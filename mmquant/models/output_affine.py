@@ -9,9 +9,8 @@ count together. Both act while weights are quantized: the float layer does not k
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from mmquant.models.layers import TRANSPOSED_TYPES, Adapter, QuantizedLayer, own_bias
+from mmquant.models.layers import Adapter, QuantizedLayer, own_bias
 
 FLOOR = 1e-6
 """Smallest factor: scales stay positive when it is folded into them."""
@@ -19,14 +18,10 @@ SMALLEST_DENSE_SCALE = 1e-4
 
 
 class OutputAffine(Adapter):
-    """Factor of each output channel; the bias that goes with it is the layer's ``quantized_bias``.
+    """Factor of each output channel: quantizes ``w / a_0``, computes with ``a`` times that, ``a`` kept positive.
 
-    Args:
-        weight (Tensor): The layer's, whose first axis counts output channels.
-
-    Attributes:
-        scale, initial_scale (Tensor): Buffers (C_out,), the factor (role ``affine``) and its value at the start; 1 by
-            default.
+    Buffers ``scale`` and ``initial_scale`` (C_out,): ``a`` (role ``affine``) and ``a_0``, 1 by default. The bias that
+    goes with it is the layer's ``quantized_bias``. ``weight`` is the layer's; its first axis counts output channels.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -43,11 +38,9 @@ class OutputAffine(Adapter):
         self.initial_scale.copy_(scale)
 
     def before(self, weight: torch.Tensor) -> torch.Tensor:
-        """``w / a_0``: what is left to quantize."""
         return weight / self.initial_scale.view(self.shape)
 
     def after(self, weight: torch.Tensor) -> torch.Tensor:
-        """``a * weight``, differentiable in the factor."""
         return weight * self.scale.view(self.shape).to(weight.dtype)
 
     def trainables(self) -> dict[str, list[torch.Tensor]]:
@@ -55,7 +48,6 @@ class OutputAffine(Adapter):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep the factors positive."""
         self.scale.clamp_(min=FLOOR)
 
     def stored_bits(self) -> int:
@@ -75,18 +67,12 @@ def output_affine_of(layer: QuantizedLayer) -> OutputAffine | None:
     return next((x for x in layer.adapters if isinstance(x, OutputAffine)), None)
 
 
-def takes_output_affine(layer: nn.Module) -> bool:
-    """Whether output channels are the first axis of the weight, so that a factor of one is a factor of the other."""
-    return not isinstance(layer, TRANSPOSED_TYPES)
-
-
 @torch.no_grad()
 def fold_output_affine(layer: QuantizedLayer) -> bool:
     """Move the factor into the weight quantizer's values, codes unchanged; the bias stays.
 
-    Returns:
-        bool: False where channels share a scale: the factor then stays as a multiplier of each channel, as in the
-        requantization of integer kernels.
+    False where channels share a scale: the factor then stays as a multiplier of each channel, as in the
+    requantization of integer kernels.
     """
     quantizer, affine = layer.weight_quantizer, output_affine_of(layer)
     codes = quantizer.encode(layer.quantized_tensor) if quantizer.codes is None else None

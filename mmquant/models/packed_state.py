@@ -31,17 +31,10 @@ class PackedError(ValueError):
 
 
 def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str, Tensor]]:
-    """Pack the state of a model.
+    """Pack the state of a model, without the float weights of the layers ``packed``.
 
-    Args:
-        model (nn.Module): The model.
-        packed (set[nn.Module]): Quantized layers whose float weight is left out.
-
-    Returns:
-        tuple: What :func:`unpack_state` needs, in plain values; and uint8 tensors: ``codes``, ``numbers.float32``, ...
-
-    Raises:
-        PackedError: For a tensor of a dtype that no checkpoint holds.
+    Returns what :func:`unpack_state` needs, in plain values; and uint8 tensors: ``codes``, ``numbers.float32``, ...
+    Raises a PackedError for a tensor of a dtype that no checkpoint holds.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     state, entries, seen = model.state_dict(), [], {}
@@ -51,41 +44,36 @@ def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str
         module = modules[owner]
         if name == 'weight' and module in packed:
             entries.append(['absent', key])
-            continue
-        if not isinstance(value, Tensor):
+        elif not isinstance(value, Tensor):
             entries.append(['plain', key, value])
-            continue
-        if value.dtype not in NAMES:
+        elif value.dtype not in NAMES:
             raise PackedError(f'{key} has dtype {value.dtype}, which a checkpoint does not hold; it holds '
                               f'{", ".join(DTYPES)}')
-        place = value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
-        if value.numel() and place in seen:
-            entries.append(['same', key, seen[place]])
-            continue
-        seen[place] = key
-        if name == 'codes' and isinstance(module, Quantizer):
+        elif (same := seen.setdefault(_place(value), key)) != key and value.numel():
+            entries.append(['same', key, same])
+        elif name == 'codes' and isinstance(module, Quantizer):
             order = sorted(range(value.dim()), key=value.stride, reverse=True)  # codes keep their order in memory
             first, last = module.code_range
             bits = width_of(first, last)
             entries.append(['codes', key, NAMES[value.dtype], list(value.shape), order, bits, first])
             codes.append(pack_bits(value.permute(order), bits, first))
-            continue
-        value = value.half() if isinstance(module, FoldedBatchNorm) else value
-        entries.append(['number', key, NAMES[value.dtype], list(value.shape)])
-        numbers[NAMES[value.dtype]].append(value.detach().cpu().flatten())
+        else:
+            value = value.half() if isinstance(module, FoldedBatchNorm) else value
+            entries.append(['number', key, NAMES[value.dtype], list(value.shape)])
+            numbers[NAMES[value.dtype]].append(value.detach().cpu().flatten())
     blobs = {f'numbers.{name}': _deflated(torch.cat(parts)) for name, parts in numbers.items()}
     blobs['codes'] = torch.cat(codes) if codes else torch.empty(0, dtype=torch.uint8)
     return dict(entries=entries, versions=dict(getattr(state, '_metadata', {}))), blobs
 
 
+def _place(x: Tensor) -> tuple:
+    return x.data_ptr(), x.dtype, tuple(x.shape), x.stride()
+
+
 def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, set[str]]:
-    """The inverse of :func:`pack_state`.
+    """The inverse of :func:`pack_state`: the state dict, and the keys of float weights that are absent.
 
-    Returns:
-        tuple: The state dict, and the keys of float weights that are absent.
-
-    Raises:
-        PackedError: If parts are missing, too long or too short.
+    Raises a PackedError if parts are missing, too long or too short.
     """
     state, absent, entries = OrderedDict(), set(), about['entries']
     state._metadata = about['versions']
@@ -152,11 +140,7 @@ def shrink(value) -> Tensor:
 
 
 def grow(data: Tensor):
-    """The inverse of :func:`shrink`; executes no code.
-
-    Raises:
-        PackedError: If the data are damaged or hold other things than tensors and plain values.
-    """
+    """The inverse of :func:`shrink`; executes no code. PackedError if the data are damaged or not plain values."""
     try:
         raw = zlib.decompress(data.numpy().tobytes())
         return torch.load(io.BytesIO(raw), map_location='cpu', weights_only=True)

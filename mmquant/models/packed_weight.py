@@ -20,10 +20,7 @@ class NoFloatWeight(RuntimeError):
 class PackedWeight(nn.Parameter):
     """A parameter with shape, dtype and device of a weight, no memory, and an error for whoever computes with it.
 
-    Args:
-        like (Tensor): A scalar of the dtype and device.
-        shape (tuple[int, ...]): Of the weight.
-        layer (str): Name of the layer, for the error.
+    ``like`` is a scalar of the dtype and device, ``shape`` the weight's, ``layer`` the name for the error.
     """
 
     def __new__(cls, like: torch.Tensor, shape: tuple[int, ...], layer: str) -> PackedWeight:
@@ -33,7 +30,6 @@ class PackedWeight(nn.Parameter):
         self.layer = layer
 
     def missing(self) -> NoFloatWeight:
-        """The error for whoever needs its values."""
         return NoFloatWeight(
             f'layer {self.layer} was loaded from a packed checkpoint: its codes are there, its float weight is not. '
             'The float net, new ranges or bits of weights, and further calibration need it: call '

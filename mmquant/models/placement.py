@@ -10,7 +10,7 @@ from collections import defaultdict
 from torch import nn
 
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
-from mmquant.models.layers import has_own_weight, is_layer
+from mmquant.models.layers import has_own_weight, is_depthwise, is_layer
 from mmquant.models.matmul import OPERANDS
 from mmquant.models.plan import Place, Plan
 from mmquant.models.policy import QuantizerPolicy
@@ -30,8 +30,7 @@ class _Placer:
         self.calls = layer_calls(model, flow)
         self.blocks = {c.outputs[0]: c for c in find_blocks(model, flow, policy.block_types)
                        if c.bare and len(c.outputs) == 1}
-        self.first = first_layers(model, flow)
-        self.last = last_layers(flow)
+        self.first, self.last = first_layers(model, flow), last_layers(flow)
         self.of_first = self._values_of_first()
         self.by_input = defaultdict(list)
         for call in self.calls:
@@ -70,49 +69,43 @@ class _Placer:
         Blocks come first since what a block returns must be quantized there, whoever reads it: the shortcut of the next
         block then sees the same values as its convolutions.
         """
-        outputs: dict[str, tuple[dict, list[str]]] = {}  # module -> its quantizer, readers
+        outputs: dict[str, Place] = {}
         inputs: dict[str, tuple[dict, list[str]]] = {}  # owner -> quantizer, layers that share it
         owner_of: dict[str, str] = {}
         for value, block in self.blocks.items():
             readers, _ = self._readers(value, MOVEMENT | POOLING)
             if readers and (quantizer := self._quantizer(value, readers)) is not None:
-                outputs[block.name] = quantizer, self._covered(self._readers(value)[0])
+                covered = tuple(self._covered(self._readers(value)[0]))
+                outputs[block.name] = Place(block.name, 'output', quantizer, covered)
         for value, calls in self.by_input.items():
             made_by_block = value in self.blocks and self.blocks[value].name in outputs
             names = list(dict.fromkeys(c.name for c in calls))
-            if made_by_block or value in self.flow.network_inputs:
-                continue
-            quantizer = self._quantizer(value, names)
-            if quantizer is None:
+            if (made_by_block or value in self.flow.network_inputs
+                    or (quantizer := self._quantizer(value, names)) is None):
                 continue
             covered = self._covered(names)
             once = covered == names and all(len(self.flow.calls_of[n]) == 1 for n in names)
             alone = len(covered) == 1 and not self._readers(value)[1]
             producer = self._producer(value)
             if once and not alone and producer is not None:
-                outputs[producer.name] = quantizer, covered
+                outputs[producer.name] = Place(producer.name, 'output', quantizer, tuple(covered))
                 continue
             # a layer has one input quantizer: who shares with one of the readers shares with all
             owner = next((owner_of[n] for n in covered if n in owner_of), covered[0])
             _, sharers = inputs.setdefault(owner, (quantizer, []))
             sharers += [n for n in covered if n not in owner_of]
             owner_of |= {n: owner for n in covered if n not in owner_of}
-        places = [Place(name, 'output', cfg, tuple(readers)) for name, (cfg, readers) in outputs.items()]
         weights, float_layers = self._weights()
-        places += [*weights, *(p for owner, found in inputs.items() for p in self._inputs(owner, *found))]
-        return Plan((*places, *self._operands()), tuple(float_layers))
+        own = (p for owner, found in inputs.items() for p in self._inputs(owner, *found))
+        return Plan((*outputs.values(), *weights, *own, *self._operands()), tuple(float_layers))
 
     def _covered(self, names: list[str]) -> list[str]:
         return [n for n in names if self.policy.covers(n)]
 
-    def _is_depthwise(self, name: str) -> bool:
-        layer = self.modules[name]
-        return getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', 0) > 1
-
     def _inputs(self, owner: str, quantizer: dict, readers: list[str]):
         """The place of an input quantizer; one for each call of its owner where the policy wants that."""
         shape = None
-        if self.policy.depthwise_channels and all(map(self._is_depthwise, readers)):
+        if self.policy.depthwise_channels and all(is_depthwise(self.modules[n]) for n in readers):
             quantizer = dict(quantizer, granularity='channel')
             shape = (1, self.modules[owner].in_channels, 1, 1)
         times = len(self.flow.calls_of[owner]) if self.policy.per_call else 1
@@ -121,15 +114,15 @@ class _Placer:
 
     def _weights(self) -> tuple[list[Place], list[tuple[str, str]]]:
         """Places of weights in execution order; layers that stay float, and why."""
-        places, float_layers = [], []
-        reached = dict.fromkeys(c.name for c in self.calls)
+        places, float_layers, reached = [], [], dict.fromkeys(c.name for c in self.calls)
         for name in reached:
             quantizer = self.policy.weight(name, name in self.first, name in self.last)
             if quantizer is not None:
                 places.append(Place(name, 'weight', quantizer, (name, )))
-                continue
-            inside = self.policy.covers(name)
-            float_layers.append((name, BY_CONFIG if inside else f'outside the scope ({", ".join(self.policy.scope)})'))
+            elif self.policy.covers(name):
+                float_layers.append((name, BY_CONFIG))
+            else:
+                float_layers.append((name, f'outside the scope ({", ".join(self.policy.scope)})'))
         float_layers += [(n, UNREACHED if has_own_weight(m) else NO_WEIGHT) for n, m in self.modules.items()
                          if is_layer(m) and n not in reached]
         return places, float_layers
@@ -148,11 +141,10 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) 
     Args:
         model (nn.Module): The (folded) float model.
         flow (DataFlow): Its record.
-        policy (QuantizerPolicy): Quantizers by default, by position and by name pattern. With ``per_call``, a layer
-            called several times (a head shared over pyramid levels) gets an input quantizer for each call instead of
-            one for all. With ``depthwise_channels``, a tensor that depthwise convolutions alone read gets a scale for
-            each channel: these multiply the weights' scales, so integer arithmetic stays exact, where a tensor-wide
-            scale wastes most levels if channels differ.
+        policy (QuantizerPolicy): With ``per_call``, a layer called several times (a head shared over pyramid levels)
+            gets an input quantizer for each call instead of one for all. With ``depthwise_channels``, a tensor that
+            depthwise convolutions alone read gets a scale for each channel: these multiply the weights' scales, so
+            integer arithmetic stays exact, where a tensor-wide scale wastes most levels if channels differ.
 
     Raises:
         ConfigError: If a part of the policy's scope names no module, or a pattern no module.

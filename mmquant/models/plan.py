@@ -22,13 +22,9 @@ class Place:
         quantizer (dict): Whole config, with ``type`` and ``bits``.
         readers (tuple[str, ...]): Layers (in the scope) that read the tensor; those of an ``'input'`` share the
             quantizer.
-        call (int | None): Where a layer has one input quantizer for each call: number of the call. Of an operand:
-            number of the product.
+        call (int | None): Number of the call, where a layer has an input quantizer for each; of an operand's product.
         role (str): Of an operand: ``'left'``, ``'right'``, ``'query'``, ...
-        shape (tuple[int, ...] | None): Of an activation with more than one scale: its shape; channels lie on axis 1.
-
-    Raises:
-        PlanError: Without a quantizer, or for an unknown ``what``.
+        shape (tuple[int, ...] | None): Of an activation with more than one scale; channels lie on axis 1.
     """
     name: str
     what: str
@@ -47,11 +43,9 @@ class Place:
 
     @property
     def bits(self) -> int:
-        """Bits of a value."""
         return self.quantizer['bits']
 
     def with_bits(self, bits: int) -> Place:
-        """The same place at another width."""
         return replace(self, quantizer={**self.quantizer, 'bits': bits})
 
 
@@ -59,10 +53,8 @@ class Place:
 class Plan:
     """All quantizers of a model and its structural changes, as plain values that a checkpoint can hold.
 
-    Attributes:
-        places (tuple[Place, ...]): What is quantized.
-        float_layers (tuple[tuple[str, str], ...]): Layers whose weights stay float, and why: prose for a table.
-        edits (tuple[Edit, ...]): In the order in which they were made.
+    ``float_layers`` are layers whose weights stay float, and why: prose for a table; ``edits`` stand in the order in
+    which they were made.
     """
     places: tuple[Place, ...] = ()
     float_layers: tuple[tuple[str, str], ...] = ()
@@ -91,11 +83,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, d: dict) -> Plan:
-        """Inverse of :meth:`to_dict`.
-
-        Raises:
-            PlanError: If it is of a newer version, holds a place without quantizer or an unknown edit.
-        """
+        """Inverse of :meth:`to_dict`; PlanError for a newer version, a place without quantizer, an unknown edit."""
         if d['format'] > FORMAT:
             raise PlanError(f'the plan has format {d["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
         check_keys(d, ('format', 'places', 'float_layers', 'edits'), 'plan')

@@ -44,14 +44,17 @@ class QuantizerPolicy:
     def __init__(self, quantizer: dict) -> None:
         check_keys(quantizer, KEYS, 'quantizer')
         self.scope = _scope(quantizer.get('scope'))
-        self.block_types = _names(quantizer.get('block_types', ()))
+        blocks = quantizer.get('block_types', ())
+        if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
+            raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
+        self.block_types = tuple(blocks)
         self.per_call = quantizer.get('per_call', False)
         self.depthwise_channels = quantizer.get('depthwise_channels', False)
         self.weights = _default(quantizer, 'weight')
         self.activations = _default(quantizer, 'activation')
         bits = quantizer.get('matmul_bits', 'same')
-        self.operands = self.activations if bits == 'same' else whole_config(
-            {**self.activations, 'bits': bits}, 'quantizer.matmul_bits')
+        self.operands = self.activations if bits == 'same' else \
+            whole_config({**self.activations, 'bits': bits}, 'quantizer.matmul_bits')
         overrides = quantizer.get('overrides', ())
         if not isinstance(overrides, (list, tuple)):
             raise ConfigError(f'quantizer.overrides must be a list of dicts, got {overrides!r}')
@@ -84,7 +87,7 @@ class QuantizerPolicy:
         """Quantizer of a layer's weights."""
         cfg = self.weights
         for rule in self.rules:
-            if rule.selects(name) or (rule.position == 'first' and first) or (rule.position == 'last' and last):
+            if rule.selects(name) or {'first': first, 'last': last}.get(rule.position):
                 cfg = rule.over(cfg, 'weight')
         return self._quantizes(cfg, name) if self.covers(name) else None
 
@@ -201,15 +204,8 @@ def _default(quantizer: dict, key: str) -> dict:
 
 def _scope(scope) -> tuple[str, ...] | None:
     if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
-        raise ConfigError('quantizer.scope must be a list of module paths such as ["backbone", "neck"], got '
-                          f'{scope!r}')
+        raise ConfigError(f'quantizer.scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
     return None if scope is None else tuple(scope)
-
-
-def _names(blocks) -> tuple[str, ...]:
-    if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
-        raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
-    return tuple(blocks)
 
 
 def _compiled(pattern: str, where: str) -> re.Pattern:

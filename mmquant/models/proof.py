@@ -8,17 +8,17 @@ import torch
 from mmengine.logging import print_log
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmquant.models.decisions import Decisions
+from mmquant.models.detection import Decisions
 
 ROUNDING = 32  # times what the last bit of the inputs changes: a net that amplifies so much amplifies rounding, too
 SAMPLES = 256  # values of each module's output that are compared, to name the first that differs
 
 
 class Proof:
-    """Runs a model before and after a change.
+    """Runs a model before and after a change, in float mode; a detector keeps the proposals of the first run.
 
     Args:
-        model (QuantizedModel): The model; it runs in float mode. A detector keeps the proposals of the first run.
+        model (QuantizedModel): The model.
         inputs, data_samples: As for ``QuantizedModel.run``.
         tolerance (float): Largest allowed change of an output, relative to its largest magnitude, in float32; of
             outputs in half precision 8 units in the last place are allowed.
@@ -30,16 +30,13 @@ class Proof:
         self.outputs, self.traces = self._run()
 
     def check(self, edits: tuple) -> None:
-        """Compare the model as it is now with what it was.
-
-        Raises:
-            RuntimeError: If an output differs by more than the tolerance; names the edit and the first module.
-        """
+        """RuntimeError, which names edit and module, if an output now differs by more than the tolerance."""
         outputs, traces = self._run()
         change, allowed = _change(self.outputs, outputs, self.tolerance)
         if change <= allowed:
             return
-        nudged = tree_map_only(torch.Tensor, _next_value, self.inputs)
+        nudged = tree_map_only(torch.Tensor, lambda x: torch.nextafter(x, torch.full_like(x, float('inf')))
+                               if x.is_floating_point() else x, self.inputs)
         for again, factor, why in ((self.inputs, 1, 'answers the same batch differently each time'),
                                    (nudged, ROUNDING, 'amplifies the last bit of its inputs as much')):
             if change <= factor * _change(outputs, self._run(again)[0], self.tolerance)[0]:
@@ -66,17 +63,14 @@ class Proof:
     @torch.no_grad()
     def _run(self, inputs=None) -> tuple[list, dict]:
         """Tensors that the model returns, and a few values of what each module call returned."""
-        traces: dict[tuple[str, int], torch.Tensor] = {}
-        counts: dict[str, int] = defaultdict(int)
+        traces, counts = {}, defaultdict(int)  # by name and number of the call; calls by name
 
         def hook(name):
-
             def note(module, args, output):
                 if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
                     flat = output.detach().flatten()
                     traces[name, counts[name]] = flat[::max(1, flat.numel() // SAMPLES)].clone()
                 counts[name] += 1
-
             return note
 
         model = self.model
@@ -102,10 +96,6 @@ def _change(before: list, after: list, tolerance: float) -> tuple[float, float]:
             difference = ((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
             change = max(change, float('inf') if difference != difference else difference)
     return change, allowed
-
-
-def _next_value(x: torch.Tensor) -> torch.Tensor:
-    return torch.nextafter(x, torch.full_like(x, float('inf'))) if x.is_floating_point() else x
 
 
 @contextlib.contextmanager

@@ -2,27 +2,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from mmquant.models import builder, saving
-from mmquant.models.checkpoint import load_float_weights
+from mmquant.models import builder, checkpoint, layers
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import is_detector, plain_samples
-from mmquant.models.edits import Edit, Folded
-from mmquant.models.folding import foldable_pairs
-from mmquant.models.layers import (
-    PerCall,
-    enabled,
-    fixed_weights,
-    give_plain_memory,
-    use_channels_last,
-    use_plain_memory,
-)
 from mmquant.models.plan import Plan
 from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.quantizer_index import QuantizerIndex
@@ -36,15 +24,11 @@ NEEDS_PLAIN_MEMORY = ('view size is not compatible', 'must be contiguous')  # in
 
 @MODELS.register_module()
 class QuantizedModel(BaseModel):
-    """A float model with quantizers.
-
-    ``forward(inputs, data_samples, mode)`` is the wrapped model's own. A fresh instance is float; calibration folds
-    BatchNorm, inserts quantizers (:meth:`insert_quantizers`) and sets their state.
+    """A float model with quantizers: calibration folds BatchNorm, inserts quantizers and sets their state.
 
     Args:
         architecture (dict | nn.Module): The float model or its config.
-        quantizer (dict): ``weight`` and ``activation``: configs of quantizers with ``bits`` (``None``: float), and
-            which tensors get others: see :class:`QuantizerPolicy`.
+        quantizer (dict): Which tensors get which quantizers: see :class:`QuantizerPolicy`.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
@@ -59,7 +43,7 @@ class QuantizedModel(BaseModel):
 
     def __init__(self, architecture, quantizer: dict, float_checkpoint: str | None = None,
                  data_preprocessor: dict | None = None) -> None:
-        policy = QuantizerPolicy(quantizer)
+        policy = QuantizerPolicy(quantizer)  # first: its errors come before a model is built
         if isinstance(architecture, dict):
             architecture = dict(architecture)
             if data_preprocessor is not None:
@@ -67,12 +51,11 @@ class QuantizedModel(BaseModel):
             architecture = MODELS.build(architecture)
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
-        use_channels_last(architecture)  # here, so that a loaded checkpoint computes just what the calibrated model did
-        give_plain_memory(architecture)
+        layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just the same
+        layers.give_plain_memory(architecture)
         self.architecture = architecture
-        self.float_checkpoint = float_checkpoint
-        self.quantizer_cfg = quantizer
-        self.policy = policy
+        self.float_checkpoint, self.quantizer_cfg, self.policy = float_checkpoint, quantizer, policy
+        self.block_types = policy.block_types  # names of classes declared as blocks
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
         self.index = QuantizerIndex(architecture, Plan())
@@ -84,14 +67,14 @@ class QuantizedModel(BaseModel):
         """The wrapped model's forward.
 
         A model that looks at activations through a view (VGG), or pools corners (CornerNet), fails where channels lie
-        last in memory, so its weights and inputs are laid out plainly from its first failure on.
+        last in memory: weights and inputs are laid out plainly from its first failure on.
         """
         try:
             return self._forward(inputs, data_samples, mode)
         except RuntimeError as error:
             if self._plain_memory or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
                 raise
-        use_plain_memory(self.architecture)
+        layers.use_plain_memory(self.architecture)
         self._plain_memory = True
         return self._forward(inputs, data_samples, mode)
 
@@ -105,10 +88,10 @@ class QuantizedModel(BaseModel):
         return self.architecture(inputs)
 
     def run(self, inputs, data_samples: list | None = None):
-        """Raw outputs for preprocessed inputs, without labels and post-processing; ``inputs`` stay as they are.
+        """Raw outputs, without labels and post-processing.
 
         Args:
-            inputs: What the data preprocessor returns as ``inputs``.
+            inputs: What the data preprocessor returns as ``inputs``; they stay as they are.
             data_samples (list | None): Image sizes for detectors; without them, images fill their whole area.
         """
         if self.flow is None or self.flow.mutated & set(self.flow.network_inputs):  # the model may write into them
@@ -128,86 +111,21 @@ class QuantizedModel(BaseModel):
     def init_weights(self) -> None:
         """Nothing: weights come from ``float_checkpoint``."""
 
-    # ---- building ------------------------------------------------------------------------------------------------
+    # ---- building and saving -------------------------------------------------------------------------------------
+    observe, edit, fold_batch_norm = builder.observe, builder.edit, builder.fold_batch_norm
+    make_plan, insert_quantizers, set_bits = builder.make_plan, builder.insert_quantizers, builder.set_bits
+    save, load = checkpoint.save, checkpoint.load
+
     def load_float_checkpoint(self) -> None:
-        """Load the float weights.
-
-        Raises:
-            CheckpointError: If the file is missing, unreachable, damaged or of another model.
-        """
-        load_float_weights(self.architecture, self.float_checkpoint)
-
-    def observe(self, inputs, data_samples: list | None = None) -> DataFlow:
-        """Record the data flow of one small batch in float mode; arguments as in :meth:`run`.
-
-        Raises:
-            ValueError: If the model returns no tensor that it computed from the inputs.
-        """
-        self.flow = builder.observe(self, inputs, data_samples)
-        return self.flow
-
-    def edit(self, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
-        """Change the structure in order, prove on one small batch that the float outputs stay, note it in the plan.
-
-        Args:
-            edits (tuple[Edit, ...]): What to change.
-            inputs, data_samples: As in :meth:`run`.
-            tolerance (float): Largest allowed change, relative to the largest output.
-
-        Raises:
-            PlanError: If a module that an edit needs is not there.
-            RuntimeError: If the outputs change by more; the model is left changed.
-        """
-        builder.edit(self, tuple(edits), inputs, data_samples, tolerance)
-
-    def fold_batch_norm(self, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
-        """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
-        pairs = foldable_pairs(self.architecture, self.observe(inputs, data_samples))
-        self.edit(tuple(Folded(*pair) for pair in pairs), inputs, data_samples)
-        return pairs
-
-    def make_plan(self, inputs, data_samples: list | None = None) -> Plan:
-        """Decide where quantizers sit, without inserting them; attention gets layers for its projections.
-
-        Modules that read a layer's weight are made to call the layer.
-        """
-        return builder.make_plan(self, inputs, data_samples)
-
-    def insert_quantizers(self, plan: Plan) -> None:
-        """Turn float layers into quantized ones as planned; a loaded plan also repeats what came before.
-
-        Raises:
-            PlanError: If a module of the plan is not there.
-        """
-        builder.insert(self, plan)
-
-    def set_bits(self, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
-        """Change the widths of inserted quantizers; the plan, and with it costs and tables, follow.
-
-        Codes are dropped, and ranges must be set again where a width changed.
-
-        Args:
-            bits (Mapping): Layer -> (bits of its weights, bits of its input); None leaves a width as it is. An input
-                that several layers read takes the widest wish; layers that are not named wish what it has. The name of
-                a module with matrix products stands for its operands.
-
-        Raises:
-            ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take; nothing is changed.
-            NoFloatWeight: For weights of a packed checkpoint; nothing is changed.
-        """
-        builder.set_bits(self, bits)
+        """Load the float weights; CheckpointError if they are missing, damaged or of another model."""
+        checkpoint.load_float_weights(self.architecture, self.float_checkpoint)
 
     # ---- looking inside ------------------------------------------------------------------------------------------
-    @property
-    def block_types(self) -> tuple[str, ...]:
-        """Names of classes declared as blocks."""
-        return self.policy.block_types
-
     def units(self, granularity: str = 'block') -> list[Unit]:
         """Reconstruction units in execution order; needs a recorded data flow."""
         return find_units(self.architecture, self.flow, granularity, self.block_types)
 
-    def per_call_within(self, unit: Unit, call: int) -> list[tuple[PerCall, int]]:
+    def per_call_within(self, unit: Unit, call: int) -> list[tuple[layers.PerCall, int]]:
         """Quantizers per call inside one call of a unit, and the number that the first of these calls has."""
         begin, end = unit.spans[call]
         return [(self.index.per_call[name], next(i for i, c in enumerate(self.flow.calls_of[name])
@@ -225,8 +143,7 @@ class QuantizedModel(BaseModel):
     def activation_quantizers(self, unit: Unit | None = None) -> dict[str, Quantizer]:
         """Path of the owner -> quantizer of its input, output or operands; shared ones once.
 
-        Args:
-            unit (Unit | None): Those inside this unit, that of the activation after it included. Default: all.
+        With a unit: those inside it, that of the activation after it included.
         """
         return dict(self.index.activations) if unit is None else self.index.within(self.architecture, unit)
 
@@ -239,14 +156,14 @@ class QuantizedModel(BaseModel):
     @contextlib.contextmanager
     def quantization(self, weights: bool, activations: bool):
         """Quantize weights and activations, or not, inside a ``with`` block; both off is the float model."""
-        with enabled(self.weight_quantizers().values(), weights), \
-                enabled(self.activation_quantizers().values(), activations):
+        with layers.enabled(self.weight_quantizers().values(), weights), \
+                layers.enabled(self.activation_quantizers().values(), activations):
             yield self
 
     @contextlib.contextmanager
     def frozen(self, weights: bool, activations: bool):
         """As :meth:`quantization`, for inference: weights are quantized once, not in every forward pass."""
-        with self.quantization(weights, activations), fixed_weights(self.quantized_layers().values()):
+        with self.quantization(weights, activations), layers.fixed_weights(self.quantized_layers().values()):
             yield self
 
     @torch.no_grad()
@@ -258,26 +175,3 @@ class QuantizedModel(BaseModel):
         for layer in self.quantized_layers().values():
             if layer.weight_quantizer.initialized and layer.weight_quantizer.codes is None:
                 layer.weight_quantizer.decide(layer.quantized_tensor)
-
-    # ---- saving --------------------------------------------------------------------------------------------------
-    def save(self, path: str, meta: dict | None = None) -> str:
-        """Write packed codes, plan and whatever else the quantized net needs, atomically; returns the path.
-
-        Decides first (:meth:`decide`). The file holds no float weights of quantized layers, unless some weights have no
-        range and so stay float; tensors and plain values only.
-        """
-        return saving.save(self, path, meta or {})
-
-    def load(self, path: str, float_weights: bool = False) -> dict:
-        """Rebuild quantizers from a checkpoint of :meth:`save` and load their state; returns its meta.
-
-        Args:
-            path (str): The checkpoint.
-            float_weights (bool): Keep the model's float weights, from :meth:`load_float_checkpoint` before, where the
-                checkpoint holds none: for comparisons with the float net. Default: give them up, so that asking for
-                them is an error.
-
-        Raises:
-            CheckpointError: If the file is missing, damaged, or of another model.
-        """
-        return saving.load(self, path, float_weights)

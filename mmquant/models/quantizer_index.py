@@ -14,11 +14,7 @@ from mmquant.structures.unit import Unit
 
 
 class QuantizerIndex:
-    """Quantizers of a model by the paths of what holds them, in the order of its modules.
-
-    Args:
-        model (nn.Module): With inserted quantizers.
-        plan (Plan): What was inserted.
+    """Quantizers of a model in which a plan was inserted, by the paths of what holds them, in the order of its modules.
 
     Attributes:
         layers (dict[str, nn.Module]): Layers with quantized weights.
@@ -28,17 +24,14 @@ class QuantizerIndex:
     """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.layers: dict[str, nn.Module] = {}
+        modules = dict(model.named_modules())
+        self.layers = {n: m for n, m in modules.items() if n in plan.weights}
+        self.per_call = {n: m.input_quantizer for n, m in modules.items()
+                         if isinstance(m, QuantizedLayer) and isinstance(m.input_quantizer, PerCall)}
         self.activations: dict[str, Quantizer] = {}
-        self.per_call: dict[str, PerCall] = {}
         self._held: dict[nn.Module, list[str]] = defaultdict(list)  # module -> names of its activation quantizers
         names: dict[Quantizer, str] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, QuantizedLayer):
-                if name in plan.weights:
-                    self.layers[name] = module
-                if isinstance(module.input_quantizer, PerCall):
-                    self.per_call[name] = module.input_quantizer
+        for name, module in modules.items():
             for suffix, quantizer in _of(module):
                 key = names.setdefault(quantizer, f'{name}.{suffix}')
                 self.activations[key] = quantizer

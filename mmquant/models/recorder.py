@@ -31,26 +31,14 @@ def operands(args: tuple, kwargs: dict) -> tuple:
     return (*args, *named)[:2]
 
 
-class _Memory:
-    """What a tensor and its views share, and the values seen in it; holds its identity, but no content."""
-
-    def __init__(self, owner) -> None:
-        self.owner = owner  # keeps the identity from being reused
-        self.values: list[tuple[TensorWeakRef, int]] = []
-
-    def tensors(self) -> list[torch.Tensor]:
-        """The tensors that are still there, each once."""
-        found = {id(x): x for x in (ref() for ref, _ in self.values) if x is not None}
-        return list(found.values())
-
-
 class _Recorder(TorchDispatchMode):
 
     def __init__(self, flow: DataFlow) -> None:
         super().__init__()
         self.flow, self.clock, self.stack = flow, 0, []
         self.values: dict[int, tuple[TensorWeakRef, int]] = {}  # by identity of the tensor
-        self.memories: dict[int, _Memory] = {}  # by identity of the storage
+        # by identity of the storage: what keeps the identity from being reused, but no content; what was seen in it
+        self.memories: dict[int, tuple[object, list[tuple[TensorWeakRef, int]]]] = {}
         self.next_value = 0
         self.counts: dict[str, int] = defaultdict(int)
 
@@ -61,7 +49,7 @@ class _Recorder(TorchDispatchMode):
     def new_value(self, tensor: torch.Tensor) -> int:
         seen = self.values[id(tensor)] = TensorWeakRef(tensor), self.next_value
         self.flow.shapes[self.next_value] = tuple(tensor.shape)
-        self.memory_of(tensor).values.append(seen)
+        self.seen_with(tensor).append(seen)
         self.next_value += 1
         return self.next_value - 1
 
@@ -70,14 +58,15 @@ class _Recorder(TorchDispatchMode):
         ref, value = self.values.get(id(tensor), (None, None))
         return value if ref is not None and ref() is tensor else None
 
-    def memory_of(self, tensor: torch.Tensor) -> _Memory:
+    def seen_with(self, tensor: torch.Tensor) -> list[tuple[TensorWeakRef, int]]:
+        """Tensors, and their values, seen so far in the memory that a tensor shares with its views."""
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # a layout without storage, such as sparse
-            return self.memories.setdefault(-id(tensor), _Memory(tensor))
+            return self.memories.setdefault(-id(tensor), (tensor, []))[1]
         if storage._cdata not in self.memories:
-            self.memories[storage._cdata] = _Memory(StorageWeakRef(storage))
-        return self.memories[storage._cdata]
+            self.memories[storage._cdata] = StorageWeakRef(storage), []
+        return self.memories[storage._cdata][1]
 
     def lookup(self, tree) -> tuple[int, ...]:
         values = (self.value_of(x) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
@@ -86,7 +75,7 @@ class _Recorder(TorchDispatchMode):
     def value_of(self, tensor: torch.Tensor) -> int | None:
         """Value of a tensor; one that was a constant becomes a value when data were written into a part of it."""
         value = self.known(tensor)
-        if value is None and (before := self.memory_of(tensor).values):
+        if value is None and (before := self.seen_with(tensor)):
             self.add_op('storage', (before[-1][1],), [tensor])
             value = self.known(tensor)
         return value
@@ -101,9 +90,9 @@ class _Recorder(TorchDispatchMode):
         if inputs:
             outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
             for x in [x for x in outputs if self.known(x) is not None]:  # written in place: every view of it changes
-                memory = self.memory_of(x)
-                self.flow.mutated |= {value for _, value in memory.values}
-                outputs += [y for y in memory.tensors() if y is not x]
+                seen = self.seen_with(x)
+                self.flow.mutated |= {value for _, value in seen}
+                outputs += {id(y): y for ref, _ in seen if (y := ref()) is not None and y is not x}.values()
             constants = tuple(x for x in tree_leaves((args, kwargs or {})) if not isinstance(x, torch.Tensor))
             self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs, constants)
         return out
@@ -153,12 +142,11 @@ def make_out_of_place(model: nn.Module) -> None:
 
 @torch.no_grad()
 def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
-    """Run the model once and record its data flow.
+    """Run the model once, in eval mode, and record its data flow; in-place activations are switched off for good.
 
     Args:
-        model (nn.Module): The model, in eval mode; in-place activations are switched off for good.
         run (Callable): ``run(inputs)`` runs the whole model.
-        inputs: Tensor or nested containers of tensors, the network's input; a batch of one or two is enough.
+        inputs: Tensors of the network's input, in nested containers; a batch of one or two is enough.
         decoders (tuple): (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
     """
     make_out_of_place(model)
@@ -168,21 +156,17 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
     flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
 
     def wrap(name, module, forward):
-
         def recorded(*args, **kwargs):
             call = recorder.enter(name, args, kwargs)
             output = forward(*args, **kwargs)
             recorder.leave(call, output)
             return output
-
         return recorded
 
     def noting(method):
-
         def noted(*args, **kwargs):
             flow.decoded |= set(recorder.lookup((args, kwargs)))
             return method(*args, **kwargs)
-
         return noted
 
     with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _MatmulRecorder(recorder):

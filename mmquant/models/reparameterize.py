@@ -7,7 +7,6 @@ without gradient.
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 
 import torch
 from mmengine.logging import print_log
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.folding import FoldedBatchNorm
+from mmquant.models.layers import mixed_class
 
 MERGED_LAYERS = ('branch_reparam', 'lkb_reparam')
 
@@ -64,8 +64,9 @@ def reparameterize(model: nn.Module) -> int:
 def correct_deployed(model: nn.Module) -> None:
     """Give merged RepVGG blocks their squeeze-and-excitation layer back, also those built in deployed form."""
     for block in model.modules():
-        if getattr(block, 'se_layer', None) is not None and hasattr(block, 'branch_reparam'):
-            block.__class__ = _with_squeeze_excitation(type(block))
+        merged = getattr(block, 'se_layer', None) is not None and hasattr(block, 'branch_reparam')
+        if merged and not isinstance(block, _SqueezeExcitation):
+            block.__class__ = mixed_class(_SqueezeExcitation, type(block), '')
 
 
 class _SqueezeExcitation:
@@ -73,13 +74,6 @@ class _SqueezeExcitation:
 
     def forward(self, x):
         return self.act(self.se_layer(self.branch_reparam(x)))
-
-
-@lru_cache(maxsize=None)
-def _with_squeeze_excitation(cls: type) -> type:
-    if issubclass(cls, _SqueezeExcitation):
-        return cls
-    return type(cls.__name__, (_SqueezeExcitation, cls), {'__module__': cls.__module__})
 
 
 def _dense_norms(block: nn.Module) -> list[nn.Module]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from mmquant.models.dataflow import Call, DataFlow, Op
@@ -13,6 +12,7 @@ from mmquant.structures.unit import GRANULARITIES, Unit
 
 ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
                     nn.ELU, nn.Hardsigmoid)
+FOREIGN = frozenset(('native_batch_norm', 'native_layer_norm', 'mul', 'mean'))  # no part of a layer's unit
 
 
 def layer_calls(model: nn.Module, flow: DataFlow) -> list[Call]:
@@ -68,10 +68,8 @@ def _computed_inside(flow: DataFlow, call: Call) -> set[int]:
 
 def _smallest_block(model: nn.Module, flow: DataFlow, op: Op) -> Call | None:
     """The innermost closed call around an add both of whose operands come from the call's input."""
-    for call in flow.ancestors(op.call):
-        if _is_unit_call(model, flow, call) and _computed_inside(flow, call).issuperset(op.inputs):
-            return call
-    return None
+    return next((call for call in flow.ancestors(op.call) if _is_unit_call(model, flow, call)
+                 and _computed_inside(flow, call).issuperset(op.inputs)), None)
 
 
 def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] = ()) -> list[Call]:
@@ -79,21 +77,15 @@ def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] =
 
     A block is the smallest subtree that holds a residual add, with one tensor in, one out, and inner tensors read by
     nobody outside; and every other module of the same class that fits (MobileNetV2's inverted residuals without a
-    shortcut). A candidate around another block is no block.
-
-    Args:
-        model (nn.Module): The model the flow was recorded on.
-        flow (DataFlow): Its record.
-        block_types (tuple[str, ...]): Names of further module classes that are blocks; these may have several tensors
-            in and out (a feature pyramid).
+    shortcut). A candidate around another block is no block. ``block_types`` names further classes, which may have
+    several tensors in and out (a feature pyramid).
     """
     return list(flow.once(('blocks', block_types), lambda: _find_blocks(model, flow, block_types)))
 
 
 def _find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...]) -> list[Call]:
     modules = dict(model.named_modules())
-    found = {c.index: c for op in flow.adds() if (c := _smallest_block(model, flow, op)) is not None}
-    found = _without_outer(found)
+    found = _without_outer({c.index: c for op in flow.adds() if (c := _smallest_block(model, flow, op)) is not None})
     classes = {type(modules[c.name]) for c in found.values()} - {nn.Sequential, nn.ModuleList}
     declared = {c.index: c for c in flow.calls if c.index not in found
                 and (type(modules[c.name]) in classes or type(modules[c.name]).__name__ in block_types)
@@ -120,8 +112,7 @@ def _together(flow: DataFlow, calls: list[Call]) -> list[Call]:
     kept = calls[:1]
     for call in calls[1:]:
         outputs = [out for first in kept for out in first.outputs]
-        if not any(flow.depends_on(v, *outputs) for v in call.inputs):
-            kept.append(call)
+        kept += [call] if not any(flow.depends_on(v, *outputs) for v in call.inputs) else []
     return kept
 
 
@@ -129,11 +120,9 @@ def _layer_unit(model: nn.Module, modules: dict, flow: DataFlow, calls: list[Cal
     """A layer with what belongs to it alone: its ConvModule, or the activation that alone reads its output."""
     layer, outer, times = calls[0].name, calls, len(calls)
     for level, around in enumerate(flow.ancestors(calls[0].parent)):
-        if not _is_unit_call(model, flow, around, times) or len(layers_within(model, flow, around)) > 1:
-            break
-        if len(flow.shapes[around.outputs[0]]) != len(flow.shapes[calls[0].outputs[0]]):
-            break
-        if any(op.name in ('native_batch_norm', 'native_layer_norm', 'mul', 'mean') for op in flow.ops_within(around)):
+        if not _is_unit_call(model, flow, around, times) or len(layers_within(model, flow, around)) > 1 \
+                or len(flow.shapes[around.outputs[0]]) != len(flow.shapes[calls[0].outputs[0]]) \
+                or not FOREIGN.isdisjoint(op.name for op in flow.ops_within(around)):
             break
         mates = [chain[level] for c in calls if len(chain := flow.ancestors(c.parent)) > level]
         if len({c.index for c in mates}) != times or any(
@@ -151,9 +140,8 @@ def _following_activation(modules: dict, flow: DataFlow, call: Call) -> str | No
     value = call.outputs[0]
     readers = flow.readers.get(value)
     for after in flow.taken_by.get(value, ()) if readers else ():
-        alone = all(after.enter < op.tick < after.exit for op in readers)
-        if (alone and after.enter > call.exit and after.inputs == call.outputs
-                and isinstance(modules[after.name], ACTIVATION_TYPES)):
+        if (isinstance(modules[after.name], ACTIVATION_TYPES) and after.enter > call.exit
+                and after.inputs == call.outputs and all(after.enter < op.tick < after.exit for op in readers)):
             return after.name
     return None
 
@@ -178,14 +166,8 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
                block_types: tuple[str, ...] = ()) -> list[Unit]:
     """Ordered units that together hold every reachable layer exactly once.
 
-    Args:
-        model (nn.Module): The model the flow was recorded on.
-        flow (DataFlow): Its record.
-        granularity (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``; what fits none becomes layer units.
-        block_types (tuple[str, ...]): Names of further module classes that are blocks.
-
-    Raises:
-        ValueError: If the granularity is unknown.
+    ``granularity`` is ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``, else a ValueError is raised; what fits none
+    becomes layer units. ``block_types``: see :func:`find_blocks`.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f'unknown unit granularity {granularity!r}; choose one of {", ".join(GRANULARITIES)}')
@@ -226,10 +208,6 @@ def unit_module(model: nn.Module, unit: Unit) -> nn.Module:
     return model.get_submodule(unit.name)
 
 
-def activation_of(model: nn.Module, unit: Unit):
+def activation_of(model: nn.Module, unit: Unit) -> nn.Module:
     """The activation function behind a unit, identity where there is none."""
-    return model.get_submodule(unit.activation) if unit.activation else _same
-
-
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
+    return model.get_submodule(unit.activation) if unit.activation else nn.Identity()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmquant.models import QuantizedModel
+from mmquant.models.cost import macs_of_calls
 from mmquant.models.layers import PerCall, QuantizedLayer
-from mmquant.models.macs import macs_of_calls
 from mmquant.models.matmul import QuantizedMatmulOwner
 from mmquant.quantizers import Quantizer
 

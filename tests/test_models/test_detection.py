@@ -10,8 +10,7 @@ from torch import nn
 
 from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
-from mmquant.models.decisions import Decisions
-from mmquant.models.detection import is_detector, plain_samples
+from mmquant.models.detection import Decisions, is_detector, plain_samples
 from mmquant.utils.building import ConfigError
 
 pytestmark = needs_detectors

@@ -7,13 +7,14 @@ from torch import nn
 
 from mmquant.models.layers import (
     Adapter,
+    QuantizedLayer,
     channel_axis,
     enabled,
     fixed_weights,
+    mixed_class,
     own_bias,
     quantize_layer,
     quantize_output,
-    quantized_class,
     use_channels_last,
 )
 from mmquant.models.output_affine import OutputAffine, add_output_affine, output_affine_of
@@ -66,7 +67,8 @@ def test_it_stays_what_it_was():
     weight, keys = layer.weight, set(layer.state_dict())
     quantize_layer(layer, weight_quantizer(layer))
     assert isinstance(layer, nn.Conv2d) and type(layer).__name__ == 'QuantizedConv2d'
-    assert type(layer) is quantized_class(nn.Conv2d) and quantized_class(nn.Conv2d) is quantized_class(nn.Conv2d)
+    cls = mixed_class(QuantizedLayer, nn.Conv2d)
+    assert type(layer) is cls and mixed_class(QuantizedLayer, nn.Conv2d) is cls
     assert layer.weight is weight and dict(layer.named_parameters())['weight'] is weight
     assert {k for k in layer.state_dict() if 'quantizer' not in k} == keys
     assert layer.kernel_size == (3, 3) and 'Conv2d' in repr(layer)
