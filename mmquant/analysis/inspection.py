@@ -1,7 +1,6 @@
 """What a look inside a quantized model shows: errors of weights and outputs by layer, histograms with clip lines."""
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.quantizers import Quantizer
+from mmquant.utils.hooks import hooked
 
 BINS = 64
 SAMPLES = 2**14  # values of one call that a histogram looks at
@@ -113,22 +113,13 @@ def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], 
     for chunk in images:
         for part in chunk.split(CHUNK):
             references: dict[str, list[torch.Tensor]] = defaultdict(list)
-            with model.quantization(weights=False, activations=False), _hooks(layers, _keep(references)):
+            with model.quantization(weights=False, activations=False), hooked(layers, _keep(references)):
                 model.run(part)
-            with model.frozen(*model.ready), _hooks(layers, _compare(references, sums)), _watch(quantizers, met):
+            with (model.frozen(*model.ready), hooked(layers, _compare(references, sums)),
+                  hooked(quantizers, _watch(met), before=True)):
                 model.run(part)
     histograms = [_histogram(n, torch.cat(met[n]), quantizers[n]) for n in quantizers if met[n]]
     return {n: _finite(sqnr_db(*s)) for n, s in sums.items() if s[0]}, histograms
-
-
-@contextlib.contextmanager
-def _hooks(modules: dict, make):
-    handles = [m.register_forward_hook(make(name)) for name, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _keep(references):
@@ -155,8 +146,7 @@ def _compare(references, sums):
     return make
 
 
-@contextlib.contextmanager
-def _watch(quantizers: dict[str, Quantizer], met):
+def _watch(met):
 
     def make(name):
 
@@ -166,9 +156,4 @@ def _watch(quantizers: dict[str, Quantizer], met):
 
         return hook
 
-    handles = [q.register_forward_pre_hook(make(name)) for name, q in quantizers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return make

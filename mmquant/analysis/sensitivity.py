@@ -12,6 +12,7 @@ from mmquant.models import QuantizedModel
 from mmquant.models.layers import PerCall, enabled
 from mmquant.models.quantizer_index import quantizer_at
 from mmquant.quantizers import Quantizer
+from mmquant.utils.hooks import hooked
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
     """
     layers = quantizers_of(model)
     power = {name: [0.0, 0.0] for name in layers}
-    handles = []
 
-    def measure(name, own):
-        calls = [0]
+    def measure(name):
+        calls, own = [0], layers[name]
 
         def hook(module, args, output):
             if calls[0] < 0:  # the quantized run below
@@ -113,15 +113,10 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
 
         return hook
 
-    try:
-        for name, own in layers.items():
-            handles.append(model.architecture.get_submodule(name).register_forward_hook(measure(name, own)))
-        with model.quantization(weights=False, activations=False):
-            for inputs, samples in batches:
-                model.run(inputs, samples)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = {name: model.architecture.get_submodule(name) for name in layers}
+    with hooked(modules, measure), model.quantization(weights=False, activations=False):
+        for inputs, samples in batches:
+            model.run(inputs, samples)
     return {name: sqnr_db(*sums) for name, sums in power.items()}
 
 
@@ -160,15 +155,3 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
         if report:
             report(i + 1, len(found))
     return sorted(found, key=lambda x: (-x.drop, x.sqnr)), whole
-
-
-def restrict_to_images(loop) -> None:
-    """Let COCO metrics count the objects of the images of a test loop only, not of all in the annotation file.
-
-    Args:
-        loop (TestLoop): mmengine's loop, with data loader and evaluator.
-    """
-    dataset = loop.dataloader.dataset
-    for metric in loop.evaluator.metrics:
-        if hasattr(metric, 'img_ids'):
-            metric.img_ids = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
