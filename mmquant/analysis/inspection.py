@@ -20,23 +20,14 @@ CHUNK = 2  # images whose float outputs of all layers are kept at once
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distribution of a tensor on its quantizer's grid.
-
-    Attributes:
-        name (str): Layer of the weights, or place of the activations.
-        bits (int): Bit width.
-        edges (tuple[float, ...]): Ends of the bins in levels of the grid; level k lies at k.
-        counts (tuple[float, ...]): Values in each bin; what lies further out than the edges counts in the last bins.
-        low, high (float): Clip lines: half a step beyond the lowest and the highest level.
-        clipped (float): Share of the values beyond them, in [0, 1].
-    """
-    name: str
+    """Distribution of a tensor on its quantizer's grid."""
+    name: str  # layer of the weights, or place of the activations
     bits: int
-    edges: tuple[float, ...]
-    counts: tuple[float, ...]
-    low: float
+    edges: tuple[float, ...]  # ends of the bins in levels of the grid; level k lies at k
+    counts: tuple[float, ...]  # values in each bin; what lies further out than the edges counts in the last bins
+    low: float  # clip lines: half a step beyond the lowest and the highest level
     high: float
-    clipped: float
+    clipped: float  # share of the values beyond them, in [0, 1]
 
 
 @dataclass(frozen=True)

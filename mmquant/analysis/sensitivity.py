@@ -17,36 +17,23 @@ from mmquant.utils.hooks import hooked
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One layer.
-
-    Attributes:
-        name (str): Path in the model.
-        w_bits, a_bits (int | None): Bits of weights and of the input, wherever it is quantized; None: float.
-        sqnr (float): Signal-to-quantization-noise ratio of its output on float inputs, in dB.
-        only_quantized (float | None): The metric with this layer quantized and everything else float.
-        only_float (float | None): The metric with this layer float and everything else quantized.
-        drop (float | None): Float metric minus ``only_quantized``: what quantizing this layer costs.
-        gain (float | None): ``only_float`` minus the quantized metric: what keeping this layer float would bring.
-    """
+    """One layer, by its path in the model."""
     name: str
-    w_bits: int | None
-    a_bits: int | None
-    sqnr: float
-    only_quantized: float | None = None
-    only_float: float | None = None
-    drop: float | None = None
-    gain: float | None = None
+    w_bits: int | None  # None: float
+    a_bits: int | None  # of the input, wherever it is quantized
+    sqnr: float  # signal-to-quantization-noise ratio of its output on float inputs, in dB
+    only_quantized: float | None = None  # the metric with this layer quantized and everything else float
+    only_float: float | None = None  # the metric with this layer float and everything else quantized
+    drop: float | None = None  # float metric minus only_quantized: what quantizing this layer costs
+    gain: float | None = None  # only_float minus the quantized metric: what keeping this layer float would bring
 
 
 @dataclass(frozen=True)
 class LayerQuantizers:
-    """Quantizers of one layer: of its weights, and of its input wherever they sit (one, or one for each call).
-
-    ``at_producer`` tells that the input is quantized where it is made, so that the layer is handed quantized data.
-    """
+    """Quantizers of one layer."""
     weights: tuple[Quantizer, ...]
-    inputs: tuple[Quantizer, ...]
-    at_producer: bool = False
+    inputs: tuple[Quantizer, ...]  # wherever they sit: one, or one for each call
+    at_producer: bool = False  # the input is quantized where it is made: the layer is handed quantized data
 
     @property
     def all(self) -> tuple[Quantizer, ...]:

@@ -30,21 +30,13 @@ GRADIENT_COST = 3  # image-forwards that one image costs forward and backward
 
 @dataclass
 class Counts:
-    """What a search has cost.
-
-    Attributes:
-        evaluations (int): Values of the loss.
-        undefined (int): Of these, NaN or infinite.
-        gradients (int): Gradient steps.
-        image_forwards (float): Images of all processes times the share of the network (multiply-accumulates) that
-            ran; an image of a gradient step counts three.
-        image_forwards_saved (float): What full-network evaluations would have cost on top.
-    """
-    evaluations: int = 0
-    undefined: int = 0
-    gradients: int = 0
+    """What a search has cost."""
+    evaluations: int = 0  # of the loss
+    undefined: int = 0  # of these, NaN or infinite
+    gradients: int = 0  # gradient steps
+    # Images of all processes times the share of the network (multiply-accumulates) that ran; see GRADIENT_COST.
     image_forwards: float = 0.0
-    image_forwards_saved: float = 0.0
+    image_forwards_saved: float = 0.0  # what full-network evaluations would have cost on top
 
 
 class ClipProblem:
@@ -226,11 +218,7 @@ class ClipProblem:
         return loss, slopes
 
     def check_deterministic(self) -> float:
-        """Loss at the last point, evaluated twice.
-
-        Raises:
-            ConfigError: If the two differ.
-        """
+        """Loss at the last point, evaluated twice; ConfigError if the two differ."""
         x = self._installed
         first = self.loss(x)
         self._last, self._stream = None, None

@@ -54,28 +54,16 @@ NOT_MEASURED = ('<p>Not measured yet; this adds it: <code>python tools/analysis_
 
 @dataclass(frozen=True)
 class Run:
-    """What a report tells of.
-
-    Attributes:
-        title (str): Name of the config.
-        facts (dict): Text by label, for the lines below the title: device, versions, seed.
-        stages (list[dict]): ``name``, ``metrics``, ``seconds`` of each evaluated step.
-        records (list[dict]): What the steps reported.
-        cost (ModelCost): Parameters, operations and bytes.
-        inspection (Inspection): Errors and histograms.
-        seconds (float): Time of the steps.
-        peak_memory_bytes (int): Of the process, or of the GPU.
-        config (str): The whole config.
-    """
-    title: str
-    facts: dict
-    stages: list[dict]
-    records: list[dict]
+    """What a report tells of."""
+    title: str  # name of the config
+    facts: dict  # text by label, for the lines below the title: device, versions, seed
+    stages: list[dict]  # name, metrics, seconds of each evaluated step
+    records: list[dict]  # what the steps reported
     cost: ModelCost
     inspection: Inspection
-    seconds: float
-    peak_memory_bytes: int
-    config: str
+    seconds: float  # of the steps
+    peak_memory_bytes: int  # of the process, or of the GPU
+    config: str  # the whole config, as text
 
     @property
     def units(self) -> list[dict]:
@@ -109,9 +97,9 @@ def scalars_of(run: Run) -> dict[str, float]:
 
 def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
     """Write the page; returns the path."""
-    parts = [_section(*s) for s in _sections(run, {name: _svg(f) for name, f in figures.items()}) if s[3]]
-    links = ''.join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _, body in _sections(run, figures)
-                    if body)
+    sections = [s for s in _sections(run, {name: _svg(f) for name, f in figures.items()}) if s[3]]
+    parts = [_section(*s) for s in sections]
+    links = ''.join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, *_ in sections)
     facts = ' · '.join(f'{escape(k)} {escape(str(v))}' for k, v in run.facts.items())
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(run.title)}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head><body>'

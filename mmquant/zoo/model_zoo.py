@@ -98,11 +98,7 @@ def split_stem(stem: str, data_keys) -> tuple[str, str, str]:
 
 
 def read_entry(config: str, zoo: dict) -> Entry:
-    """What is known of a config.
-
-    Raises:
-        ConfigError: If its records are of different data or settings.
-    """
+    """What is known of a config; ConfigError if its records are of different data or settings."""
     cfg = Config.fromfile(config)
     model, variant, data = split_stem(osp.splitext(osp.basename(config))[0], zoo['Data'])
     names = zoo['Models']
@@ -150,12 +146,8 @@ def update_folder(folder: str) -> None:
 
 # ---- README --------------------------------------------------------------------------------------------------------
 def update_readme(text: str, folder: str, entries: list[Entry]) -> str:
-    """The README with every table between its markers made anew.
-
-    Raises:
-        ConfigError: If a config belongs to no table, or a table to no config.
-    """
-    found = [match.group(2) for match in TABLE.finditer(text)]
+    """The README with all tables made anew; ConfigError for a config without a table, or a table without configs."""
+    found = [match[2] for match in TABLE.finditer(text)]
     for entry in entries:
         if entry.data not in found:
             raise ConfigError(f'{folder}/README.md has no table for {entry.stem}: add the lines '
@@ -172,12 +164,9 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     """Markdown of the variants of some configs: a row a variant, a column a config; a sentence before any is measured.
 
     Args:
-        group (str): First and last part of the configs' names, ``<model>_<data>``.
+        group (str): First and last part of the configs' names, ``<model>_<data>``; ConfigError for one of none.
         entries (list[Entry]): Of the folder.
         keys (list[str]): Metrics to show; default the task's first.
-
-    Raises:
-        ConfigError: If no config belongs to the group.
     """
     groups = [f'{split_stem(e.stem, ())[0]}_{e.data}' for e in entries]
     if group not in groups:
