@@ -113,7 +113,7 @@ def model_zoo() -> str:
 # ---- benchmarks ----------------------------------------------------------------------------------------------------
 def benchmarks() -> str:
     """What the benchmark scripts measure and measured, and the times in the published records."""
-    from mmquant.zoo.benchmarks import FILE, as_markdown
+    from benchmarks import FILE, as_markdown
     parts = ['# Benchmarks\n\nSpeed depends on the machine, so run these on yours.\n']
     measured = json.loads((ROOT / FILE).read_text(encoding='utf-8'))
     for script in sorted((ROOT / 'tools').rglob('benchmark_*.py')):
@@ -140,5 +140,5 @@ def timed():
 
 
 if __name__ == '__main__':
-    sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+    sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / 'tools' / 'analysis_tools')]
     generate(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
 """What a look inside a quantized model shows: errors of weights and outputs by layer, histograms with clip lines."""
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.quantizers import Quantizer
+from mmquant.utils.hooks import hooked
 
 BINS = 64
 SAMPLES = 2**14  # values of one call that a histogram looks at
@@ -20,23 +20,14 @@ CHUNK = 2  # images whose float outputs of all layers are kept at once
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distribution of a tensor on its quantizer's grid.
-
-    Attributes:
-        name (str): Layer of the weights, or place of the activations.
-        bits (int): Bit width.
-        edges (tuple[float, ...]): Ends of the bins in levels of the grid; level k lies at k.
-        counts (tuple[float, ...]): Values in each bin; what lies further out than the edges counts in the last bins.
-        low, high (float): Clip lines: half a step beyond the lowest and the highest level.
-        clipped (float): Share of the values beyond them, in [0, 1].
-    """
-    name: str
+    """Distribution of a tensor on its quantizer's grid."""
+    name: str  # layer of the weights, or place of the activations
     bits: int
-    edges: tuple[float, ...]
-    counts: tuple[float, ...]
-    low: float
+    edges: tuple[float, ...]  # ends of the bins in levels of the grid; level k lies at k
+    counts: tuple[float, ...]  # values in each bin; what lies further out than the edges counts in the last bins
+    low: float  # clip lines: half a step beyond the lowest and the highest level
     high: float
-    clipped: float
+    clipped: float  # share of the values beyond them, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -113,22 +104,13 @@ def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], 
     for chunk in images:
         for part in chunk.split(CHUNK):
             references: dict[str, list[torch.Tensor]] = defaultdict(list)
-            with model.quantization(weights=False, activations=False), _hooks(layers, _keep(references)):
+            with model.quantization(weights=False, activations=False), hooked(layers, _keep(references)):
                 model.run(part)
-            with model.frozen(*model.ready), _hooks(layers, _compare(references, sums)), _watch(quantizers, met):
+            with (model.frozen(*model.ready), hooked(layers, _compare(references, sums)),
+                  hooked(quantizers, _watch(met), before=True)):
                 model.run(part)
     histograms = [_histogram(n, torch.cat(met[n]), quantizers[n]) for n in quantizers if met[n]]
     return {n: _finite(sqnr_db(*s)) for n, s in sums.items() if s[0]}, histograms
-
-
-@contextlib.contextmanager
-def _hooks(modules: dict, make):
-    handles = [m.register_forward_hook(make(name)) for name, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _keep(references):
@@ -155,8 +137,7 @@ def _compare(references, sums):
     return make
 
 
-@contextlib.contextmanager
-def _watch(quantizers: dict[str, Quantizer], met):
+def _watch(met):
 
     def make(name):
 
@@ -166,9 +147,4 @@ def _watch(quantizers: dict[str, Quantizer], met):
 
         return hook
 
-    handles = [q.register_forward_pre_hook(make(name)) for name, q in quantizers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return make

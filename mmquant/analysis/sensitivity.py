@@ -12,40 +12,28 @@ from mmquant.models import QuantizedModel
 from mmquant.models.layers import PerCall, enabled
 from mmquant.models.quantizer_index import quantizer_at
 from mmquant.quantizers import Quantizer
+from mmquant.utils.hooks import hooked
 
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One layer.
-
-    Attributes:
-        name (str): Path in the model.
-        w_bits, a_bits (int | None): Bits of weights and of the input, wherever it is quantized; None: float.
-        sqnr (float): Signal-to-quantization-noise ratio of its output on float inputs, in dB.
-        only_quantized (float | None): The metric with this layer quantized and everything else float.
-        only_float (float | None): The metric with this layer float and everything else quantized.
-        drop (float | None): Float metric minus ``only_quantized``: what quantizing this layer costs.
-        gain (float | None): ``only_float`` minus the quantized metric: what keeping this layer float would bring.
-    """
+    """One layer, by its path in the model."""
     name: str
-    w_bits: int | None
-    a_bits: int | None
-    sqnr: float
-    only_quantized: float | None = None
-    only_float: float | None = None
-    drop: float | None = None
-    gain: float | None = None
+    w_bits: int | None  # None: float
+    a_bits: int | None  # of the input, wherever it is quantized
+    sqnr: float  # signal-to-quantization-noise ratio of its output on float inputs, in dB
+    only_quantized: float | None = None  # the metric with this layer quantized and everything else float
+    only_float: float | None = None  # the metric with this layer float and everything else quantized
+    drop: float | None = None  # float metric minus only_quantized: what quantizing this layer costs
+    gain: float | None = None  # only_float minus the quantized metric: what keeping this layer float would bring
 
 
 @dataclass(frozen=True)
 class LayerQuantizers:
-    """Quantizers of one layer: of its weights, and of its input wherever they sit (one, or one for each call).
-
-    ``at_producer`` tells that the input is quantized where it is made, so that the layer is handed quantized data.
-    """
+    """Quantizers of one layer."""
     weights: tuple[Quantizer, ...]
-    inputs: tuple[Quantizer, ...]
-    at_producer: bool = False
+    inputs: tuple[Quantizer, ...]  # wherever they sit: one, or one for each call
+    at_producer: bool = False  # the input is quantized where it is made: the layer is handed quantized data
 
     @property
     def all(self) -> tuple[Quantizer, ...]:
@@ -93,10 +81,9 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
     """
     layers = quantizers_of(model)
     power = {name: [0.0, 0.0] for name in layers}
-    handles = []
 
-    def measure(name, own):
-        calls = [0]
+    def measure(name):
+        calls, own = [0], layers[name]
 
         def hook(module, args, output):
             if calls[0] < 0:  # the quantized run below
@@ -113,15 +100,10 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
 
         return hook
 
-    try:
-        for name, own in layers.items():
-            handles.append(model.architecture.get_submodule(name).register_forward_hook(measure(name, own)))
-        with model.quantization(weights=False, activations=False):
-            for inputs, samples in batches:
-                model.run(inputs, samples)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = {name: model.architecture.get_submodule(name) for name in layers}
+    with hooked(modules, measure), model.quantization(weights=False, activations=False):
+        for inputs, samples in batches:
+            model.run(inputs, samples)
     return {name: sqnr_db(*sums) for name, sums in power.items()}
 
 
@@ -160,15 +142,3 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
         if report:
             report(i + 1, len(found))
     return sorted(found, key=lambda x: (-x.drop, x.sqnr)), whole
-
-
-def restrict_to_images(loop) -> None:
-    """Let COCO metrics count the objects of the images of a test loop only, not of all in the annotation file.
-
-    Args:
-        loop (TestLoop): mmengine's loop, with data loader and evaluator.
-    """
-    dataset = loop.dataloader.dataset
-    for metric in loop.evaluator.metrics:
-        if hasattr(metric, 'img_ids'):
-            metric.img_ids = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]

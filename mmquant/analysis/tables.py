@@ -8,13 +8,20 @@ from mmquant.structures.unit import Unit
 from mmquant.utils.tables import render
 
 
-def _bits(bits: int) -> str:
+def bits_text(bits: int) -> str:
+    """Bits as a user reads them."""
     return 'float' if bits == FLOAT_BITS else str(bits)
+
+
+def stage_rows(stages: list[dict]) -> tuple[list[str], list[tuple]]:
+    """Names of the metrics, and a row a stage: its name, its metrics, seconds."""
+    keys = list(dict.fromkeys(k for s in stages for k in s['metrics']))
+    return keys, [(s['name'], *(s['metrics'].get(k) for k in keys), s['seconds']) for s in stages]
 
 
 def coverage_table(cost: ModelCost) -> str:
     """Every layer with weights: bits, parameters, MACs, and why it is not quantized."""
-    rows = [(x.name, _bits(x.w_bits), _bits(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}', x.note)
+    rows = [(x.name, bits_text(x.w_bits), bits_text(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}', x.note)
             for x in cost.layers]
     done = sum(x.w_bits != FLOAT_BITS for x in cost.layers)
     title = f'Coverage: {done} of {len(cost.layers)} layers with weights are quantized'
@@ -30,13 +37,12 @@ def units_table(units: list[Unit], bits: dict[str, tuple[int, int]]) -> str:
 
 
 def _unit_bits(unit: Unit, bits: dict[str, tuple[int, int]]) -> list[str]:
-    return list(dict.fromkeys('/'.join(_bits(b) for b in bits[name]) for name in unit.layers if name in bits))
+    return list(dict.fromkeys('/'.join(bits_text(b) for b in bits[name]) for name in unit.layers if name in bits))
 
 
 def summary_table(stages: list[dict], cost: ModelCost, seconds: float, peak_bytes: int) -> str:
     """Accuracy after each stage, then size, bit operations, time and memory."""
-    keys = list(dict.fromkeys(k for s in stages for k in s['metrics']))
-    rows = [(s['name'], *(s['metrics'].get(k) for k in keys), s['seconds']) for s in stages]
+    keys, rows = stage_rows(stages)
     table = render('Accuracy', ('stage', *keys, 'seconds'), rows)
     saving = cost.float_size_mb / cost.size_mb
     return table + (f'size {cost.size_mb:.3f} MB (float {cost.float_size_mb:.3f} MB, {saving:.1f} times smaller), '

@@ -52,7 +52,8 @@ def run_as_script(main) -> None:
     except Exception as error:
         if os.environ.get('MMQUANT_TRACEBACK'):
             raise
-        _exit(*_told(error))
+        kind, text = _told(error)
+        sys.exit(f'{kind}: {text}\n(set MMQUANT_TRACEBACK=1 to see where it came from)')
 
 
 def _told(error: Exception) -> tuple[str, str]:
@@ -68,7 +69,3 @@ def _told(error: Exception) -> tuple[str, str]:
         return type(error).__name__, f'{error}{advice}'
     return type(error).__name__, (f'{" ".join(str(error).split())} ({origin(error)}). If the config is right, this is '
                                   'a defect of mmquant')
-
-
-def _exit(kind: str, text: str) -> None:
-    sys.exit(f'{kind}: {text}\n(set MMQUANT_TRACEBACK=1 to see where it came from)')

@@ -21,10 +21,7 @@ TIMED_BATCH = 8
 
 
 def dry_run(cfg: Config) -> dict:
-    """Build the model with random weights, insert its quantizers, report; writes ``dry_run.json`` into the work dir.
-
-    Args:
-        cfg (Config): A calibration config, with ``calibration_input_shape`` for one preprocessed image.
+    """Build the model by :func:`prepare_random`, report; writes ``dry_run.json`` into the work dir.
 
     Returns:
         dict: ``units`` (name, kind, layers, bits), ``layers``, ``size_mb``, ``bops``, ``macs``, ``params``,

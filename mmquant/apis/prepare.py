@@ -40,11 +40,7 @@ def prepare_context(cfg: Config) -> tuple[Runner, CalibrationContext]:
 def prepare_random(cfg: Config) -> tuple[CalibrationContext, list[Step]]:
     """As :func:`prepare_context` with random weights and ``RANDOM_BATCH`` random images; all steps instead of a Runner.
 
-    Args:
-        cfg (Config): A calibration config, with ``calibration_input_shape`` for one preprocessed image.
-
-    Raises:
-        ConfigError: Without that shape.
+    Raises ConfigError unless the config has ``calibration_input_shape``, that of one preprocessed image.
     """
     shape = cfg.get('calibration_input_shape')
     if not shape:

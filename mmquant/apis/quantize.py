@@ -35,16 +35,12 @@ def config_root() -> str:
 
 
 def recipe_steps(recipe: str | dict | list, num_iters: Mapping[str, int] | None = None) -> dict[str, dict | Step]:
-    """Steps of a recipe by name, in the order in which they run.
+    """Steps of a recipe by name, in the order in which they run; ConfigError for an unknown recipe, step or key.
 
     Args:
         recipe (str | dict | list): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_short'``,
             ...), or the steps themselves; see :func:`ordered_steps`.
-        num_iters (Mapping | None): Steps per unit by the name of a step (``dict(weights=1000, activations=500)``),
-            instead of the recipe's.
-
-    Raises:
-        ConfigError: For an unknown recipe, step or key, or no steps.
+        num_iters (Mapping | None): See :class:`Settings`.
     """
     if not recipe or not isinstance(recipe, (str, Mapping, list, tuple)):
         raise ConfigError(f'recipe must be a name, or at least one step, got {recipe!r}')
@@ -56,10 +52,9 @@ def recipe_steps(recipe: str | dict | list, num_iters: Mapping[str, int] | None 
 
 def _shipped_steps(recipe: str) -> Mapping:
     """The variable that is named as the method: ``brecq`` in ``brecq.py``, ``brecq_short.py``, ``brecq_det.py``."""
-    folder = osp.join(config_root(), '_base_', 'algorithms')
-    path = osp.join(folder, f'{recipe}.py')
+    path = osp.join(config_root(), '_base_', 'algorithms', f'{recipe}.py')
     if not osp.isfile(path):
-        names = [n[:-3] for n in os.listdir(folder) if n.endswith('.py')]
+        names = [n[:-3] for n in os.listdir(osp.dirname(path)) if n.endswith('.py')]
         raise ConfigError(f'unknown recipe {recipe!r}; {closest(recipe, names)}')
     cfg, method = Config.fromfile(path), recipe
     while method not in cfg and '_' in method:
@@ -74,7 +69,8 @@ class Settings:
     """What is rarely changed in :func:`quantize`.
 
     Attributes:
-        num_iters (dict | None): ``{'weights': n, 'activations': n}``, steps per unit instead of the recipe's.
+        num_iters (dict | None): Steps per unit by the name of a step (``dict(weights=1000, activations=500)``),
+            instead of the recipe's.
         seed (int): Same seed, same result. Default 0.
         amp (bool): Reconstruct in bfloat16 autocast. Default False.
         chunk_size (int): Images of a forward pass outside reconstruction. Default 64.

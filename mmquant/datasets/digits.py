@@ -1,5 +1,7 @@
 """Handwritten digits that come with scikit-learn: 1797 grey images of 8x8 pixels, no download, no file of ours."""
-from typing import List, Optional, Sequence, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from mmpretrain.datasets import BaseDataset
@@ -69,20 +71,15 @@ class DigitsDataset(BaseDataset):
     METAINFO = dict(classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))
     SPLIT_SEED = 0
 
-    def __init__(self,
-                 split: str,
-                 pipeline: Sequence = (),
-                 indices: Optional[Union[int, Sequence[int]]] = None,
-                 metainfo: Optional[dict] = None,
-                 test_mode: bool = False,
-                 lazy_init: bool = False):
+    def __init__(self, split: str, pipeline: Sequence = (), indices: int | Sequence[int] | None = None,
+                 metainfo: dict | None = None, test_mode: bool = False, lazy_init: bool = False):
         if split not in SPLIT_SIZES:
             raise ValueError(f'Unknown split {split!r} of DigitsDataset. Use one of {sorted(SPLIT_SIZES)}.')
         self.split = split
         super().__init__(ann_file='', metainfo=metainfo, indices=indices, pipeline=pipeline, test_mode=test_mode,
                          lazy_init=lazy_init)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Return ``img`` and ``gt_label`` of each sample of the split, in the order of the original."""
         try:
             from sklearn.datasets import load_digits
@@ -94,6 +91,6 @@ class DigitsDataset(BaseDataset):
         chosen = split_indices(labels, SPLIT_SIZES, self.SPLIT_SEED)[self.split]
         return [dict(img=images[i], gt_label=int(labels[i])) for i in chosen]
 
-    def extra_repr(self) -> List[str]:
+    def extra_repr(self) -> list[str]:
         """Name the split where other data sets name their files."""
         return [f'Split: \t{self.split}']

@@ -1,10 +1,12 @@
 """Digits to detect: scenes composed from the handwritten digits of scikit-learn, in COCO format, made on first use."""
+from __future__ import annotations
+
 import json
 import os
 import os.path as osp
 import shutil
 import tempfile
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import mmcv
 import numpy as np
@@ -38,7 +40,7 @@ def _enlarged(img: np.ndarray, height: int, width: int) -> np.ndarray:
     return _resize_matrix(img.shape[0], height) @ img @ _resize_matrix(img.shape[1], width).T
 
 
-def _background(shape: Tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
+def _background(shape: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
     """Smooth coloured texture of two scales and fine noise, shape (height, width, 3), floats 0..255."""
     img = np.empty((*shape, 3))
     grey, fine = _enlarged(rng.randn(6, 6), *shape), _enlarged(rng.randn(20, 20), *shape)
@@ -56,12 +58,12 @@ def _colour(behind: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
             return colour
 
 
-def _overlaps(box: Sequence[int], boxes: List[Sequence[int]]) -> bool:
+def _overlaps(box: Sequence[int], boxes: list[Sequence[int]]) -> bool:
     x, y, w, h = box
     return any(x < a + c and a < x + w and y < b + d and b < y + h for a, b, c, d in boxes)
 
 
-def compose(digits: List[dict], rng: np.random.RandomState) -> Tuple[np.ndarray, List[dict]]:
+def compose(digits: list[dict], rng: np.random.RandomState) -> tuple[np.ndarray, list[dict]]:
     """One scene.
 
     Args:
@@ -154,13 +156,8 @@ class DigitsDetDataset(BaseDataset):
 
     METAINFO = DigitsDataset.METAINFO
 
-    def __init__(self,
-                 split: str,
-                 data_root: str = 'data/digitsdet',
-                 pipeline: Sequence = (),
-                 indices: Optional[Union[int, Sequence[int]]] = None,
-                 metainfo: Optional[dict] = None,
-                 test_mode: bool = False,
+    def __init__(self, split: str, data_root: str = 'data/digitsdet', pipeline: Sequence = (),
+                 indices: int | Sequence[int] | None = None, metainfo: dict | None = None, test_mode: bool = False,
                  lazy_init: bool = False):
         if split not in NUM_IMAGES:
             raise ValueError(f'Unknown split {split!r} of DigitsDetDataset. Use one of {sorted(NUM_IMAGES)}.')
@@ -168,14 +165,14 @@ class DigitsDetDataset(BaseDataset):
         super().__init__(ann_file='', metainfo=metainfo, data_root=data_root, indices=indices, pipeline=list(pipeline),
                          test_mode=test_mode, lazy_init=lazy_init)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Make the files where they are missing; return the annotations of each image."""
         with open(make(self.data_root, self.split)) as stream:
             content = json.load(stream)
         if content['info'].get('version') != VERSION:
             raise ValueError(f'{self.data_root} holds version {content["info"].get("version")} of the data set, this '
                              f'mmquant makes version {VERSION}. Delete the folder.')
-        instances: Dict[int, list] = {image['id']: [] for image in content['images']}
+        instances: dict[int, list] = {image['id']: [] for image in content['images']}
         for item in content['annotations']:
             x, y, w, h = item['bbox']
             instances[item['image_id']].append(

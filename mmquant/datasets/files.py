@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import os.path as osp
-from typing import Iterator, Tuple
+from collections.abc import Iterator
 
 EMBEDDED_CONFIG = 'configs/brecq/resnet18_w2a4_digits.py'
 REAL_DATA_VARIABLE = 'MMQUANT_REAL_DATA'
@@ -16,20 +16,13 @@ SELF_MADE_TYPES = ('DigitsDetDataset',)
 
 
 def check_dataset_cfg(dataset_cfg: dict) -> None:
-    """Raise if a file or folder that a data set config names does not exist. The data set is not built.
+    """Raise FileNotFoundError if a file or folder that a data set config names does not exist; builds nothing.
 
     Looked at are ``data_root``, ``ann_file``, ``data_prefix``, ``tar_file`` and, for mmpretrain's ImageNet, the folder
     of ``split``; wrappers are followed through ``dataset`` and ``datasets``. Remote addresses (``s3://...``) and data
     sets that download or make their files themselves are passed over.
-
-    Args:
-        dataset_cfg: Config of a data set, the ``dataset`` entry of a data loader config.
-
-    Raises:
-        FileNotFoundError: Something is missing; the text says what, and what to do.
     """
-    inner = dataset_cfg.get('datasets') or [dataset_cfg.get('dataset')]
-    inner = [cfg for cfg in inner if isinstance(cfg, dict)]
+    inner = [cfg for cfg in dataset_cfg.get('datasets') or [dataset_cfg.get('dataset')] if isinstance(cfg, dict)]
     for cfg in inner:
         check_dataset_cfg(cfg)
     if inner or _brings_its_files(dataset_cfg):
@@ -40,15 +33,9 @@ def check_dataset_cfg(dataset_cfg: dict) -> None:
 
 
 def check_evaluator_cfg(evaluator_cfg, dataset_cfg: dict) -> None:
-    """Raise if the ground-truth file (``ann_file``) of a metric does not exist.
+    """Raise FileNotFoundError if the ground-truth file (``ann_file``) of a metric, or of one of a list, does not exist.
 
-    Args:
-        evaluator_cfg: Config of an evaluator: a metric, or a list of metrics.
-        dataset_cfg: Config of the data set it evaluates; files below the ``data_root`` of one that makes its files on
-            first use are passed over.
-
-    Raises:
-        FileNotFoundError: The file is missing; the text says what to do.
+    Files below the ``data_root`` of a data set that makes them on first use are passed over.
     """
     metrics = evaluator_cfg if isinstance(evaluator_cfg, (list, tuple)) else [evaluator_cfg]
     for metric in metrics:
@@ -74,7 +61,7 @@ def _type_name(cfg: dict) -> str:
     return name.rsplit('.', 1)[-1] if isinstance(name, str) else name.__name__
 
 
-def _named_paths(cfg: dict) -> Iterator[Tuple[str, str]]:
+def _named_paths(cfg: dict) -> Iterator[tuple[str, str]]:
     root = osp.expanduser(cfg.get('data_root') or '')
     if root:
         yield 'data_root', root

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os.path as osp
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,14 +12,10 @@ def overlap(dataset_a, dataset_b) -> int:
     """Count the samples that two data sets share.
 
     Samples with an image in memory (``img``) are equal if shape, type and content are; others if they lie in the same
-    file after resolving links, or are the same member of the same archive.
+    file after resolving links, or are the same member of the same archive. A sample counts once.
 
     Args:
-        dataset_a: A data set with ``get_data_info`` (mmengine's, or a wrapper), fully initialised or lazy.
-        dataset_b: The other data set.
-
-    Returns:
-        int: Number of different samples that occur in both.
+        dataset_a, dataset_b: With ``get_data_info`` (mmengine's, or a wrapper), fully initialised or lazy.
 
     Raises:
         ValueError: A sample has neither ``img`` nor ``img_path``.

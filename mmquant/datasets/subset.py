@@ -1,6 +1,7 @@
 """A fixed random part of another data set."""
+from __future__ import annotations
+
 import copy
-from typing import Union
 
 import numpy as np
 from mmengine.dataset import BaseDataset, force_full_init
@@ -26,11 +27,9 @@ class RandomSubset:
         ValueError: The data set has fewer samples than ``num_samples``.
     """
 
-    def __init__(self, dataset: Union[BaseDataset, dict], num_samples: int, seed: int = 0, lazy_init: bool = False):
+    def __init__(self, dataset: BaseDataset | dict, num_samples: int, seed: int = 0, lazy_init: bool = False):
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        self.num_samples = num_samples
-        self.seed = seed
-        self._fully_initialized = False
+        self.num_samples, self.seed, self._fully_initialized = num_samples, seed, False
         if not lazy_init:
             self.full_init()
 

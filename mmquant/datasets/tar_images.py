@@ -1,7 +1,9 @@
 """Images read straight from an uncompressed tar archive."""
+from __future__ import annotations
+
 import os.path as osp
 import tarfile
-from typing import List, Optional, Sequence, Union
+from collections.abc import Sequence
 
 from mmpretrain.datasets import BaseDataset
 
@@ -33,21 +35,15 @@ class TarImageDataset(BaseDataset):
         ValueError: The file is no uncompressed tar archive, holds no image, or has a folder that is no known class.
     """
 
-    def __init__(self,
-                 tar_file: str,
-                 data_root: str = '',
-                 extensions: Sequence[str] = ('.jpg', '.jpeg', '.png'),
-                 pipeline: Sequence = (),
-                 indices: Optional[Union[int, Sequence[int]]] = None,
-                 metainfo: Optional[dict] = None,
-                 test_mode: bool = False,
-                 lazy_init: bool = False):
+    def __init__(self, tar_file: str, data_root: str = '', extensions: Sequence[str] = ('.jpg', '.jpeg', '.png'),
+                 pipeline: Sequence = (), indices: int | Sequence[int] | None = None, metainfo: dict | None = None,
+                 test_mode: bool = False, lazy_init: bool = False):
         self.tar_path = osp.join(osp.expanduser(data_root), tar_file)
         self.extensions = tuple(extensions)
         super().__init__(ann_file='', metainfo=metainfo, indices=indices, pipeline=pipeline, test_mode=test_mode,
                          lazy_init=lazy_init)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Read the archive's index."""
         members = self._image_members()
         folders = sorted({osp.basename(osp.dirname(member.name)) for member in members})
@@ -60,11 +56,10 @@ class TarImageDataset(BaseDataset):
         return [dict(img_path=member.name, tar_path=self.tar_path, tar_offset=member.offset_data, tar_size=member.size,
                      gt_label=labels[osp.basename(osp.dirname(member.name))]) for member in members]
 
-    def _image_members(self) -> List[tarfile.TarInfo]:
+    def _image_members(self) -> list[tarfile.TarInfo]:
         try:
             with tarfile.open(self.tar_path, 'r:') as archive:
-                members = [member for member in archive
-                           if member.isfile() and member.name.lower().endswith(self.extensions)]
+                members = [m for m in archive if m.isfile() and m.name.lower().endswith(self.extensions)]
         except tarfile.ReadError as error:
             raise ValueError(f'{self.tar_path} is not an uncompressed tar archive ({error}). '
                              'Decompress it first: the images are read in place.') from error
@@ -72,6 +67,6 @@ class TarImageDataset(BaseDataset):
             raise ValueError(f'{self.tar_path} holds no file that ends with one of {list(self.extensions)}.')
         return sorted(members, key=lambda member: member.name)
 
-    def extra_repr(self) -> List[str]:
+    def extra_repr(self) -> list[str]:
         """Name the archive."""
         return [f'Archive: \t{self.tar_path}']

@@ -1,6 +1,4 @@
 """Loading transforms of mmquant's data sets."""
-from typing import Optional
-
 import mmcv
 from mmcv.transforms import BaseTransform
 
@@ -24,10 +22,9 @@ class LoadImageFromTar(BaseTransform):
     """
 
     def __init__(self, color_type: str = 'color', imdecode_backend: str = 'cv2'):
-        self.color_type = color_type
-        self.imdecode_backend = imdecode_backend
+        self.color_type, self.imdecode_backend = color_type, imdecode_backend
 
-    def transform(self, results: dict) -> Optional[dict]:
+    def transform(self, results: dict) -> dict:
         """Read and decode the image of one sample."""
         with open(results['tar_path'], 'rb') as archive:
             archive.seek(results['tar_offset'])
@@ -41,5 +38,4 @@ class LoadImageFromTar(BaseTransform):
         return results
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(color_type={self.color_type!r}, '
-                f'imdecode_backend={self.imdecode_backend!r})')
+        return f'{type(self).__name__}(color_type={self.color_type!r}, imdecode_backend={self.imdecode_backend!r})'

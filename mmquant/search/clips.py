@@ -15,18 +15,11 @@ from mmquant.quantizers import Quantizer
 
 @dataclass(frozen=True)
 class Clip:
-    """One quantizer; its clips are its values times one factor.
-
-    Attributes:
-        name (str): ``'weight of <layer>'`` or ``'activation at <place>'``.
-        tick (float): Where the data flow first meets it: what ended before does not depend on it.
-        quantizer (Quantizer): The quantizer.
-        layer (nn.Module | None): The layer of a weight quantizer.
-    """
-    name: str
-    tick: float
+    """One quantizer; its clips are its values times one factor."""
+    name: str  # 'weight of <layer>' or 'activation at <place>'
+    tick: float  # where the data flow first meets it: what ended before does not depend on it
     quantizer: Quantizer
-    layer: nn.Module | None = None
+    layer: nn.Module | None = None  # of a weight quantizer
 
 
 def find_clips(model: QuantizedModel) -> list[Clip]:

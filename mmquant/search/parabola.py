@@ -10,16 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Parabola:
-    """A least-squares parabola through (p, loss).
-
-    Attributes:
-        coefficients (tuple[float, ...] | None): Of p^2, p and 1; None where no fit was possible.
-        vertex (float | None): Its minimum, None where it must not be used.
-        branch (str): ``'vertex'``, or why there is none: ``'concave'``, ``'outside'``, ``'too few values'``.
-    """
-    coefficients: tuple[float, ...] | None
-    vertex: float | None
-    branch: str
+    """A least-squares parabola through (p, loss)."""
+    coefficients: tuple[float, ...] | None  # of p^2, p and 1; None where no fit was possible
+    vertex: float | None  # its minimum, None where it must not be used
+    branch: str  # 'vertex', or why there is none: 'concave', 'outside', 'too few values'
 
 
 def fit_parabola(ps: Sequence[float], losses: Sequence[float]) -> Parabola:

@@ -19,7 +19,6 @@ import torch
 
 from mmquant.calibration.context import CalibrationContext
 from mmquant.losses.objectives import Objective
-from mmquant.models import QuantizedModel
 from mmquant.models.layers import enabled, fix_weight, fixed_weights
 from mmquant.search.clips import find_clips, shares_behind
 from mmquant.utils.amp import autocast
@@ -31,21 +30,13 @@ GRADIENT_COST = 3  # image-forwards that one image costs forward and backward
 
 @dataclass
 class Counts:
-    """What a search has cost.
-
-    Attributes:
-        evaluations (int): Values of the loss.
-        undefined (int): Of these, NaN or infinite.
-        gradients (int): Gradient steps.
-        image_forwards (float): Images of all processes times the share of the network (multiply-accumulates) that
-            ran; an image of a gradient step counts three.
-        image_forwards_saved (float): What full-network evaluations would have cost on top.
-    """
-    evaluations: int = 0
-    undefined: int = 0
-    gradients: int = 0
+    """What a search has cost."""
+    evaluations: int = 0  # of the loss
+    undefined: int = 0  # of these, NaN or infinite
+    gradients: int = 0  # gradient steps
+    # Images of all processes times the share of the network (multiply-accumulates) that ran; see GRADIENT_COST.
     image_forwards: float = 0.0
-    image_forwards_saved: float = 0.0
+    image_forwards_saved: float = 0.0  # what full-network evaluations would have cost on top
 
 
 class ClipProblem:
@@ -72,7 +63,10 @@ class ClipProblem:
     def __init__(self, context: CalibrationContext, objective: Objective, amp: bool = False, use_cache: bool = True,
                  on_evaluation: Callable[[float], None] | None = None) -> None:
         self.context, self.model, self.objective = context, context.model, objective
-        check_eval_mode(self.model)
+        training = [name or type(m).__name__ for name, m in self.model.architecture.named_modules() if m.training]
+        if training:
+            raise ConfigError(f'{len(training)} modules are in training mode (first: {training[0]}), so dropout or '
+                              'batch statistics would make the loss random: call model.eval()')
         self.amp, self.use_cache, self.on_evaluation = amp, use_cache, on_evaluation
         self.clips = find_clips(self.model)
         if not self.clips:
@@ -136,11 +130,6 @@ class ClipProblem:
                     self._stale.add(clip.layer)
         self._installed = x
 
-    def _fix_weights(self) -> None:
-        for layer in self._stale:
-            fix_weight(layer)
-        self._stale.clear()
-
     # ---- values ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def loss(self, x: Sequence[float]) -> float:
@@ -149,7 +138,9 @@ class ClipProblem:
         if x == self._last:
             return self._last_loss
         self._install(x)
-        self._fix_weights()
+        for layer in self._stale:
+            fix_weight(layer)
+        self._stale.clear()
         share = self._advance(x)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in range(len(self.context.chunks)):
@@ -227,11 +218,7 @@ class ClipProblem:
         return loss, slopes
 
     def check_deterministic(self) -> float:
-        """Loss at the last point, evaluated twice.
-
-        Raises:
-            ConfigError: If the two differ.
-        """
+        """Loss at the last point, evaluated twice; ConfigError if the two differ."""
         x = self._installed
         first = self.loss(x)
         self._last, self._stream = None, None
@@ -240,11 +227,3 @@ class ClipProblem:
             raise ConfigError(f'the loss is not deterministic: {first!r}, then {second!r} at the same clips; switch '
                               'off dropout and other random parts of the model')
         return first
-
-
-def check_eval_mode(model: QuantizedModel) -> None:
-    """Raise ConfigError if a module is in training mode (dropout, batch statistics)."""
-    training = [name or type(m).__name__ for name, m in model.architecture.named_modules() if m.training]
-    if training:
-        raise ConfigError(f'{len(training)} modules are in training mode (first: {training[0]}), so dropout or batch '
-                          'statistics would make the loss random: call model.eval()')

@@ -1,12 +1,14 @@
-"""How a search over clips goes: the contract, and line searches along the coordinates."""
+"""How a search over clips goes: the contract, line searches along the coordinates, gradient descent."""
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 
+import torch
+
 from mmquant.registry import SEARCHERS
-from mmquant.search.descent import descend
 from mmquant.search.problem import ClipProblem
+from mmquant.utils.distributed import share
 
 # What a line search is told where the loss is infinite: its parabolas need numbers.
 WALL = 1e10
@@ -15,11 +17,7 @@ LONGEST_WALK = 3.0
 
 
 def scipy_optimize():
-    """``scipy.optimize``.
-
-    Raises:
-        ModuleNotFoundError: If SciPy is not installed; says how to get it or do without.
-    """
+    """``scipy.optimize``; ModuleNotFoundError says how to get it or do without."""
     try:
         from scipy import optimize
     except ModuleNotFoundError as error:
@@ -125,41 +123,41 @@ class PatternSearch(Searcher):
         self.num_units, self.step = num_sweeps, step
 
     def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
-        state['steps'] = pattern_sweep(problem, state.get('steps') or [self.step] * problem.size)
-
-
-def pattern_sweep(problem: ClipProblem, steps: list[float]) -> list[float]:
-    """One sweep of trial steps along the coordinates; returns the step of each for the next sweep.
-
-    Args:
-        problem (ClipProblem): Entered, its loss at the origin evaluated.
-        steps (list[float]): Trial step of each coordinate, in log clip; the sign says which side goes first.
-    """
-    steps = list(steps)
-    for i in range(problem.size):
-        line, before, step = problem.along(i), problem.best_loss, steps[i]
-        if not line(step) < before:
-            step = -step
+        steps = list(state.get('steps') or [self.step] * problem.size)  # the sign says which side goes first
+        for i in range(problem.size):
+            line, before, step = problem.along(i), problem.best_loss, steps[i]
             if not line(step) < before:
-                steps[i] /= 2
-                continue
-        reach, steps[i] = 2 * step, step
-        while line(reach) <= problem.best_loss and math.isfinite(problem.best_loss) and abs(reach) < LONGEST_WALK:
-            reach += step
-    return steps
+                step = -step
+                if not line(step) < before:
+                    steps[i] /= 2
+                    continue
+            reach, steps[i] = 2 * step, step
+            while line(reach) <= problem.best_loss and math.isfinite(problem.best_loss) and abs(reach) < LONGEST_WALK:
+                reach += step
+        state['steps'] = steps
+
+
+def minibatches(sizes: list[int], batch_size: int, generator: torch.Generator):
+    """Endless (chunk, rows): each image once a round, in random order, a batch from one chunk."""
+    while True:
+        batches = [(chunk, rows) for chunk, size in enumerate(sizes)
+                   for rows in torch.randperm(size, generator=generator).split(batch_size)]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
 
 
 @SEARCHERS.register_module()
 class GradientSearch(Searcher):
     """Adam on all log clips, by straight-through gradients of minibatches (LSQ, arXiv 1902.08153), with cosine decay.
 
-    The whole calibration loss is looked at a few times; the best of these points stays.
+    The whole calibration loss is looked at a few times; the best of these points stays. Steps whose gradient is not
+    finite are skipped.
 
     Args:
         num_steps (int): Gradient steps. Default 100.
-        batch_size (int): Images a step. Default 32.
-        lr (float): Adam's rate, in log clip. Default 0.01.
-        num_checks (int): Looks at the whole loss during the steps. Default 4.
+        batch_size (int): Images a step, in all processes. Default 32.
+        lr (float): Adam's rate at the start, in log clip. Default 0.01.
+        num_checks (int): Looks at the whole loss during the steps, the last one at the end. Default 4.
     """
 
     def __init__(self, num_steps: int = 100, batch_size: int = 32, lr: float = 0.01, num_checks: int = 4) -> None:
@@ -167,4 +165,15 @@ class GradientSearch(Searcher):
         self.num_steps, self.batch_size, self.lr, self.num_checks = num_steps, batch_size, lr, num_checks
 
     def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
-        descend(problem, self.num_steps, self.batch_size, self.lr, self.num_checks, seed)
+        x = torch.zeros(problem.size, dtype=torch.float64)
+        optimizer = torch.optim.Adam([x], lr=self.lr, betas=(0.9, 0.99))
+        batches = minibatches(problem.context.sizes, share(self.batch_size), torch.Generator().manual_seed(seed))
+        checks = {round(self.num_steps * (k + 1) / self.num_checks) for k in range(self.num_checks)}
+        for step in range(self.num_steps):
+            _, slopes = problem.gradient(x.tolist(), *next(batches))
+            x.grad = torch.tensor(slopes, dtype=torch.float64)
+            if torch.isfinite(x.grad).all():
+                optimizer.param_groups[0]['lr'] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.num_steps))
+                optimizer.step()
+            if step + 1 in checks:
+                problem.loss(x.tolist())

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from types import SimpleNamespace
 
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -43,12 +44,6 @@ def progress(description: str, total: int):
         yield _Bar(description, total, bar)
 
 
-class _Silent:
-
-    def update(self, done: float, text: str = '') -> None:
-        """Show nothing."""
-
-
 def silent(description: str, total: int):
     """As :func:`progress`, for nobody to see."""
-    return contextlib.nullcontext(_Silent())
+    return contextlib.nullcontext(SimpleNamespace(update=lambda done, text='': None))

@@ -14,7 +14,6 @@ from mmengine.registry import Registry
 _UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (?:\S+::)?(\S+) registry')
 _UNKNOWN_KEY = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
-
 OPERATORS = ('mmcv was installed without its compiled operators, which detectors need (boxes, regions, deformable '
              'convolutions). Build them beside the torch that is there, in 10 to 20 minutes: "pip install ninja" and '
              '"pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv" (or mmcv, '

@@ -3,13 +3,15 @@
 The originals and the maintained onedl-* forks share their import names and differ in the names of their
 distributions, so a version is looked up for an import name, whichever distribution it came with.
 """
+from __future__ import annotations
+
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
 
 from packaging.version import InvalidVersion, Version
 
@@ -18,24 +20,14 @@ from ..version import __version__
 
 @dataclass(frozen=True)
 class PackageRange:
-    """The versions of one package that mmquant accepts.
-
-    Args:
-        module: Import name.
-        minimum: The oldest version accepted; an older one raises.
-        below: The first version beyond the bound; this and newer ones only warn.
-        tested: The version the tests run with.
-        distributions: Names of the distributions that bring ``module``; the first one is suggested for installing.
-        if_missing: ``'raise'``, ``'warn'`` or ``'ignore'``.
-        needed_for: What does not work without it; completes "is needed for ...".
-    """
-    module: str
-    minimum: str
-    below: str
-    tested: str
-    distributions: Tuple[str, ...]
-    if_missing: str
-    needed_for: str
+    """The versions of one package that mmquant accepts."""
+    module: str  # import name
+    minimum: str  # the oldest version accepted; an older one raises
+    below: str  # the first version beyond the bound; this and newer ones only warn
+    tested: str  # the version the tests run with
+    distributions: tuple[str, ...]  # that bring the module; the first one is suggested for installing
+    if_missing: str  # 'raise', 'warn' or 'ignore'
+    needed_for: str  # completes "is needed for ..."
 
 
 PACKAGES = (
@@ -52,7 +44,7 @@ PACKAGES = (
 )
 
 
-def installed_distributions(names: Sequence[str]) -> List[str]:
+def installed_distributions(names: Sequence[str]) -> list[str]:
     """Those of the distributions ``names`` that are installed, as ``'name version'``."""
     found = []
     for name in names:
@@ -63,18 +55,12 @@ def installed_distributions(names: Sequence[str]) -> List[str]:
     return found
 
 
-def installed_version(module: str, distributions: Sequence[str] = ()) -> Optional[str]:
+def installed_version(module: str, distributions: Sequence[str] = ()) -> str | None:
     """The version of an importable package, without importing it.
 
     Looked for in this order: ``__version__`` if the package is imported already, a literal in its ``version.py``, the
-    metadata of ``distributions``.
-
-    Args:
-        module: Import name of a top-level package.
-        distributions: Names of distributions that may have brought it.
-
-    Returns:
-        The version; ``''`` if the package is there but tells no version; ``None`` if it is not there.
+    metadata of the ``distributions`` that may have brought it. ``''`` if the package is there but tells no version;
+    ``None`` if it is not there.
     """
     if module in sys.modules:
         version = getattr(sys.modules[module], '__version__', None)

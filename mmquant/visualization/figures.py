@@ -1,6 +1,7 @@
 """Figures of a finished run, for the report and for visualizers. Plain matplotlib, without its global state."""
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, '
 WIDTH = 10.5  # inches
 COLUMNS = 6  # of small histograms
 CUT = 2.0  # a bar of a small histogram is at most so many times as high as the second highest
+ABOVE = dict(loc='lower left', bbox_to_anchor=(0, 1))  # of a legend
 NAMED = 40  # layers whose names fit below a figure
 
 
@@ -30,6 +32,14 @@ def canvas(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     FigureCanvasAgg(figure)
     return figure
+
+
+@contextlib.contextmanager
+def _drawing(height: float):
+    """A figure and its axes, while the common style holds."""
+    with rc_context(STYLE):
+        figure = canvas(height)
+        yield figure, figure.add_subplot()
 
 
 def to_array(figure: Figure) -> np.ndarray:
@@ -43,9 +53,7 @@ def accuracy_figure(stages: list[dict]) -> Figure:
     """The first metric after each evaluated step; the float model as a line."""
     key = next(iter(stages[0]['metrics']))
     names, values = [s['name'] for s in stages], [s['metrics'].get(key, 0.0) for s in stages]
-    with rc_context(STYLE):
-        figure = canvas(2.9)
-        axes = figure.add_subplot()
+    with _drawing(2.9) as (figure, axes):
         colors = [FAINT if n == 'float' else WEIGHTS if n != 'final' else INK for n in names]
         bars = axes.bar(names, values, color=colors, width=0.62)
         axes.bar_label(bars, fmt='%.2f' if max(values) > 1 else '%.3f', padding=2)
@@ -59,9 +67,7 @@ def accuracy_figure(stages: list[dict]) -> Figure:
 def error_figure(inspection: Inspection) -> Figure:
     """Signal-to-noise ratio of weights and of outputs, by layer in execution order."""
     names = list(dict.fromkeys([*inspection.output_sqnr, *inspection.weight_sqnr]))
-    with rc_context(STYLE):
-        figure = canvas(3.9 if len(names) <= NAMED else 3.1)
-        axes = figure.add_subplot()
+    with _drawing(3.9 if len(names) <= NAMED else 3.1) as (figure, axes):
         for values, color, label in ((inspection.weight_sqnr, WEIGHTS, 'weights'),
                                      (inspection.output_sqnr, ACTIVATIONS, 'outputs (quantized model against float)')):
             ys = [math.nan if values.get(n) is None else values[n] for n in names]
@@ -69,7 +75,7 @@ def error_figure(inspection: Inspection) -> Figure:
         _name_layers(axes, names)
         axes.set_ylabel('SQNR (dB), higher is better')
         axes.grid(axis='y', color=FAINT, alpha=0.35, lw=0.6)
-        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+        axes.legend(**ABOVE, ncols=2)
     return figure
 
 
@@ -87,16 +93,14 @@ def _short(name: str, length: int) -> str:
 
 def flipped_figure(units: list[dict]) -> Figure:
     """Share of weights that do not round to nearest, by unit; pale where nearest rounding was kept."""
-    with rc_context(STYLE):
-        figure = canvas(3.3 if len(units) <= NAMED else 2.8)
-        axes = figure.add_subplot()
+    with _drawing(3.3 if len(units) <= NAMED else 2.8) as (figure, axes):
         share = [100 * u['flipped'] for u in units]
         kept = [FAINT if u.get('kept') == 'nearest' else WEIGHTS for u in units]
         axes.bar(range(len(units)), share, color=kept, width=0.7)
         undecided = [100 * u.get('undecided', 0.0) for u in units]
         if any(undecided):
             axes.plot(range(len(units)), undecided, '_', color=ALARM, ms=9, mew=1.6, label='undecided at the end')
-            axes.legend(loc='lower left', bbox_to_anchor=(0, 1))
+            axes.legend(**ABOVE)
         _name_layers(axes, [u['unit'] or '(net)' for u in units])
         axes.set_ylabel('flipped roundings (%)')
         axes.set_ylim(0, max([1.0, *share, *undecided]) * 1.15)
@@ -114,9 +118,8 @@ def loss_figure(units: list[dict]) -> Figure:
             lowest = 1.0
             for index, unit in enumerate(own):
                 steps, losses = zip(*unit['curve'])
-                first = losses[0] or 1.0
                 label = (unit['unit'] or '(net)') if index in (0, len(own) - 1) else None
-                relative = [max(y / first, 1e-9) for y in losses]
+                relative = [max(y / (losses[0] or 1.0), 1e-9) for y in losses]
                 lowest = min(lowest, *relative)
                 axes.plot(steps, relative, lw=1.1, label=label,
                           color=colormaps['viridis'](0.05 + 0.85 * index / max(1, len(own) - 1)))
@@ -136,15 +139,13 @@ def cost_figure(cost: ModelCost) -> Figure:
     """Each layer's share of the weights' bits and of the bit operations."""
     bits = np.array([x.params * x.w_bits for x in cost.layers], dtype=float)
     bops = np.array([x.bops for x in cost.layers], dtype=float)
-    with rc_context(STYLE):
-        figure = canvas(3.6 if len(cost.layers) <= NAMED else 2.8)
-        axes = figure.add_subplot()
+    with _drawing(3.6 if len(cost.layers) <= NAMED else 2.8) as (figure, axes):
         x = np.arange(len(cost.layers))
         axes.bar(x - 0.2, 100 * bits / max(bits.sum(), 1), 0.4, color=WEIGHTS, label='bits of the weights')
         axes.bar(x + 0.2, 100 * bops / max(bops.sum(), 1), 0.4, color=ACTIVATIONS, label='bit operations')
         _name_layers(axes, [layer.name for layer in cost.layers])
         axes.set_ylabel('share (%)')
-        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+        axes.legend(**ABOVE, ncols=2)
     return figure
 
 
@@ -174,20 +175,17 @@ def histogram_figure(histograms: Sequence[Histogram], color: str) -> Figure:
     """Small histograms in rows; dashed lines: clip limits; ticks: levels of grids with at most 16 of them."""
     rows = math.ceil(len(histograms) / COLUMNS)
     shapes, clips, ticks, floors = [], [], [], []
-    with rc_context(STYLE):
-        figure = canvas(0.15 + 1.12 * rows)
-        axes = figure.add_subplot()
+    with _drawing(0.15 + 1.12 * rows) as (figure, axes):
         for index, h in enumerate(histograms):
             left, bottom = index % COLUMNS + 0.05, -(index // COLUMNS) - 1 + 0.1
-            edges = left + 0.9 * (np.array(h.edges) - h.edges[0]) / (h.edges[-1] - h.edges[0])
-            top = min(max(h.counts), CUT * sorted(h.counts)[-2] or 1.0)
-            heights = bottom + 0.58 * np.minimum(h.counts, top) / top
-            outline = np.column_stack([np.repeat(edges, 2), [bottom, *np.repeat(heights, 2), bottom]])
-            shapes.append(outline)
 
             def at(level, h=h, left=left):
                 return left + 0.9 * (level - h.edges[0]) / (h.edges[-1] - h.edges[0])
 
+            edges = at(np.array(h.edges))
+            top = min(max(h.counts), CUT * sorted(h.counts)[-2] or 1.0)
+            heights = bottom + 0.58 * np.minimum(h.counts, top) / top
+            shapes.append(np.column_stack([np.repeat(edges, 2), [bottom, *np.repeat(heights, 2), bottom]]))
             clips += [[(at(x), bottom), (at(x), bottom + 0.62)] for x in (h.low, h.high)]
             levels = np.arange(h.low + 0.5, h.high)
             ticks += [[(at(x), bottom - 0.035), (at(x), bottom)] for x in levels] if len(levels) <= 16 else []

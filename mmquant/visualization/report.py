@@ -12,20 +12,10 @@ from matplotlib.figure import Figure
 
 from mmquant.analysis.inspection import Inspection
 from mmquant.analysis.sensitivity import LayerSensitivity
+from mmquant.analysis.tables import bits_text, stage_rows
 from mmquant.models.cost import FLOAT_BITS, ModelCost
 from mmquant.utils.tables import cell
-from mmquant.visualization.figures import (
-    ACTIVATIONS,
-    STYLE,
-    WEIGHTS,
-    accuracy_figure,
-    cost_figure,
-    error_figure,
-    flipped_figure,
-    histogram_figure,
-    loss_figure,
-    sensitivity_figure,
-)
+from mmquant.visualization import figures as draw
 
 CSS = '''
 :root { --ink: #22303c; --faint: #6b7883; --line: #dfe4e8; --accent: #2b6c99; --ground: #f5f7f8; }
@@ -64,28 +54,16 @@ NOT_MEASURED = ('<p>Not measured yet; this adds it: <code>python tools/analysis_
 
 @dataclass(frozen=True)
 class Run:
-    """What a report tells of.
-
-    Attributes:
-        title (str): Name of the config.
-        facts (dict): Text by label, for the lines below the title: device, versions, seed.
-        stages (list[dict]): ``name``, ``metrics``, ``seconds`` of each evaluated step.
-        records (list[dict]): What the steps reported.
-        cost (ModelCost): Parameters, operations and bytes.
-        inspection (Inspection): Errors and histograms.
-        seconds (float): Time of the steps.
-        peak_memory_bytes (int): Of the process, or of the GPU.
-        config (str): The whole config.
-    """
-    title: str
-    facts: dict
-    stages: list[dict]
-    records: list[dict]
+    """What a report tells of."""
+    title: str  # name of the config
+    facts: dict  # text by label, for the lines below the title: device, versions, seed
+    stages: list[dict]  # name, metrics, seconds of each evaluated step
+    records: list[dict]  # what the steps reported
     cost: ModelCost
     inspection: Inspection
-    seconds: float
-    peak_memory_bytes: int
-    config: str
+    seconds: float  # of the steps
+    peak_memory_bytes: int  # of the process, or of the GPU
+    config: str  # the whole config, as text
 
     @property
     def units(self) -> list[dict]:
@@ -97,15 +75,15 @@ def figures_of(run: Run) -> dict[str, Figure]:
     """The figures that a run has something to show in, by name."""
     curves = [u for u in run.units if u.get('curve')]
     flipped = [u for u in run.units if u.get('flipped') is not None]
+    look = run.inspection
     made = {
-        'accuracy': run.stages and accuracy_figure(run.stages),
-        'layer_errors': run.inspection.output_sqnr and error_figure(run.inspection),
-        'flipped_roundings': flipped and flipped_figure(flipped),
-        'losses': curves and loss_figure(curves),
-        'cost': run.cost.layers and cost_figure(run.cost),
-        'weight_histograms': run.inspection.weights and histogram_figure(run.inspection.weights, WEIGHTS),
-        'activation_histograms': run.inspection.activations and histogram_figure(run.inspection.activations,
-                                                                                 ACTIVATIONS)}
+        'accuracy': run.stages and draw.accuracy_figure(run.stages),
+        'layer_errors': look.output_sqnr and draw.error_figure(look),
+        'flipped_roundings': flipped and draw.flipped_figure(flipped),
+        'losses': curves and draw.loss_figure(curves),
+        'cost': run.cost.layers and draw.cost_figure(run.cost),
+        'weight_histograms': look.weights and draw.histogram_figure(look.weights, draw.WEIGHTS),
+        'activation_histograms': look.activations and draw.histogram_figure(look.activations, draw.ACTIVATIONS)}
     return {name: figure for name, figure in made.items() if figure}
 
 
@@ -119,9 +97,9 @@ def scalars_of(run: Run) -> dict[str, float]:
 
 def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
     """Write the page; returns the path."""
-    parts = [_section(*s) for s in _sections(run, {name: _svg(f) for name, f in figures.items()}) if s[3]]
-    links = ''.join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _, body in _sections(run, figures)
-                    if body)
+    sections = [s for s in _sections(run, {name: _svg(f) for name, f in figures.items()}) if s[3]]
+    parts = [_section(*s) for s in sections]
+    links = ''.join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, *_ in sections)
     facts = ' · '.join(f'{escape(k)} {escape(str(v))}' for k, v in run.facts.items())
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(run.title)}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head><body>'
@@ -134,21 +112,13 @@ def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
 
 
 def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
-    """Put sensitivities into a report that :func:`write_report` wrote, in place of earlier ones.
-
-    Args:
-        path (str): The page.
-        rows (Sequence[LayerSensitivity]): Layers, the most sensitive first.
-
-    Returns:
-        bool: Whether the page has a place for them.
-    """
+    """Put layers, the most sensitive first, into a page of :func:`write_report`; whether it has a place for them."""
     with open(path, encoding='utf-8') as f:
         page = f.read()
     keys = ('w_bits', 'a_bits', 'sqnr', *(k for k in ('drop', 'gain') if any(getattr(r, k) is not None for r in rows)))
     titles = dict(w_bits='W bits', a_bits='input bits', sqnr='SQNR (dB)', drop='drop', gain='gain')
     table = _table(('layer', *map(titles.get, keys)), [(r.name, *(getattr(r, k) for k in keys)) for r in rows])
-    body = f'{SENSITIVITY}{_svg(sensitivity_figure(rows))}<div class="scroll">{table}</div>{SENSITIVITY_END}'
+    body = f'{SENSITIVITY}{_svg(draw.sensitivity_figure(rows))}<div class="scroll">{table}</div>{SENSITIVITY_END}'
     page, found = re.subn(f'{SENSITIVITY}.*?{SENSITIVITY_END}', lambda _: body, page, count=1, flags=re.S)
     with open(path, 'w', encoding='utf-8') as f:
         f.write(page)
@@ -204,8 +174,7 @@ def _tiles(run: Run) -> str:
 
 
 def _stage_table(run: Run) -> str:
-    keys = list(dict.fromkeys(k for s in run.stages for k in s['metrics']))
-    rows = [(s['name'], *(s['metrics'].get(k) for k in keys), s['seconds']) for s in run.stages]
+    keys, rows = stage_rows(run.stages)
     return _table(('step', *keys, 'seconds'), rows)
 
 
@@ -213,15 +182,11 @@ def _layer_table(run: Run) -> str:
     """Coverage and errors, one row a layer."""
     errors = run.inspection
     worst = [_lowest(errors.weight_sqnr), _lowest(errors.output_sqnr)]
-    rows = [(x.name, _bits(x.w_bits), _bits(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}',
+    rows = [(x.name, bits_text(x.w_bits), bits_text(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}',
              errors.weight_sqnr.get(x.name), errors.output_sqnr.get(x.name), x.note) for x in run.cost.layers]
     bad = {(i, 5 + k) for k, name in enumerate(worst) for i, row in enumerate(rows) if row[0] == name}
     return _table(('layer', 'W bits', 'input bits', 'params', 'MACs (M)', 'weight SQNR (dB)', 'output SQNR (dB)',
                    'note'), rows, bad, numeric=range(1, 7))
-
-
-def _bits(bits: int) -> str:
-    return 'float' if bits == FLOAT_BITS else str(bits)
 
 
 def _lowest(values: dict) -> str | None:
@@ -229,8 +194,7 @@ def _lowest(values: dict) -> str | None:
     return min(known, key=known.get) if known else None
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence], bad=frozenset(),
-           numeric: Sequence[int] | None = None) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence], bad=(), numeric: Sequence[int] | None = None) -> str:
     numeric = range(1, len(columns)) if numeric is None else numeric
     head = ''.join(f'<th{" class=n" if i in numeric else ""}>{escape(c)}</th>' for i, c in enumerate(columns))
     body = ''.join('<tr>' + ''.join(_cell(x, i in numeric, (k, i) in bad) for i, x in enumerate(row)) + '</tr>'
@@ -246,7 +210,7 @@ def _cell(x, numeric: bool, bad: bool) -> str:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    with rc_context(STYLE):
+    with rc_context(draw.STYLE):
         figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
     text = buffer.getvalue()
     return text[text.index('<svg'):]

@@ -15,37 +15,23 @@ import yaml
 from mmengine.config import Config
 
 from mmquant.utils.building import ConfigError, closest, plain
-from mmquant.zoo.results import (
-    FLOAT_BITS,
-    read_cost,
-    read_records,
-    repository_path,
-    results_folder,
-    spread,
-    values_of,
-)
+from mmquant.zoo.results import FLOAT_BITS, read_cost, read_records, repository_path, results_folder, spread, values_of
 from mmquant.zoo.variants import read_variants
 
 TABLE = re.compile(r'(<!-- \[RESULTS\] (\S+) -->\n).*?(<!-- \[RESULTS END\] -->)', re.S)
 SUMMARY = re.compile(r'(<!-- \[SUMMARY\] -->\n).*?(<!-- \[SUMMARY END\] -->)', re.S)
 VARIANTS = re.compile(r'(<!-- \[VARIANTS\] (\S+)((?: \S+)*) -->\n).*?(<!-- \[VARIANTS END\] -->)', re.S)
+SEEDS = '; ± is the sample standard deviation over seeds'
 MODELS = '# [MODELS] Below: made by tools/misc/update_readmes.py.\n'
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured column.
-
-    Attributes:
-        key (str): Name in the evaluator's metrics.
-        title (str): Of the column.
-        name (str): In metafiles.
-        factor (float): From the evaluator's scale to the table's (per cent).
-    """
-    key: str
-    title: str
-    name: str
-    factor: float = 1.0
+    """One measured column."""
+    key: str  # in the evaluator's metrics
+    title: str  # of the column
+    name: str  # in metafiles
+    factor: float = 1.0  # from the evaluator's scale to the table's (per cent)
 
 
 # The first metric of a task is the one whose baselines and change are shown.
@@ -83,16 +69,10 @@ class Entry:
         """``'W2A4'``."""
         return f'W{self.w_bits}A{self.a_bits}'
 
-    @property
-    def bits(self) -> str:
-        """``'2/4'``."""
-        return f'{self.w_bits}/{self.a_bits}'
-
 
 def read_zoo(configs: str) -> dict:
     """``zoo.yml`` of a configs folder: ``Models`` (key -> name) and ``Data`` (key -> ``Name``, ``Task``)."""
-    with open(osp.join(configs, 'zoo.yml')) as f:
-        zoo = yaml.safe_load(f)
+    zoo = yaml.safe_load(_text(osp.join(configs, 'zoo.yml')))
     for key, data in zoo['Data'].items():
         if data['Task'] not in TASKS:
             raise ConfigError(f'zoo.yml: Data.{key}.Task is {data["Task"]!r}; {closest(data["Task"], TASKS)}')
@@ -118,11 +98,7 @@ def split_stem(stem: str, data_keys) -> tuple[str, str, str]:
 
 
 def read_entry(config: str, zoo: dict) -> Entry:
-    """What is known of a config.
-
-    Raises:
-        ConfigError: If its records are of different data or settings.
-    """
+    """What is known of a config; ConfigError if its records are of different data or settings."""
     cfg = Config.fromfile(config)
     model, variant, data = split_stem(osp.splitext(osp.basename(config))[0], zoo['Data'])
     names = zoo['Models']
@@ -152,12 +128,13 @@ def read_folder(folder: str, zoo: dict) -> list[Entry]:
 def updated_files(folder: str) -> dict[str, str]:
     """Path -> new text of a folder's README.md and metafile.yml."""
     entries = read_folder(folder, read_zoo(osp.join(folder, '..')))
-    texts = {}
-    for name, update in (('README.md', lambda text: update_readme(text, folder, entries)),
-                         ('metafile.yml', lambda text: update_metafile(text, entries))):
-        with open(osp.join(folder, name), encoding='utf-8') as f:
-            texts[osp.join(folder, name)] = update(f.read())
-    return texts
+    readme, metafile = (osp.join(folder, name) for name in ('README.md', 'metafile.yml'))
+    return {readme: update_readme(_text(readme), folder, entries), metafile: update_metafile(_text(metafile), entries)}
+
+
+def _text(path: str) -> str:
+    with open(path, encoding='utf-8') as f:
+        return f.read()
 
 
 def update_folder(folder: str) -> None:
@@ -169,12 +146,8 @@ def update_folder(folder: str) -> None:
 
 # ---- README --------------------------------------------------------------------------------------------------------
 def update_readme(text: str, folder: str, entries: list[Entry]) -> str:
-    """The README with every table between its markers made anew.
-
-    Raises:
-        ConfigError: If a config belongs to no table, or a table to no config.
-    """
-    found = [match.group(2) for match in TABLE.finditer(text)]
+    """The README with all tables made anew; ConfigError for a config without a table, or a table without configs."""
+    found = [match[2] for match in TABLE.finditer(text)]
     for entry in entries:
         if entry.data not in found:
             raise ConfigError(f'{folder}/README.md has no table for {entry.stem}: add the lines '
@@ -182,29 +155,24 @@ def update_readme(text: str, folder: str, entries: list[Entry]) -> str:
     for data in found:
         if data not in {e.data for e in entries}:
             raise ConfigError(f'{folder}/README.md has a table of {data!r}, but no config there is measured on it')
-    text = SUMMARY.sub(lambda m: m.group(1) + summary_table(entries) + m.group(2), text)
-    text = TABLE.sub(lambda m: m.group(1) + results_table([e for e in entries if e.data == m.group(2)]) + m.group(3),
-                     text)
-    return VARIANTS.sub(lambda m: m.group(1) + variants_table(m.group(2), entries, m.group(3).split()) + m.group(4),
-                        text)
+    text = SUMMARY.sub(lambda m: m[1] + summary_table(entries) + m[2], text)
+    text = TABLE.sub(lambda m: m[1] + results_table([e for e in entries if e.data == m[2]]) + m[3], text)
+    return VARIANTS.sub(lambda m: m[1] + variants_table(m[2], entries, m[3].split()) + m[4], text)
 
 
 def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> str:
     """Markdown of the variants of some configs: a row a variant, a column a config; a sentence before any is measured.
 
     Args:
-        group (str): First and last part of the configs' names, ``<model>_<data>``.
+        group (str): First and last part of the configs' names, ``<model>_<data>``; ConfigError for one of none.
         entries (list[Entry]): Of the folder.
         keys (list[str]): Metrics to show; default the task's first.
-
-    Raises:
-        ConfigError: If no config belongs to the group.
     """
     groups = [f'{split_stem(e.stem, ())[0]}_{e.data}' for e in entries]
     if group not in groups:
         raise ConfigError(f'[VARIANTS] {group}: no config of this folder belongs to it; {closest(group, groups)}')
-    found = [(e, read_variants(results_folder(e.config))) for e, g in zip(entries, groups) if g == group]
-    found = [(e, known) for e, known in found if known]
+    found = [(e, known) for e, g in zip(entries, groups)
+             if g == group and (known := read_variants(results_folder(e.config)))]
     if not found:
         return '\nNot measured yet: `tools/analysis_tools/compare_variants.py --publish` does.\n\n'
     metric = TASKS[found[0][0].task][0]
@@ -212,17 +180,21 @@ def variants_table(group: str, entries: list[Entry], keys: list[str] = ()) -> st
     root = osp.join(osp.dirname(found[0][0].config), '..', '..')
     sources = dict.fromkeys(known['source'] for _, known in found)  # several are one table: equal names, equal rows
     files = {source: plain(Config.fromfile(osp.join(root, source)).variants) for source in sources}
-    rows = [('Variant', *(f'W{e.w_bits}A{e.a_bits}' for e, _ in found)), [':---'] + [':---:'] * len(found)]
+    rows = [('Variant', *(e.width for e, _ in found)), [':---'] + [':---:'] * len(found)]
     for name in dict.fromkeys(name for named in files.values() for name in named):
         rows.append((name, *(_variant(e, known, name, files[known['source']], keys, metric.factor)
                              for e, known in found)))
     images = ' or '.join(sorted({str(known['data']['images']) for _, known in found}))
-    lines = '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+    lines = _lines(rows)
     shown = metric.title
     if keys != [metric.key]:
         shown = ' / '.join(k.split('/')[-1] for k in keys) + (' (%)' if metric.factor == 100 else '')
-    spread_note = '; ± is the sample standard deviation over seeds' if '±' in lines else ''
-    return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{spread_note}.\n\n'
+    return f'\n{lines}\n\n{shown} on {found[0][0].data_name}, {images} images{SEEDS if "±" in lines else ""}.\n\n'
+
+
+def _lines(rows: list) -> str:
+    """Rows of text as a table in Markdown."""
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def _variant(entry: Entry, known: dict, name: str, named: dict, keys: list[str], factor: float) -> str:
@@ -246,7 +218,7 @@ def summary_table(entries: list[Entry]) -> str:
             metrics = (spread(values_of(list(e.records), m.key)) for m in TASKS[e.task])
             rows.append((f'{e.model}, {e.width}, {e.data_name}', *_size_of(e), *metrics,
                          f'[config](./{osp.basename(e.config)})', _download(e)))
-    return '\n' + '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n\n'
+    return f'\n{_lines(rows)}\n\n'
 
 
 def results_table(entries: list[Entry]) -> str:
@@ -274,9 +246,7 @@ def _table(entries: list[Entry]) -> str:
     columns = ('Model', 'Data', 'Params(M)', 'Flops(G)', 'W/A bits', f'Float {main}', f'Nearest {main}',
                *(m.title for m in metrics), 'Change', 'Size (MB)', 'Time (min)', 'Seeds', 'Config', 'Download')
     rows = [columns, [':---:'] * len(columns), *(_row(e, metrics) for e in entries)]
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    note = _note([r for e in entries for r in e.records])
-    return '\n'.join(lines) + f'\n\n{note}\n\n'
+    return f'{_lines(rows)}\n\n{_note([r for e in entries for r in e.records])}\n\n'
 
 
 def _size_of(entry: Entry) -> tuple[str, str]:
@@ -290,7 +260,7 @@ def _row(entry: Entry, metrics: tuple[Metric, ...]) -> list[str]:
     floats = values_of(records, first.key, 'float')
     change = [a - b for a, b in zip(measured, floats)]
     return [
-        entry.model, entry.data_name, *_size_of(entry), entry.bits,
+        entry.model, entry.data_name, *_size_of(entry), f'{entry.w_bits}/{entry.a_bits}',
         f'{mean(floats) * first.factor:.2f}' if floats else '-',
         spread(values_of(records, first.key, 'nearest'), factor=first.factor),
         *(spread(values_of(records, m.key), factor=m.factor) for m in metrics),
@@ -309,7 +279,7 @@ def _download(entry: Entry) -> str:
 def _note(records: list[dict]) -> str:
     images = ' or '.join(str(n) for n in sorted({r['data']['images'] for r in records}))
     devices = ' and '.join(sorted({r['device'] for r in records}))
-    several = '; ± is the sample standard deviation over seeds' if len({r['seed'] for r in records}) > 1 else ''
+    several = SEEDS if len({r['seed'] for r in records}) > 1 else ''
     return f'Measured on {images} images{several}. Times on {devices}, without evaluation.'
 
 
@@ -355,9 +325,7 @@ def _metrics(entry: Entry) -> dict:
 
 def float_config(config: str) -> str:
     """The float model's config, at the end of the first bases of a leaf: it lies in another package or in ``float``."""
-    with open(config) as f:
-        tree = ast.parse(f.read())
-    bases = next(ast.literal_eval(node.value) for node in tree.body
+    bases = next(ast.literal_eval(node.value) for node in ast.parse(_text(config)).body
                  if isinstance(node, ast.Assign) and node.targets[0].id == '_base_')
     first = bases if isinstance(bases, str) else bases[0]
     if '::' in first:

@@ -28,8 +28,7 @@ FLOAT_BITS = 32
 def file_sha256(path: str) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(
-            f.read()).hexdigest()
+        return hashlib.sha256(f.read()).hexdigest()
 
 
 def repository_path(path: str) -> str:
@@ -49,9 +48,8 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
     """The record of one evaluation.
 
     Args:
-        config (str): Path of the config.
-        checkpoint (str): Path of the checkpoint that was evaluated.
-        meta (dict): Its meta, as :class:`CalibrationLoop` wrote it.
+        config, checkpoint (str): Their paths.
+        meta (dict): The checkpoint's, as :class:`CalibrationLoop` wrote it.
         metrics (dict): What the evaluation gave.
         data (dict): ``name``, ``type`` and number of ``images`` of the test set.
 
@@ -116,6 +114,14 @@ def write_json(path: str, data: dict) -> str:
     return path
 
 
+def read_json(path: str) -> dict | None:
+    """What a file holds, None without one."""
+    if not osp.exists(path):
+        return None
+    with open(path) as f:
+        return json.load(f)
+
+
 def results_folder(config: str) -> str:
     """Where the records of ``<root>/configs/<algorithm>/<stem>.py`` lie: ``<root>/records/<algorithm>/<stem>``."""
     folder = osp.dirname(osp.abspath(config))
@@ -125,22 +131,12 @@ def results_folder(config: str) -> str:
 
 def read_records(config: str) -> list[dict]:
     """Published records of a config, by seed; empty if there are none."""
-    found = []
-    for path in glob(osp.join(results_folder(config), 'seed*.json')):
-        with open(path) as f:
-            found.append(json.load(f))
-    return sorted(found, key=lambda r: r['seed'])
+    return sorted(map(read_json, glob(osp.join(results_folder(config), 'seed*.json'))), key=lambda r: r['seed'])
 
 
 def read_cost(config: str, records: list[dict]) -> dict | None:
     """Cost of a config's model: of its first record, else of ``cost.json``, else None."""
-    if records:
-        return records[0]['cost']
-    path = osp.join(results_folder(config), 'cost.json')
-    if not osp.exists(path):
-        return None
-    with open(path) as f:
-        return json.load(f)
+    return records[0]['cost'] if records else read_json(osp.join(results_folder(config), 'cost.json'))
 
 
 def values_of(records: list[dict], key: str, part: str = 'metrics') -> list[float]:

@@ -12,13 +12,13 @@ What was measured lies beside the records of the config, in ``records/<algorithm
 from __future__ import annotations
 
 import copy
-import json
 import os.path as osp
 
 from mmengine.config import Config
 
 from mmquant.algorithms.step_list import merged, ordered_steps
 from mmquant.utils.building import ConfigError, check_keys, closest, plain
+from mmquant.zoo.results import read_json
 
 FILE = 'variants.json'
 KEYS = ('algorithm', 'steps', 'quantizer')
@@ -44,11 +44,7 @@ def apply_variant(cfg: Config, variant: dict) -> Config:
 
 def read_variants(folder: str) -> dict | None:
     """What ``variants.json`` of a folder holds, or None without one."""
-    path = osp.join(folder, FILE)
-    if not osp.exists(path):
-        return None
-    with open(path) as f:
-        return json.load(f)
+    return read_json(osp.join(folder, FILE))
 
 
 def measurement(known: dict | None, name: str, variant: dict, source: str, data: dict) -> dict:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from detectors_for_tests import needs_detectors, quick_config
 from models_for_tests import ResNet, calibrated, images
+from sensitivity import restrict_to_images
 from tools_for_tests import log_of, run_tool
 
-from mmquant.analysis.sensitivity import only, quantizers_of, restrict_to_images, sensitivities
+from mmquant.analysis.sensitivity import only, quantizers_of, sensitivities
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,8 @@ from models_for_tests import Chain, calibrated, images, randomize
 from mmquant.losses.objectives import build_objective
 from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem, CoordinateDescent, GradientSearch, PatternSearch, PowellSearch
-from mmquant.search.descent import minibatches
 from mmquant.search.problem import Counts
+from mmquant.search.searcher import minibatches
 
 
 class Function:

@@ -7,6 +7,7 @@ import time
 from functools import partial
 
 import torch
+from benchmarks import add_out_argument, show
 from torch import nn
 
 import mmquant  # noqa: F401  checks the versions
@@ -14,7 +15,6 @@ from mmquant.apis.cli import run_as_script
 from mmquant.calibration.stream import Stream
 from mmquant.models import QuantizedModel
 from mmquant.structures.unit import GRANULARITIES
-from mmquant.zoo.benchmarks import add_out_argument, show
 
 QUANTIZER = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=4, granularity='channel'),
                  activation=dict(type='mmquant.UniformAffineQuantizer', bits=4))

@@ -8,6 +8,7 @@ import contextlib
 import tempfile
 
 import torch
+from benchmarks import add_out_argument, show
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
@@ -20,7 +21,6 @@ from mmquant.calibration.cache import Cache, parse_bytes
 from mmquant.registry import MODELS
 from mmquant.utils.hardware import peak_memory_bytes
 from mmquant.utils.progress import progress
-from mmquant.zoo.benchmarks import add_out_argument, show
 
 
 def parse_args() -> argparse.Namespace:

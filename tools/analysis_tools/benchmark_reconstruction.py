@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import torch
+from benchmarks import add_out_argument, show
 from torch import nn
 
 import mmquant  # noqa: F401  checks the versions
@@ -26,7 +27,6 @@ from mmquant.reconstruction.optimizers import Training, make_optimizers
 from mmquant.reconstruction.problem import Comparison, Problem
 from mmquant.reconstruction.variables import UnitVariables
 from mmquant.registry import ROUNDINGS
-from mmquant.zoo.benchmarks import add_out_argument, show
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
 QUANTIZER = {'weight': {'type': 'mmquant.UniformAffineQuantizer', 'bits': 4, 'granularity': 'channel'},

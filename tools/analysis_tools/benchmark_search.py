@@ -11,6 +11,7 @@ import os.path as osp
 import time
 
 import mmengine
+from benchmarks import add_out_argument, show
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms.lapq import NormSweep
@@ -24,7 +25,6 @@ from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem
 from mmquant.search.clips import find_clips
 from mmquant.utils.building import build
-from mmquant.zoo.benchmarks import add_out_argument, show
 
 POWELL = dict(type='mmquant.PowellSearch')
 OTHERS = ('CoordinateDescent', 'GradientSearch', 'PatternSearch')

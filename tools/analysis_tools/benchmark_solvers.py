@@ -8,6 +8,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from benchmarks import add_out_argument, show
 from torch import nn
 
 import mmquant  # noqa: F401  checks the versions
@@ -19,7 +20,6 @@ from mmquant.quantizers import UniformAffineQuantizer
 from mmquant.registry import SOLVERS
 from mmquant.solvers import better_rows
 from mmquant.utils.building import build
-from mmquant.zoo.benchmarks import add_out_argument, show
 
 LAYERS = ('64x64x3', '128x128x3', '256x256x3', '512x512x3', 'dw960x3', '320x960', '768x768', '768x3072', '3072x768')
 

@@ -10,17 +10,17 @@ import json
 import os.path as osp
 
 import mmengine
+from landscape import chosen_clips, curvature, surface
+from landscape_pictures import plot_hessian, plot_norms, plot_surface
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms.lapq import NORMS, NormSweep
-from mmquant.analysis.landscape import chosen_clips, curvature, surface
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
 from mmquant.apis.prepare import prepare_context
 from mmquant.apis.quantize import run_steps
 from mmquant.losses.objectives import build_objective
 from mmquant.search import ClipProblem
-from mmquant.visualization import plot_hessian, plot_norms, plot_surface
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 import mmengine
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.sensitivity import LayerSensitivity, quantizers_of, restrict_to_images, sensitivities
+from mmquant.analysis.sensitivity import LayerSensitivity, quantizers_of, sensitivities
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.engine.evaluation import nothing_to_find
@@ -59,6 +59,14 @@ def write_csv(path: str, rows: list[LayerSensitivity]) -> None:
         writer.writeheader()
         writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
                          for row in rows)
+
+
+def restrict_to_images(loop) -> None:
+    """Let COCO metrics count the objects of the images of a test loop only, not of all in the annotation file."""
+    dataset = loop.dataloader.dataset
+    for metric in loop.evaluator.metrics:
+        if hasattr(metric, 'img_ids'):
+            metric.img_ids = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
 
 
 def main() -> None:

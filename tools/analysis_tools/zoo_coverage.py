@@ -16,9 +16,9 @@ import mmengine
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from model_coverage import Coverage, measure_apart
 
 import mmquant  # noqa: F401  checks the versions
-from mmquant.analysis.coverage import Coverage, measure_apart
 from mmquant.apis.cli import run_as_script
 from mmquant.registry import MODELS
 

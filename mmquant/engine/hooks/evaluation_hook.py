@@ -43,7 +43,7 @@ class EvaluationHook(Hook):
             runner.logger.warning(
                 f'WARNING: {shared} of the calibration images are also EVALUATION images. Accuracies of this run are '
                 'too good and must not be published; calibrate on training images (train_cfg.dataloader).')
-        if not self._done(runner, 'float'):
+        if not any(s['name'] == 'float' for s in runner.train_loop.stages):
             self._evaluate(runner, context, 'float', (False, False))
 
     def after_calibration_step(self, runner, context: CalibrationContext, step: Step, seconds: float) -> None:
@@ -65,9 +65,6 @@ class EvaluationHook(Hook):
             json.dump(results, f, indent=1)
         runner.logger.info('\n' + coverage_table(cost))
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
-
-    def _done(self, runner, name: str) -> bool:
-        return any(s['name'] == name for s in runner.train_loop.stages)
 
     def _evaluate(self, runner, context: CalibrationContext, name: str, mode: tuple[bool, bool],
                   seconds: float = 0.0) -> None:

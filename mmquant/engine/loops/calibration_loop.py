@@ -100,8 +100,8 @@ class CalibrationLoop(BaseLoop):
         if state:
             self.stages, context.records = state['stages'], state['records']
             self.spent = state.get('spent') or self.spent
-            runner.logger.info(f'Resuming at step {state["step"]} ({self._name(state["step"])}), behind unit '
-                               f'{state["unit"]}')
+            name = next((s.name for s in self.steps[state['step']:]), 'end')
+            runner.logger.info(f'Resuming at step {state["step"]} ({name}), behind unit {state["unit"]}')
         runner.call_hook('before_calibration', context=context)
         for index, step in enumerate(self.steps):
             self._run_step(index, step, context, saved, state)
@@ -127,9 +127,6 @@ class CalibrationLoop(BaseLoop):
             raise ConfigError(f'model.architecture cannot run on calibration images of shape '
                               f'{tuple(context.sample.shape)} ({type(error).__name__}: {error}); do backbone, neck and '
                               'head fit each other and data_preprocessor?') from error
-
-    def _name(self, index: int) -> str:
-        return self.steps[index].name if index < len(self.steps) else 'end'
 
     def _run_step(self, index: int, step: Step, context: CalibrationContext, saved: ProgressFile, state) -> None:
         resumed_at = state['step'] if state else 0
@@ -169,17 +166,15 @@ class CalibrationLoop(BaseLoop):
 
     @one_writes
     def _save(self, path: str, context: CalibrationContext, settings: dict) -> None:
-        context.model.save(path, self._meta(context, settings))
-
-    def _meta(self, context: CalibrationContext, settings: dict) -> dict:
-        """What a results record needs beside the weights: how the checkpoint was made, at which cost."""
+        """Save the model with what a results record needs beside the weights: how it was made, at which cost."""
         cost = model_cost(context.model, len(context.sample)).to_dict()
         del cost['layers']
         evaluation, calibration = self.runner.val_loop, dict(images=self.num_images, **self.source.facts())
-        return dict(config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages,
-                    records=context.records, settings=settings, cost=cost, device=device_name(context.device),
-                    versions=found_versions(), calibration=calibration,
-                    evaluated_images=len(evaluation.dataloader.dataset) if evaluation else 0, **self.spent)
+        context.model.save(path, dict(
+            config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages, records=context.records,
+            settings=settings, cost=cost, device=device_name(context.device), versions=found_versions(),
+            calibration=calibration, evaluated_images=len(evaluation.dataloader.dataset) if evaluation else 0,
+            **self.spent))
 
 
 def _source(dataloader, source: dict | None, unreadable: str) -> Source:

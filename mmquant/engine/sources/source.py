@@ -73,11 +73,11 @@ def chunks_of_one_size(batches: list[dict], size: int) -> tuple[list[torch.Tenso
     """Join preprocessed batches to chunks of up to ``size`` images, each of images of one height and width.
 
     Args:
-        batches (list[dict]): With ``inputs`` (N, C, H, W) or (N, ...) and maybe ``data_samples``, one an image.
+        batches (list[dict]): As of :meth:`Source.batches`; images may have any shape.
         size (int): Images a chunk.
 
     Returns:
-        tuple: The chunks, sizes in the order in which they first occur, and the data samples of each chunk, or None
+        tuple: The chunks, shapes in the order in which they first occur, and the data samples of each chunk, or None
         where some are missing.
     """
     groups: dict[tuple, list[dict]] = {}

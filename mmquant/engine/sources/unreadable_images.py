@@ -9,14 +9,9 @@ POLICIES = ('stop', 'skip')
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for a sample that could not be made.
-
-    Attributes:
-        name (str): File of the image, or its number.
-        reason (str): What reading it raised.
-    """
-    name: str
-    reason: str
+    """Stands for a sample that could not be made."""
+    name: str  # file of the image, or its number
+    reason: str  # what reading it raised
 
 
 class ReadableDataset:

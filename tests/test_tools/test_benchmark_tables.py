@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-
-from mmquant.zoo.benchmarks import add_out_argument, as_markdown, show
+from benchmarks import add_out_argument, as_markdown, show
 
 CPU = torch.device('cpu')
 

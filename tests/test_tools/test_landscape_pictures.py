@@ -1,8 +1,7 @@
 import cv2
 import numpy as np
+from landscape_pictures import plot_hessian, plot_norms, plot_surface
 from matplotlib import pyplot
-
-from mmquant.visualization import plot_hessian, plot_norms, plot_surface
 
 
 def test_pictures_are_written(tmp_path):

@@ -6,11 +6,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from tools_for_tests import ROOT
-from torch import nn
-
-from mmquant.algorithms.step import CalibrationContext
-from mmquant.analysis.coverage import (
+from model_coverage import (
     W8A8,
     Coverage,
     fit_normalization,
@@ -18,6 +14,10 @@ from mmquant.analysis.coverage import (
     measure_coverage,
     spread_weights,
 )
+from tools_for_tests import ROOT
+from torch import nn
+
+from mmquant.algorithms.step import CalibrationContext
 from mmquant.models import QuantizedModel
 
 TOOL = runpy.run_path(str(ROOT / 'tools/analysis_tools/zoo_coverage.py'), run_name='zoo_coverage')

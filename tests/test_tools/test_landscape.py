@@ -3,8 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from mmquant.analysis.landscape import chosen_clips, curvature, surface
+from landscape import chosen_clips, curvature, surface
 
 H = np.array([[4.0, 1.0, 0.0], [1.0, 2.0, -0.5], [0.0, -0.5, 3.0]])
 G = np.array([0.3, -0.2, 0.0])
