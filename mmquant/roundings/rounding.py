@@ -26,11 +26,7 @@ class Rounding(nn.Module):
 
     @torch.no_grad()
     def start(self, weight: Tensor, quantizer: nn.Module) -> None:
-        """Begin at the float weight.
-
-        Args:
-            weight: Float weight, any shape.
-            quantizer (Quantizer): With a range, allocated for this shape.
+        """Begin at the float weight, of the shape that its ``Quantizer`` is allocated for.
 
         Raises:
             RuntimeError: The quantizer has no range yet.
