@@ -139,9 +139,7 @@ class CalibrationContext:
     def stream(self, mode: str | tuple[bool, bool] | Callable | None) -> Stream:
         """Activations of all chunks, before the first unit; proposals are those of the float model.
 
-        Args:
-            mode (str | tuple | Callable | None): ``'float'``, ``'weights'`` or ``'quantized'`` (weights and
-                activations), or what :class:`Stream` takes.
+        ``mode`` is a name in ``MODES``, or what :class:`Stream` takes.
         """
         if isinstance(mode, str) and mode not in MODES:
             raise ValueError(f'unknown stream {mode!r}; {closest(mode, MODES)}')
@@ -170,16 +168,15 @@ class CalibrationContext:
         Args:
             kind (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``.
             wanted (Callable | None): ``wanted(unit)``: whether to stop there. Default: everywhere.
-            streams (Sequence[str] | Mapping): Streams to carry along: names that :meth:`stream` knows, or a mapping of
-                any names to what it takes.
+            streams (Sequence[str] | Mapping): Those to carry along: what :meth:`stream` takes, by name if that differs.
             name (str): Of the step, for progress and records.
             ticks (int): Parts that the progress of a unit is shown in, see :meth:`Visit.tick`. Default 1.
 
         Yields:
             Visit: The unit, done when the next visit is asked for.
         """
-        todo = [(i, u) for i, u in enumerate(self.model.units(kind)) if wanted is None or wanted(u)]
-        todo = [(i, u) for i, u in todo if i >= self.first_unit]
+        todo = [(i, u) for i, u in enumerate(self.model.units(kind))
+                if (wanted is None or wanted(u)) and i >= self.first_unit]
         if not todo:
             return
         modes = streams if isinstance(streams, Mapping) else {stream: stream for stream in streams}

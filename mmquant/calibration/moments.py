@@ -56,9 +56,8 @@ class Moments:
 
     def over_ranks(self) -> Moments:
         """Sum over all processes, in place."""
-        for name in ('gram', 'cross', 'exact'):
-            if getattr(self, name) is not None:
-                setattr(self, name, sum_tensor_over_ranks(getattr(self, name)))
+        sums = (x if x is None else sum_tensor_over_ranks(x) for x in (self.gram, self.cross, self.exact))
+        self.gram, self.cross, self.exact = sums
         self.count = int(sum_over_ranks(self.count)[0])
         return self
 
@@ -99,8 +98,7 @@ def collect(visit: Visit, name: str, matrix: LayerMatrix, streams: tuple[str, ..
 
     Args:
         visit (Visit): Stop at the unit.
-        name (str): Of the layer.
-        matrix (LayerMatrix): Of the layer.
+        name, matrix (str, LayerMatrix): Of the layer.
         streams (tuple[str, ...]): Names of the visit's stream that feeds the layer, and of the float one if the cross
             sums are wanted.
         max_rows (int | None): About as many rows at most in all, drawn at random. Default: all.

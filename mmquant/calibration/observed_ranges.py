@@ -31,7 +31,6 @@ def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, ima
         quantizers[name].set_range(*observers[name].range(quantizers[name]))
 
     def watch(name):
-
         def hook(quantizer, args):
             try:
                 observers[name].observe(gather_rows(args[0], images()))

@@ -29,12 +29,10 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of all rows together."""
         return len(self), *self.parts[0].shape[1:]
 
     @property
     def device(self) -> torch.device:
-        """Where picked rows are."""
         return self.parts[0].device
 
     def pick(self, rows: torch.Tensor) -> torch.Tensor:
@@ -43,8 +41,7 @@ class Rows:
         for part, size in zip(self.parts, self.sizes):
             places = ((rows >= start) & (rows < start + size)).nonzero()[:, 0]
             if len(places):
-                local = rows[places] - start
-                cached = isinstance(part, CachedTensor)
+                local, cached = rows[places] - start, isinstance(part, CachedTensor)
                 piece = part.rows(local) if cached else part.index_select(0, local.to(part.device))
                 if found is None:
                     form = torch.channels_last if piece.dim() == 4 else torch.contiguous_format

@@ -25,11 +25,10 @@ class UnitRun:
         self.per_call = model.per_call_within(unit, call)
 
     def __call__(self, x):
-        """Output for rows of data, one tensor or a tuple."""
         return self.on(self.data.arguments(x))
 
     def on(self, arguments: tuple[tuple, dict]):
-        """Output for (args, kwargs), into which the unit may write; one tensor or a tuple."""
+        """Output for (args, kwargs), into which the unit may write; one tensor or a tuple, as for rows of data."""
         for quantizer, position in self.per_call:
             quantizer.position = position
         args, kwargs = arguments

@@ -27,8 +27,7 @@ class Visit:
     """The stop at one unit.
 
     Attributes:
-        context (CalibrationContext): Of the run.
-        unit (Unit): The unit.
+        context (CalibrationContext), unit (Unit): Of the run, and where it stands.
         index (int): Its number among all units of its kind.
         seed (int): Seed of its random numbers: the same in a resumed run.
         pending (frozenset[str]): Layers of this unit and of all that are still to be visited, see :meth:`Stream.walk`.

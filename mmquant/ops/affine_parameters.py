@@ -16,8 +16,7 @@ def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Ten
     ``scale = max(|low|, |high|) / q_max``, zero point 0.
 
     Args:
-        low: Lower ends, any shape; widened to at most 0.
-        high: Upper ends, same shape; widened to at least 0.
+        low, high: Ends, any shape; widened to 0.
         grid: The integers to use.
 
     Returns:

@@ -17,12 +17,7 @@ from .pieces import pieces
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
     """Integer codes of ``x`` as a float tensor (float32, or float64 for float64 ``x``); no gradient.
 
-    Args:
-        x: Float tensor of any shape.
-        scale: Positive, broadcastable against ``x``.
-        zero_point: Integers, broadcastable like ``scale``.
-        q_min: Smallest code.
-        q_max: Largest code.
+    Args: As in :func:`fake_quantize`.
     """
     with torch.no_grad():
         dtype = _compute_dtype(x)
@@ -45,10 +40,8 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 
     Args:
         x: Float tensor of any shape, dtype and memory format; arithmetic is in float32 (float64 for float64 ``x``).
-        scale: Positive, broadcastable against ``x``.
-        zero_point: Integers, broadcastable like ``scale``.
-        q_min: Smallest code.
-        q_max: Largest code.
+        scale, zero_point: Positive, and integers; broadcastable against ``x``.
+        q_min, q_max: Smallest and largest code.
 
     Returns:
         Tensor of ``x``'s shape, dtype and memory format.
@@ -59,11 +52,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 
 
 class _FakeQuantize(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-        ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
-        ctx.grid = None
+        ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape, ctx.grid = x.dtype, scale.dtype, scale.shape, None
         if scale.numel() == 1 and scale.dtype == torch.float32 and triton_kernels.dense(x):
             ctx.grid = scale, q_min - zero_point, q_max - zero_point
             ctx.save_for_backward(x)
@@ -91,14 +82,14 @@ class _FakeQuantize(torch.autograd.Function):
             return *_backward_natively(ctx, ctx.saved_tensors[0], grad), None, None, None
         inside, residual = ctx.saved_tensors
         grad_x = torch.mul(grad, inside).to(ctx.x_dtype) if inside is not None else None
-        grad_scale = None
-        if residual is not None:
-            if ctx.scale_shape.numel() == 1:
-                parts = [torch.mul(g, r).sum() for g, r in pieces((grad, residual), ())]
-                grad_scale = torch.stack(parts).sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
-            else:
-                grad_scale = torch.mul(grad, residual).sum_to_size(ctx.scale_shape).to(ctx.scale_dtype)
-        return grad_x, grad_scale, None, None, None
+        if residual is None:
+            return grad_x, None, None, None, None
+        if ctx.scale_shape.numel() == 1:
+            parts = [torch.mul(g, r).sum() for g, r in pieces((grad, residual), ())]
+            grad_scale = torch.stack(parts).sum().reshape(ctx.scale_shape)
+        else:
+            grad_scale = torch.mul(grad, residual).sum_to_size(ctx.scale_shape)
+        return grad_x, grad_scale.to(ctx.scale_dtype), None, None, None
 
 
 def _scalars(scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> tuple[float, float, float]:
@@ -132,8 +123,8 @@ def _write_values(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
             return x_hat
     dtype = _compute_dtype(x)
     scale, zero_point = scale.to(dtype), zero_point.to(dtype)
-    bounds = (q_min - zero_point, q_max - zero_point)
-    for x_part, out, is_in, slope, step, low, high in pieces((x, x_hat, inside, residual), (scale, *bounds)):
+    small = scale, q_min - zero_point, q_max - zero_point
+    for x_part, out, is_in, slope, step, low, high in pieces((x, x_hat, inside, residual), small):
         steps = torch.div(x_part.to(dtype), step)
         rounded = torch.round(steps)
         clipped = clamp(rounded, low, high)

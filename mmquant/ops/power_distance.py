@@ -22,7 +22,6 @@ def power_distance(x: Tensor, y: Tensor, p: float, count: int = 1) -> Tensor:
 
 
 class _PowerDistance(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, p: float, count: int) -> Tensor:
         slope, sums = torch.empty_like(x), c_kernels.chunk_sums(x.numel())

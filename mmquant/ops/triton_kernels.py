@@ -115,7 +115,6 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tenso
     Args:
         v, base: Float32, the same shape and strides, output channels first.
         scale, low, high: One value, or one for each index of the first axis.
-        gamma, zeta: Stretch of the sigmoid.
         beta: Scalar tensor, the regularizer's exponent; None: no regularizer.
     """
     kernel = _kernels()[0]
