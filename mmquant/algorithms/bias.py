@@ -38,7 +38,6 @@ class CorrectBias(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Correct the layers of each block in execution order; reports their largest shifts."""
         layers = {n: x for n, x in context.model.quantized_layers().items() if 'bias' in x._parameters}
         if not layers:
             raise ConfigError('CorrectBias found no layer with quantized weights: put InsertQuantizers before it, with '

@@ -45,10 +45,7 @@ class Stream:
 
     Args:
         model (QuantizedModel): Model whose data flow has been recorded.
-        chunks (list[Tensor]): Preprocessed inputs, one entry a forward pass.
-        samples (list[list] | None): Data samples of each chunk.
-        decisions (Decisions | None): Proposals that stay the same in all runs of a chunk.
-        cache (Cache | None): Where activations are kept. Default: memory without limit.
+        chunks, samples, decisions, cache: As of a :class:`CalibrationContext`.
         mode (tuple[bool, bool] | Callable | None): Whether (weights, activations) are quantized, or a function that
             returns a context manager. Default None: as the model stands.
     """
@@ -146,8 +143,7 @@ class Stream:
         self._front = tick
 
     def run_rest(self, index: int):
-        """Outputs of the net for a chunk in the mode that is active, with gradients if enabled; stubs as far as it is.
-        """
+        """Outputs of the net for chunk ``index`` in the mode that is active, with gradients if enabled."""
         return self._run(index, {}, {})
 
     def _reach(self, index: int, unit: Unit, targets: list[Call], captures: dict, skipped: dict) -> list:
@@ -171,12 +167,11 @@ class Stream:
                            'data flow was recorded; units need the same control flow for every image')
 
     def run_behind(self, unit: Unit, index: int, replace, begin=None):
-        """Run chunk ``index`` through the net, in the mode that is active, with another answer at the end of the unit.
+        """As :meth:`run_rest`, with another answer at the end of the unit.
 
         ``replace(forward, args, kwargs)`` answers its last call: that of the activation that follows the unit, if it
         has one, else of the unit itself; a unit with several calls has several last ones. ``begin(forward, args,
-        kwargs)`` answers the unit itself where an activation follows. Calls before the frontier are stubs. Gradients
-        flow if enabled outside.
+        kwargs)`` answers the unit itself where an activation follows.
         """
         answers = {}
         for enter, leave in unit.spans:

@@ -82,18 +82,11 @@ def keep(x, cache: Cache | None):
 
 @dataclass
 class UnitInput:
-    """Arguments of a unit's call: tensors with samples first, each at one or more places; everything else constant.
-
-    Attributes:
-        data (Tensor | Rows | tuple): All samples; a tuple for several tensors.
-        leaves (list): Leaves of the first chunk's (args, kwargs), without the data.
-        positions (tuple[tuple[int, ...], ...]): Places of each data tensor among the leaves.
-        spec: Structure of (args, kwargs).
-    """
-    data: object
-    leaves: list
-    positions: tuple[tuple[int, ...], ...]
-    spec: object
+    """Arguments of a unit's call: tensors with samples first, each at one or more places; everything else constant."""
+    data: object  # Tensor or Rows of all samples; a tuple for several tensors
+    leaves: list  # of the first chunk's (args, kwargs), without the data
+    positions: tuple[tuple[int, ...], ...]  # places of each data tensor among the leaves
+    spec: object  # structure of (args, kwargs)
 
     def arguments(self, data) -> tuple[tuple, dict]:
         """(args, kwargs) with ``data`` in place."""

@@ -11,11 +11,9 @@ class UnitRun:
     """One call of a unit as a function of its data, in the quantization mode that is active.
 
     Args:
-        model (QuantizedModel): The model.
-        unit (Unit): The unit.
-        call (int): Which of its calls. Default 0.
+        call (int): Which of its calls.
         data (UnitInput | None): Where rows of data stand among the arguments; None: only :meth:`on` is used.
-        activation (bool): Run the activation that alone reads the output too. Default True.
+        activation (bool): Run the activation that alone reads the output too.
     """
 
     def __init__(self, model: QuantizedModel, unit: Unit, call: int = 0, data: UnitInput | None = None,

@@ -103,9 +103,8 @@ def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Ten
         grad = torch.empty_like(x).copy_(grad)
     grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
     sums = c_kernels.chunk_sums(x.numel()) if ctx.needs_input_grad[1] else None
-    c_kernels.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid,
-                                            None if grad_x is None else grad_x.data_ptr(),
-                                            None if sums is None else sums.data_ptr())
+    results = (None if t is None else t.data_ptr() for t in (grad_x, sums))
+    c_kernels.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid, *results)
     return grad_x, None if sums is None else sums.sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
 
 

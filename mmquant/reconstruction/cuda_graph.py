@@ -42,13 +42,12 @@ class GraphedUpdate:
             self.scalars[name].fill_(value)
         active = tuple(pushes)
         self.calls[active] += 1
-        if self.usable and self.calls[active] > WARMUP:
-            if active not in self.graphs:
-                self._capture(active)
-            if self.usable:
-                graph, loss = self.graphs[active]
-                graph.replay()
-                return loss
+        if self.usable and self.calls[active] > WARMUP and active not in self.graphs:
+            self._capture(active)
+        if self.usable and active in self.graphs:
+            graph, loss = self.graphs[active]
+            graph.replay()
+            return loss
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             self.clear()

@@ -48,16 +48,11 @@ class _Cut:
 
 def of_divergence(references: list) -> Callable:
     """Gradients of the divergence from the float outputs of each chunk, for :func:`fisher_diagonal`."""
-
-    def gradients(output, chunk: int) -> list[tuple]:
-        return list(zip(float_tensors(output), divergence_gradients(output, references[chunk])))
-
-    return gradients
+    return lambda output, chunk: list(zip(float_tensors(output), divergence_gradients(output, references[chunk])))
 
 
 def of_loss(loss: Callable) -> Callable:
     """Gradients of ``loss(output, chunk)``, a scalar, for :func:`fisher_diagonal`."""
-
     def gradients(output, chunk: int) -> list[tuple]:
         found = [x for x in float_tensors(output) if x.requires_grad]
         return list(zip(found, torch.autograd.grad(loss(output, chunk), found, materialize_grads=True,

@@ -13,13 +13,7 @@ from mmquant.utils.distributed import alone, average_gradients, share
 
 
 class Pushes:
-    """The regularizers of a fit.
-
-    Args:
-        regularizers (Mapping[str, Regularizer]): By name.
-        fit: What they are asked about.
-        num_iters (int): Steps of the fit.
-    """
+    """The regularizers, by name, of a fit of so many steps; ``fit`` is what they are asked about."""
 
     def __init__(self, regularizers: Mapping, fit: object = None, num_iters: int = 1) -> None:
         self.regularizers, self.fit, self.num_iters = regularizers, fit, num_iters

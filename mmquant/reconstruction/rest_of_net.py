@@ -1,9 +1,8 @@
 """The float net after a unit, up to the end of its stage or of the net, as a function of the unit's output.
 
-Supervision of what follows (RepAPQ's across-block calibration, PD-Quant's prediction difference) needs its gradient at
-the unit's output. The module around, the stage or the whole model, is run with the unit's last call answered by a given
-tensor. Calls in front of it are answered by placeholders; where the rest needs their values (a shortcut around the
-unit), they are computed anew, in float and without gradient.
+The module around, the stage or the whole model, is run with the unit's last call answered by a given tensor. Calls in
+front of it are answered by placeholders; where the rest needs their values (a shortcut around the unit), they are
+computed anew, in float and without gradient.
 """
 from __future__ import annotations
 
@@ -29,16 +28,10 @@ from mmquant.structures.unit import Unit
 
 @dataclass(frozen=True)
 class TailEnd:
-    """What a unit's output is compared with further on.
-
-    Attributes:
-        tail (Callable): ``tail(output, rows)`` -> output at the end, with gradients; see :class:`Tail`.
-        targets (Tensor): Float output at the end for all calibration rows.
-        channel_dim (int): Channel axis of the targets.
-    """
-    tail: Callable
-    targets: torch.Tensor
-    channel_dim: int
+    """What a unit's output is compared with further on."""
+    tail: Callable  # tail(output, rows) -> output at the end, with gradients; see Tail
+    targets: torch.Tensor  # float output at the end for all calibration rows
+    channel_dim: int  # channel axis of the targets
 
 
 def last_call(flow: DataFlow, unit: Unit) -> Call:
@@ -79,14 +72,13 @@ class Tail:
         flow = model.flow
         self.last = last_call(flow, unit)
         around = next(c for c in flow.calls_of[end.name] if c.enter == end.enter)
-        inside = flow.calls_within(around)
         ready = {k: c for k, c in completed_calls(flow, self.last.enter, leaking_calls(flow)).items()
                  if around.enter < c.enter < around.exit}
         self.stubs = {} if _is_needed(flow, ready, self.last, around) else {c.index: None for c in ready.values()}
         # The calls that a run really makes, by module: those within skipped ones are not made.
         self.made: dict[str, list[Call]] = defaultdict(list)
         self.names, passed = set(), around.enter  # calls are ordered by entry, and skipped ones do not nest
-        for call in inside:
+        for call in flow.calls_within(around):
             if call.enter > passed:
                 self.made[call.name].append(call)
                 if call.index in self.stubs or call is self.last:
@@ -98,9 +90,7 @@ class Tail:
     @torch.no_grad()
     def _learn_shapes(self) -> None:
         """See what the calls in front return, on up to two rows; only their shapes are kept."""
-        count = min(2, len(self.data))
-        few = pick(self.data.data, torch.arange(count))
-        shapes = {}
+        count, shapes = min(2, len(self.data)), {}
 
         def answer(call, forward, args, kwargs):
             output = forward(*args, **kwargs)
@@ -108,17 +98,11 @@ class Tail:
                 shapes[call.index] = tree_map(lambda x: _Placeholder.of(x, count), output)
             return output
 
-        self._run(few, answer)
+        self._run(pick(self.data.data, torch.arange(count)), answer)
         self.stubs = shapes
 
     def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Output of the module around.
-
-        Args:
-            output (Tensor): The unit's output, (n, ...); gradients flow to it.
-            rows (Tensor): The n calibration rows that it belongs to.
-        """
-
+        """Output of the module around for the unit's ``output`` on some calibration rows; gradients flow to it."""
         def answer(call, forward, args, kwargs):
             if call is self.last:
                 return output
@@ -133,7 +117,6 @@ class Tail:
         counts: dict[str, int] = defaultdict(int)
 
         def wrap(name, module, forward):
-
             def replayed(*args, **kwargs):
                 calls = self.made[name]
                 call = calls[min(counts[name], len(calls) - 1)]
@@ -177,7 +160,6 @@ class Tails:
     """The tails of a model's units; float input and output of a stage are computed once, when it begins.
 
     Args:
-        model (QuantizedModel): The model.
         stream (Stream): Of the float net; a unit's tail is asked for before the stream advances to it.
         end (str): ``'stage'`` or ``'net'``.
         chunk (int): Rows a forward pass.
@@ -185,9 +167,7 @@ class Tails:
 
     def __init__(self, model: QuantizedModel, stream: Stream, end: str, chunk: int) -> None:
         self.model, self.stream, self.where, self.chunk = model, stream, end, chunk
-        self.end: Unit | None = None
-        self.data: dict[tuple, UnitInput] = {}
-        self.targets: dict[tuple, object] = {}
+        self.end, self.data, self.targets = None, {}, {}
         if not any(end_of(model, unit, end) for unit in model.units()):
             print_log(f'no block has a {end} after it, so the tail loss does nothing: declare block classes in '
                       "quantizer.block_types, or use end='net'", 'current', logging.WARNING)

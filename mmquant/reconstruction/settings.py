@@ -8,6 +8,7 @@ from mmquant.reconstruction.mixers import Mixer
 from mmquant.reconstruction.optimizers import trainings
 from mmquant.reconstruction.terms import Regularizer, Term
 from mmquant.registry import FIT_HOOKS, MIXERS, ROUNDINGS, TERMS
+from mmquant.roundings import Rounding
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, closest
 
@@ -37,15 +38,14 @@ class Settings:
                  rounding: dict | None, train: dict, terms: dict | None, hooks: dict | None) -> None:
         if tuple(quantize) not in QUANTIZED:
             raise ConfigError(f'quantize must be one of {QUANTIZED}, got {quantize!r}')
-        for key, value in (('num_iters', num_iters), ('batch_size', batch_size)):
+        for key, value in dict(num_iters=num_iters, batch_size=batch_size).items():
             if not value > 0:
                 raise ConfigError(f'{key} must be positive, got {value!r}')
         self.mode, self.num_iters, self.batch_size = (True, 'activations' in quantize), num_iters, batch_size
         self.pass_rows = 2 * batch_size
         self._take_inputs(inputs)
         self.rounding = rounding
-        if rounding is not None:
-            build(ROUNDINGS, rounding, 'Reconstruction.rounding')
+        self.new_rounding()  # refuses what is none
         self.trainings = trainings(train, 'Reconstruction.train')
         built = _named(TERMS, terms, TERMS_BY_DEFAULT, 'Reconstruction.terms')
         self.regularizers = {n: t for n, t in built.items() if isinstance(t, Regularizer)}
@@ -67,6 +67,10 @@ class Settings:
         self.stream = self.mixer.streams[0] if isinstance(self.mixer, Mixer) else inputs
         if self.mixer is None and inputs not in ('quant', 'float') or not isinstance(self.stream, str):
             raise ConfigError(f"inputs must be 'quant', 'float' or the config of a mixer, got {inputs!r}")
+
+    def new_rounding(self) -> Rounding | None:
+        """A rounding that has not started, if roundings are learnt."""
+        return None if self.rounding is None else build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
 
     # ---- what a model has for them ---------------------------------------------------------------------------------
     def activations(self, model, unit: Unit) -> dict[str, Quantizer]:
@@ -94,14 +98,13 @@ class Settings:
         roles = roles.union(*(owner.trainables() for owner in owners))
         if self.rounding is not None and layers:
             layer = min(layers.values(), key=lambda x: x.quantized_tensor.numel())
-            rounding = build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
+            rounding = self.new_rounding()
             rounding.start(layer.quantized_tensor, layer.weight_quantizer)
             roles |= set(rounding.roles())
-        for role in self.trainings:
-            if role not in roles:
-                raise ConfigError(f'Reconstruction.train: nothing has the role {role!r}; {closest(role, roles)}'
-                                  if roles else f'Reconstruction.train: nothing has the role {role!r}, since there is '
-                                  'no rounding, no adapter and no activation quantizer that is on')
+        for role in (r for r in self.trainings if r not in roles):
+            hint = f'; {closest(role, roles)}' if roles else (', since there is no rounding, no adapter and no '
+                                                              'activation quantizer that is on')
+            raise ConfigError(f'Reconstruction.train: nothing has the role {role!r}{hint}')
 
 
 def _named(registry, given: Mapping | None, default: Mapping, where: str) -> dict:
