@@ -2,8 +2,6 @@
 
 Formulas, and where this differs from the authors' code: :mod:`mmquant.algorithms.recipes.lapq`.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,6 +1,4 @@
 """Steps around the affine layer of RepAPQ (arXiv 2402.16121), see :mod:`mmquant.models.output_affine`."""
-from __future__ import annotations
-
 import torch
 from mmengine.logging import print_log
 

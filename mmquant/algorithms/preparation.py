@@ -1,6 +1,4 @@
 """Steps that shape the model: re-parameterization, BatchNorm folding, insertion of quantizers."""
-from __future__ import annotations
-
 import torch
 from mmengine.logging import print_log
 

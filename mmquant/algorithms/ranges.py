@@ -1,6 +1,4 @@
 """Steps that set the range of quantizers: weights once, activations along one calibration pass."""
-from __future__ import annotations
-
 import itertools
 
 import torch

@@ -9,8 +9,6 @@ quantized weights, and activations if ``quantize`` names them. A method is what 
     QDrop    one step: roundings and activation scales, on inputs and activations quantized at random
     RepAPQ   one step: weights, scales and affines by absolute errors, with a second term at the end of the stage
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mmquant.algorithms.step import CalibrationContext, Step

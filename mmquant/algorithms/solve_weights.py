@@ -6,8 +6,6 @@ Two guards stand after every solver, since rows are independent of each other an
 whose error on the calibration rows is larger than with nearest rounding rounds to nearest, and so does a layer that is
 worse on images kept out.
 """
-from __future__ import annotations
-
 import time
 
 import torch

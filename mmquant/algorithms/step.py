@@ -1,6 +1,4 @@
 """One stage of an algorithm."""
-from __future__ import annotations
-
 from mmquant.calibration.context import CalibrationContext
 
 

@@ -1,6 +1,4 @@
 """The steps of an algorithm: an ordered dict by name, which configs that build on another one change in place."""
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 

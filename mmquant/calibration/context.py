@@ -1,6 +1,4 @@
 """What all steps of a run share: the model, the calibration images, and how far the run is."""
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -1,6 +1,4 @@
 """Ranges of activation quantizers from what passes them."""
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Callable, Mapping

@@ -1,6 +1,4 @@
 """Inputs and float targets of one unit over the whole calibration set."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

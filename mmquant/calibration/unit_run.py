@@ -1,6 +1,4 @@
 """A unit of the network as a function."""
-from __future__ import annotations
-
 from mmquant.calibration.unit_inputs import UnitInput, output_of
 from mmquant.models import QuantizedModel
 from mmquant.models.units import activation_of, unit_module

@@ -9,8 +9,6 @@ A step changes what is inside ``visit.unit``; when the loop asks for the next vi
 a resumed run begins after it. A stream is carried on when it is asked for, so a quantized one meets the final state of
 all units before.
 """
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 

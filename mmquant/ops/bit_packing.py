@@ -1,6 +1,4 @@
 """Integer codes as a stream of bits: each code at its own width, the first one in the lowest bits of the first byte."""
-from __future__ import annotations
-
 from math import prod
 
 import torch

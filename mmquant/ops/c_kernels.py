@@ -3,8 +3,6 @@
 Where there is no compiler, the tensors are not dense float32 on a CPU, or ``MMQUANT_NATIVE=0``, :func:`library` or
 :func:`layout` returns None and the callers use tensor operations instead.
 """
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -3,8 +3,6 @@
 Triton comes with CUDA builds of torch. Where it is missing, or the tensors are not dense float32 of one memory order,
 :func:`usable` returns False and the callers use tensor operations instead.
 """
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,6 +1,4 @@
 """Symmetric quantizer without a level at zero: values ``scale * (code + 1/2)``, the weight grid of LAPQ's code."""
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

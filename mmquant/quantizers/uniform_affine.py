@@ -1,6 +1,4 @@
 """Uniform affine quantizer: ``scale * (clip(round(x / scale) + zero_point, q_min, q_max) - zero_point)``."""
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

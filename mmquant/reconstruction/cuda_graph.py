@@ -1,6 +1,4 @@
 """Replay of a training step as a CUDA graph: a step of hundreds of small kernels becomes one launch."""
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping

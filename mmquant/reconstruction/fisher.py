@@ -1,6 +1,4 @@
 """Squared gradients of the task loss at a unit's output."""
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,6 +1,4 @@
 """The inner loop: fit some tensors to a problem."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

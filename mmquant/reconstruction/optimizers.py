@@ -1,6 +1,4 @@
 """How each role trains: its rate, how the rate falls, and by which optimizer."""
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

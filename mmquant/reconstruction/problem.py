@@ -1,6 +1,4 @@
 """One unit as a problem: rows in, loss out, for fitting and for measuring on held-out rows."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

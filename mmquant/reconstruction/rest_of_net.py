@@ -4,8 +4,6 @@ The module around, the stage or the whole model, is run with the unit's last cal
 front of it are answered by placeholders; where the rest needs their values (a shortcut around the unit), they are
 computed anew, in float and without gradient.
 """
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Callable

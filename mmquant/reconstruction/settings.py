@@ -1,6 +1,4 @@
 """How units are reconstructed: everything a fit needs to know beside the unit, checked."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from mmquant.quantizers import Quantizer

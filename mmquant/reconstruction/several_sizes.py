@@ -1,6 +1,4 @@
 """Units whose samples differ in shape: images of several sizes, heads shared over pyramid levels."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,6 +1,4 @@
 """Reconstruct one unit: bring it near its float output, and leave it decided."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import cached_property

@@ -1,6 +1,4 @@
 """What is trained in one unit, by role, and the decided state that the unit ends in."""
-from __future__ import annotations
-
 import contextlib
 from collections import defaultdict
 from collections.abc import Mapping

@@ -13,8 +13,6 @@ relative to the diagonal of inputs that are not dead; a dead input's weights rou
 harms other images); where the factorisation fails, damping grows tenfold up to 1, then the group rounds to nearest;
 grids, of groups of columns too, are those set before, so columns may come in any order.
 """
-from __future__ import annotations
-
 import logging
 
 import torch

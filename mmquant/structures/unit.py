@@ -1,6 +1,4 @@
 """What is reconstructed at once."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 GRANULARITIES = ('layer', 'block', 'stage', 'net')

@@ -1,6 +1,4 @@
 """Levels of any spacing times one scale: what all non-uniform grids stand on."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

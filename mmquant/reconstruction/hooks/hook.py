@@ -1,6 +1,4 @@
 """What happens around the steps of a unit's fit: the contract of all hooks."""
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

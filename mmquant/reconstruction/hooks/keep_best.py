@@ -1,6 +1,4 @@
 """The best state on held-out rows is the one that a unit ends in."""
-from __future__ import annotations
-
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS
 

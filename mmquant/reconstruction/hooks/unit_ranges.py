@@ -1,6 +1,4 @@
 """Activation ranges of a unit from what it meets behind the quantized units before it (PD-Quant's initialisation)."""
-from __future__ import annotations
-
 import torch
 
 from mmquant.calibration.observed_ranges import observed_ranges

@@ -1,6 +1,4 @@
 """What a unit is given while it is fitted: the contract of all mixers."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType

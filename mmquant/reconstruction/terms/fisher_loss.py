@@ -1,6 +1,4 @@
 """Squared error weighted by squared gradients of the network's loss (BRECQ, arXiv 2102.05426, eq. 10)."""
-from __future__ import annotations
-
 import torch
 
 from mmquant.calibration.unit_inputs import join

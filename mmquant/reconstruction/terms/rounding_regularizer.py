@@ -1,6 +1,4 @@
 """What pushes learned roundings towards a decision (AdaRound, arXiv 2004.10568, eq. 24; BRECQ's schedule)."""
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,6 +1,4 @@
 """A summand of what a unit is fitted to: the contracts of terms on outputs, and of regularizers."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
