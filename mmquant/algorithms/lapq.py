@@ -70,9 +70,7 @@ class NormSweep(_LossStep):
     def run(self, context: CalibrationContext) -> None:
         """Try every candidate and leave the model at the best.
 
-        Raises:
-            ConfigError: If nothing can be searched, or the objective lacks labels.
-            FloatingPointError: If the loss is infinite for all of them.
+        ConfigError if nothing can be searched, or the objective lacks labels; FloatingPointError if all are infinite.
         """
         if context.first_unit == 0:
             context.state = dict(losses=[])
@@ -137,9 +135,8 @@ class JointSearch(_LossStep):
     def run(self, context: CalibrationContext) -> None:
         """Search; reports losses, evaluations and image-forwards of each unit.
 
-        Raises:
-            ConfigError: If nothing can be searched, the loss is random, or the objective lacks labels.
-            FloatingPointError: If the loss at the start is NaN or infinite.
+        ConfigError if nothing can be searched, the loss is random, or the objective lacks labels; FloatingPointError if
+        the loss at the start is not finite.
         """
         if context.first_unit == 0:
             context.state = {}

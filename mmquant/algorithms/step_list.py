@@ -16,7 +16,6 @@ def ordered_steps(steps, where: str = 'train_cfg.steps') -> dict[str, dict | Ste
         steps (dict | list): By name. A value of None takes the step of a base config away; the key ``after`` or
             ``before`` puts one at that place, all others run in the order of the dict. In a list, names are the values
             of ``name``, else those of the classes.
-        where (str): Place in the config, for messages.
 
     Raises:
         ConfigError: For no steps, a step without ``type`` (a name that the base config does not have), or a place

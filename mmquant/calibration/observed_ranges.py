@@ -14,8 +14,7 @@ def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, ima
     """Set the ranges of quantizers from the tensors that they meet inside this block; quantizers need no range yet.
 
     Args:
-        quantizers (Mapping[str, Quantizer]): By place, for messages; each gets an observer of its own.
-        observer (Observer): What searches.
+        quantizers (Mapping[str, Quantizer]): By place, for messages; each gets a copy of the observer.
         images (Callable): Number of images of this process in the pass under way.
         at_once (bool): Set a range before the quantizer itself works on the tensor, so that what follows meets it.
             False: when the block ends.

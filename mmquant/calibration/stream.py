@@ -31,7 +31,7 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True)
-class _Dead:
+class Placeholder:
     """Shape of an output nobody reads any more."""
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -156,8 +156,8 @@ class Stream:
             if len(found) == len(targets):
                 raise _Reached
             if call.key not in self.shapes[index]:
-                self.shapes[index][call.key] = tree_map(_bury, forward(*args, **kwargs))
-            return tree_map(lambda x: _revive(x, False), self.shapes[index][call.key])
+                self.shapes[index][call.key] = tree_map(bury, forward(*args, **kwargs))
+            return tree_map(revive, self.shapes[index][call.key])
 
         try:
             self._run(index, captures, {t.key: collect for t in targets}, skipped)
@@ -198,7 +198,7 @@ class Stream:
 
         def put(call, out):
             alive, clone = bool(live & set(call.outputs)), bool(self.flow.mutated & set(call.outputs))
-            fresh[call.key] = tree_map((lambda x: keep(x, clone)) if alive else _bury, out)
+            fresh[call.key] = tree_map((lambda x: keep(x, clone)) if alive else bury, out)
 
         return {key: partial(put, call) for key, call in completed.items() if key not in self.stores[index]}
 
@@ -222,12 +222,12 @@ class Stream:
                 if key in store or (key in skipped and key in shapes):
                     for inner_name, n in self._inner_counts(key).items():
                         counts[inner_name] += n
-                    return tree_map(lambda x: _revive(x, key in mutated), store[key] if key in store else shapes[key])
+                    return tree_map(lambda x: revive(x, key in mutated), store[key] if key in store else shapes[key])
                 out = forward(*args, **kwargs)
                 if key in captures:
                     captures[key](out)
                 if key in skipped:
-                    shapes[key] = tree_map(_bury, out)
+                    shapes[key] = tree_map(bury, out)
                 return out
 
             return replayed
@@ -253,19 +253,21 @@ def _prune(store: dict, completed: dict[Key, Call], live: set[int]) -> None:
         del store[key]
     for key, call in completed.items():
         if key in store and not live & set(call.outputs):
-            store[key] = tree_map(_bury, store[key])
+            store[key] = tree_map(bury, store[key])
 
 
 def _copy(x, clone: bool):
     return x.detach().clone() if clone and isinstance(x, torch.Tensor) else x
 
 
-def _bury(x):
-    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, CachedTensor)) else x
+def bury(x):
+    """A placeholder for a tensor."""
+    return Placeholder(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, CachedTensor)) else x
 
 
-def _revive(x, overwritten: bool):
-    if isinstance(x, _Dead):
+def revive(x, overwritten: bool = False):
+    """The kept tensor, or zeros in place of one that nobody reads; its own if it will be overwritten."""
+    if isinstance(x, Placeholder):
         one = torch.zeros((), dtype=x.dtype, device=x.device)
         return one.expand(x.shape).clone() if overwritten else one.expand(x.shape)
     return _copy(load(x), overwritten)

@@ -13,11 +13,7 @@ def _rows_first(x: torch.Tensor) -> torch.Tensor:
 
 
 class Rows:
-    """Rows of several chunks, each in memory or in a file.
-
-    Args:
-        parts (list[Tensor | CachedTensor]): At least one; the same shape but for the number of rows.
-    """
+    """Rows of at least one chunk, each in memory or in a file, of one shape but for their number."""
 
     def __init__(self, parts: list[torch.Tensor | CachedTensor]) -> None:
         self.parts, self.sizes = parts, [p.shape[0] for p in parts]
@@ -101,10 +97,8 @@ class UnitInput:
 class UnitInputBuilder:
     """Joins the arguments of a unit's call chunk by chunk.
 
-    Args:
-        places (tuple[int, ...] | None): Leaves that depend on the image (:attr:`Call.leaves`). Those with as many rows
-            as the first one are data. Default: the first tensor alone.
-        cache (Cache | None): Where the data are kept.
+    ``places`` are the leaves that depend on the image (:attr:`Call.leaves`): those with as many rows as the first one
+    are data. Default: the first tensor alone.
     """
 
     def __init__(self, places: tuple[int, ...] | None = None, cache: Cache | None = None) -> None:
@@ -140,11 +134,7 @@ def num_rows(data) -> int:
 
 
 def output_of(tree):
-    """The floating-point tensor in a unit's output, or a tuple of all of them.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The floating-point tensor in a unit's output, or a tuple of all of them; ValueError if there is none."""
     found = tuple(x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point())
     if not found:
         raise ValueError(f'a unit returned {type(tree).__name__} without any floating-point tensor, so its quantized '

@@ -20,15 +20,12 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack_bits(codes: Tensor, bits: int, first: int = 0) -> Tensor:
-    """Pack integer codes.
+    """Pack integer codes into uint8, (ceil(numel * bits / 8),), on the CPU.
 
     Args:
         codes: Integer tensor of any shape, read in its logical order (last axis fastest).
         bits: Width of a code, 1..16.
         first: Smallest code: 0 for unsigned grids, negative for signed ones.
-
-    Returns:
-        Tensor: uint8, (ceil(numel * bits / 8),), on the CPU.
 
     Raises:
         ValueError: Not integers, bits outside 1..16, or a code outside ``first .. first + 2**bits - 1``.

@@ -15,10 +15,8 @@ from .pieces import pieces
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-    """Integer codes of ``x`` as a float tensor (float32, or float64 for float64 ``x``); no gradient.
-
-    Args: As in :func:`fake_quantize`.
-    """
+    """Integer codes as a float tensor (float64 for float64 ``x``, else float32) of what :func:`fake_quantize` takes; no
+    gradient."""
     with torch.no_grad():
         dtype = _compute_dtype(x)
         zero_point = zero_point.to(dtype)

@@ -66,12 +66,7 @@ class Columns:
 
     @torch.no_grad()
     def fit(self, values: Tensor, observer, importance: Tensor | None = None) -> None:
-        """Set the ranges of these columns anew; the view must hold all elements of the scales in it, one a row.
-
-        Args:
-            values: (groups, rows, columns).
-            observer (Observer): What searches the range.
-            importance: Weight of each element's error, shape of ``values``.
+        """As :meth:`Quantizer.fit` of these columns; the view must hold all elements of the scales in it, one a row.
 
         Raises:
             ValueError: A scale reaches beyond these columns or rows, or a row has several.

@@ -14,12 +14,8 @@ class GraphedUpdate:
 
     Each set of active regularizers is a graph of its own. Where capturing fails, all calls stay ordinary.
 
-    Args:
-        update (Callable): ``update(rows, pushes)`` computes gradients from rows (int64) and the active regularizers'
-            parameters (name -> scalar tensor), changes what trains, and returns the loss.
-        clear (Callable): Drops all gradients.
-        batch_size (int): Rows a step.
-        device (torch.device): A CUDA device.
+    ``update`` computes gradients from ``batch_size`` rows (int64) and the active regularizers' parameters (name ->
+    scalar tensor), changes what trains, and returns the loss; ``clear()`` drops all gradients.
     """
 
     def __init__(self, update: Callable, clear: Callable, batch_size: int, device: torch.device) -> None:

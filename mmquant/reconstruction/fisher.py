@@ -64,7 +64,7 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, gradients: Cal
 
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
-        unit (Unit): The unit; the activation behind it, if it has one, counts as part of it.
+        unit (Unit): The activation behind it, if it has one, counts as part of it.
         quantizers (list): Quantizers inside the unit to switch on; behind it the net is float.
         gradients (Callable): ``gradients(output, chunk)`` -> pairs of an output tensor and the loss's gradient there.
 

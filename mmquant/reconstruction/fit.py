@@ -64,11 +64,8 @@ def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_si
     """Train some tensors; returns the mean loss, without penalties, of the last tenth of the steps.
 
     Args:
-        problem (Problem): What to fit.
         groups (Sequence[ParamGroup]): At least one, none of them empty.
-        num_iters, batch_size (int): Steps, and rows a step (in all processes), drawn without replacement.
-        seed (int): Seed of the row sampler.
-        pushes (Pushes | None): Regularizers.
+        num_iters, batch_size, seed (int): Steps, rows a step (in all processes), and of how they are drawn.
         after_step (Callable | None): ``after_step(step)`` runs after each update; what it returns, if it is not None,
             are the groups that train from now on, with optimizers that begin anew.
         report (Callable | None): ``report(step, loss)`` now and then.

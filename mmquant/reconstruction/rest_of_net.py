@@ -7,14 +7,14 @@ computed anew, in float and without gradient.
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from mmengine.logging import print_log
 from torch.utils._pytree import tree_map
 
 from mmquant.calibration.frontier import completed_calls, leaking_calls, ops_outside
-from mmquant.calibration.stream import Stream
+from mmquant.calibration.stream import Placeholder, Stream, bury, revive
 from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
 from mmquant.calibration.unit_run import UnitRun
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
@@ -88,15 +88,15 @@ class Tail:
     @torch.no_grad()
     def _learn_shapes(self) -> None:
         """See what the calls in front return, on up to two rows; only their shapes are kept."""
-        count, shapes = min(2, len(self.data)), {}
+        self.seen, shapes = min(2, len(self.data)), {}
 
         def answer(call, forward, args, kwargs):
             output = forward(*args, **kwargs)
             if call.index in self.stubs:
-                shapes[call.index] = tree_map(lambda x: _Placeholder.of(x, count), output)
+                shapes[call.index] = tree_map(bury, output)
             return output
 
-        self._run(pick(self.data.data, torch.arange(count)), answer)
+        self._run(pick(self.data.data, torch.arange(self.seen)), answer)
         self.stubs = shapes
 
     def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -105,8 +105,7 @@ class Tail:
             if call is self.last:
                 return output
             if call.index in self.stubs:
-                return tree_map(lambda x: x.revived(len(output)) if isinstance(x, _Placeholder) else x,
-                                self.stubs[call.index])
+                return tree_map(lambda x: _of_rows(x, len(output), self.seen), self.stubs[call.index])
             return forward(*args, **kwargs)
 
         return self._run(pick(self.data.data, rows), answer)
@@ -128,20 +127,11 @@ class Tail:
             return output_of(self.module(*args, **kwargs))
 
 
-@dataclass(frozen=True)
-class _Placeholder:
-    """Shape of a tensor whose values nobody needs, with its first axis for each row of data."""
-    shape: tuple[int, ...]
-    rows: int
-    like: torch.Tensor
-
-    @classmethod
-    def of(cls, x, rows: int):
-        return cls(tuple(x.shape), rows, x.new_zeros(())) if isinstance(x, torch.Tensor) else x
-
-    def revived(self, rows: int) -> torch.Tensor:
-        first = self.shape[0] * rows // self.rows if self.shape else 0
-        return self.like.expand(first, *self.shape[1:]) if self.shape else self.like
+def _of_rows(x, rows: int, seen: int):
+    """Stands for what a call returned on ``seen`` rows of data, now on ``rows``."""
+    if isinstance(x, Placeholder) and x.shape:
+        x = replace(x, shape=(x.shape[0] * rows // seen, *x.shape[1:]))
+    return revive(x)
 
 
 def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:

@@ -22,14 +22,10 @@ class Settings:
 
     Attributes:
         mode (tuple[bool, bool]): Whether (weights, activations) are quantized while a unit is fitted.
-        stream (str): ``'quant'`` or ``'float'``: where a unit's inputs come from where nothing is mixed.
-        mixer (Mixer | None): What mixes them while a unit is fitted.
+        stream (str), mixer (Mixer | None): Where a unit's inputs come from, and what mixes several in the fit.
         streams (dict): Streams that are needed, and what they quantize: (weights, activations), or a context manager.
-        terms (dict[str, Term]), regularizers (dict[str, Regularizer]), hooks (dict[str, FitHook]): By name.
-        trainings (dict[str, Training]): By role.
+        terms, regularizers, hooks, trainings (dict): By name, and by role.
         held_out (int): Rows to keep out of the fit.
-        pass_rows (int): Rows of a forward pass outside of the fit. Without gradients twice a batch takes less memory
-            than a step.
     """
 
     def __init__(self, quantize: Sequence[str], num_iters: int, batch_size: int, inputs: str | dict,
@@ -40,7 +36,7 @@ class Settings:
             if not value > 0:
                 raise ConfigError(f'{key} must be positive, got {value!r}')
         self.mode, self.num_iters, self.batch_size = (True, 'activations' in quantize), num_iters, batch_size
-        self.pass_rows = 2 * batch_size
+        self.pass_rows = 2 * batch_size  # of a forward pass outside of the fit: less memory than a step's gradients
         self._take_inputs(inputs)
         self.rounding = rounding
         self.new_rounding()  # refuses what is none

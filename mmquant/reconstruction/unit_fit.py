@@ -70,9 +70,8 @@ class UnitFit:
 def reconstruct(visit: Visit, settings: Settings) -> dict:
     """Reconstruct the unit of a visit, whose streams include those of the settings.
 
-    Returns:
-        dict: ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
-        roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening).
+    Returns ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
+    roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening).
 
     Raises:
         FloatingPointError: If inputs, targets or the loss are not finite; names the unit.
