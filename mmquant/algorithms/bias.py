@@ -6,8 +6,6 @@ The empirical form of DFQ's correction (arXiv 1906.04721, section 4.2). The squa
 falls, by the squared shift. The layers of a block may have been tuned to each other, though, so a block whose output is
 farther from the float one with corrected layers keeps the biases it had.
 """
-from __future__ import annotations
-
 import torch
 
 from mmquant.algorithms.step import CalibrationContext, Step
@@ -38,7 +36,6 @@ class CorrectBias(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Correct the layers of each block in execution order; reports their largest shifts."""
         layers = {n: x for n, x in context.model.quantized_layers().items() if 'bias' in x._parameters}
         if not layers:
             raise ConfigError('CorrectBias found no layer with quantized weights: put InsertQuantizers before it, with '

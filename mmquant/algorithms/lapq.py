@@ -1,17 +1,7 @@
-"""LAPQ: loss aware post-training quantization (arXiv 1911.07190). Only clips are searched; nothing is trained.
+"""LAPQ (arXiv 1911.07190): phases 1 and 2 are :class:`NormSweep`, phase 3 is :class:`JointSearch`.
 
-    phase 1   alpha_i(p) = argmin E |Q(x_i; alpha) - x_i|^p            for every quantizer i and some values of p
-    phase 2   p* = vertex of the parabola through (p, L(alpha(p)))
-    phase 3   min over alpha of L(alpha), from the best of these       all clips at once; L is the network's own loss
-
-Phases 1 and 2 are the step :class:`NormSweep`, phase 3 is :class:`JointSearch`. Differences from the authors' code: the
-vertex is used only where the parabola has a minimum inside the sampled interval; the result is the best point of all
-evaluated, the range of the whole tensors and every sampled p included; clips are searched in logarithms, so none gets
-negative; activation clips come from many calibration images, not from the first batch; the model is not rebuilt for
-each p; a layer with one clip a channel is searched by one common factor.
+Formulas, and where this differs from the authors' code: :mod:`mmquant.algorithms.recipes.lapq`.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,19 +21,26 @@ OBSERVER = {'type': 'mmquant.LpNormObserver', 'max_samples': 2**17, 'refinements
 WHOLE_RANGE = {'type': 'mmquant.MinMaxObserver'}
 
 
-def _images(context: CalibrationContext, num_images: int | None = None) -> CalibrationContext:
-    """The context on this process's part of the first ``num_images`` calibration images; None: all."""
-    return context.subset(share(num_images) if num_images else None)
+class _LossStep(Step):
+    """A step that evaluates the network's loss on the first ``num_images`` calibration images; None: on all."""
+    evaluates = (True, True)
 
+    def __init__(self, objective: dict | None, num_images: int | None, name: str) -> None:
+        super().__init__(name)
+        if num_images is not None and num_images < 1:
+            raise ConfigError(f'num_images must be at least 1, or None for all, got {num_images}')
+        if objective is not None:
+            build(OBJECTIVES, objective, f'{type(self).__name__}.objective')
+        self.objective, self.num_images = objective, num_images
 
-def _checked_count(num_images: int | None) -> int | None:
-    if num_images is not None and num_images < 1:
-        raise ConfigError(f'num_images must be at least 1, or None for all, got {num_images}')
-    return num_images
+    def _loss(self, context: CalibrationContext) -> tuple[CalibrationContext, Objective]:
+        """The context on this process's part of the images, and the loss there."""
+        images = context.subset(share(self.num_images) if self.num_images else None)
+        return images, build_objective(images, self.objective, f'{type(self).__name__}.objective')
 
 
 @STEPS.register_module()
-class NormSweep(Step):
+class NormSweep(_LossStep):
     """Layer-wise optima for several p, and for p* of the parabola through their losses; the best of all stays.
 
     A unit is one candidate: the range of the whole tensors (p None), each p, p*.
@@ -59,32 +56,25 @@ class NormSweep(Step):
     Raises:
         ConfigError: For an empty list, a p that is not above 0, or no images.
     """
-    evaluates = (True, True)
 
     def __init__(self, norms: Sequence[float] = NORMS, observer: dict | None = None, num_images: int | None = 512,
                  init_images: int = 128, objective: dict | None = None, name: str = 'norm') -> None:
-        super().__init__(name)
+        super().__init__(objective, num_images, name)
         if not norms or any(not p > 0 for p in norms):
             raise ConfigError(f'norms must be at least one number above 0, got {norms!r}')
-        self.norms, self.objective = tuple(float(p) for p in norms), objective
-        self.num_images, self.init_images = _checked_count(num_images), init_images
+        self.norms, self.init_images = tuple(float(p) for p in norms), init_images
         self.observer = dict(observer or OBSERVER)
         for p in self.norms:
             build(OBSERVERS, {**self.observer, 'p': p}, 'NormSweep.observer')
-        if objective is not None:
-            build(OBJECTIVES, objective, 'NormSweep.objective')
 
     def run(self, context: CalibrationContext) -> None:
         """Try every candidate and leave the model at the best.
 
-        Raises:
-            ConfigError: If nothing can be searched, or the objective lacks labels.
-            FloatingPointError: If the loss is infinite for all of them.
+        ConfigError if nothing can be searched, or the objective lacks labels; FloatingPointError if all are infinite.
         """
         if context.first_unit == 0:
             context.state = dict(losses=[])
-        images = _images(context, self.num_images)
-        objective = build_objective(images, self.objective, 'NormSweep.objective')
+        images, objective = self._loss(context)
         candidates = [None, *self.norms]
         with context.progress(f'{self.name} ({len(candidates)} values of p)', len(candidates)) as bar:
             for index in range(context.first_unit, len(candidates)):
@@ -106,8 +96,8 @@ class NormSweep(Step):
         print_log(f'{self.name}: parabola {fit.branch}, p* {fit.vertex}; best p {best}, loss {losses[best]:.5f} '
                   f'(whole range {losses[None]:.5f})', 'current')
 
-    def _try(self, context: CalibrationContext, images: CalibrationContext, objective: Objective,
-             index: int, p: float | None) -> float:
+    def _try(self, context: CalibrationContext, images: CalibrationContext, objective: Objective, index: int,
+             p: float | None) -> float:
         self._initialize(context, p)
         with ClipProblem(images, objective, context.amp) as problem:
             loss = problem.loss([0.0] * problem.size)
@@ -124,7 +114,7 @@ class NormSweep(Step):
 
 
 @STEPS.register_module()
-class JointSearch(Step):
+class JointSearch(_LossStep):
     """Minimise the network's loss over all clips at once, from the present ones.
 
     A unit is one phase or sweep of the searcher. The result is never worse than the start, on the calibration images.
@@ -136,27 +126,21 @@ class JointSearch(Step):
             ``OutputDivergence`` (default where not), ``LogitDistance``, or ``TrainingLoss`` for detectors of one stage.
         num_images (int | None): Calibration images to evaluate on; None for all. Default 512.
     """
-    evaluates = (True, True)
 
     def __init__(self, searcher: dict | None = None, objective: dict | None = None, num_images: int | None = 512,
                  name: str = 'joint') -> None:
-        super().__init__(name)
+        super().__init__(objective, num_images, name)
         self.searcher = build(SEARCHERS, searcher or {'type': 'mmquant.PatternSearch'}, 'JointSearch.searcher')
-        if objective is not None:
-            build(OBJECTIVES, objective, 'JointSearch.objective')
-        self.objective, self.num_images = objective, _checked_count(num_images)
 
     def run(self, context: CalibrationContext) -> None:
         """Search; reports losses, evaluations and image-forwards of each unit.
 
-        Raises:
-            ConfigError: If nothing can be searched, the loss is random, or the objective lacks labels.
-            FloatingPointError: If the loss at the start is NaN or infinite.
+        ConfigError if nothing can be searched, the loss is random, or the objective lacks labels; FloatingPointError if
+        the loss at the start is not finite.
         """
         if context.first_unit == 0:
             context.state = {}
-        images = _images(context, self.num_images)
-        objective = build_objective(images, self.objective, 'JointSearch.objective')
+        images, objective = self._loss(context)
         units = self.searcher.num_units
         with context.progress(f'{self.name} ({units} units)', units) as bar, \
                 ClipProblem(images, objective, context.amp) as problem:

@@ -1,12 +1,4 @@
-"""Steps around the affine layer of RepAPQ (arXiv 2402.16121): a factor and a bias for each output channel.
-
-    y = (a Q(w / a_0)) * x + b_q      trained together with the unit; afterwards scale <- a scale, integers unchanged
-
-The paper's abstract names a channel-wise affine layer behind the merged convolution; where exactly it stands and how it
-begins is this project's definition. See :mod:`mmquant.models.output_affine`.
-"""
-from __future__ import annotations
-
+"""Steps around the affine layer of RepAPQ (arXiv 2402.16121), see :mod:`mmquant.models.output_affine`."""
 import torch
 from mmengine.logging import print_log
 
@@ -48,7 +40,6 @@ class InsertOutputAffine(Step):
         self.layers, self.init = layers, init
 
     def run(self, context: CalibrationContext) -> None:
-        """Insert."""
         model = context.model
         shapes = {c.name: model.flow.shapes[c.inputs[0]] for c in model.flow.calls if c.inputs}
         with model.quantization(weights=False, activations=False):
@@ -87,7 +78,6 @@ class FoldOutputAffine(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Fold, and report the learnt factors."""
         layers = {n: x for n, x in context.model.quantized_layers().items() if output_affine_of(x) is not None}
         for name, layer in layers.items():
             affine = output_affine_of(layer)

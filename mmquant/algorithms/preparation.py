@@ -1,6 +1,4 @@
 """Steps that shape the model: re-parameterization, BatchNorm folding, insertion of quantizers."""
-from __future__ import annotations
-
 import torch
 from mmengine.logging import print_log
 
@@ -31,7 +29,6 @@ class Reparameterize(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Merge, and compare the outputs on one small batch."""
         found = reparameterizable(context.model.architecture)
         if not found:
             raise ValueError(f'{type(context.model.architecture).__name__} has nothing to re-parameterize: no module '
@@ -50,7 +47,6 @@ class FoldBatchNorm(Step):
     structural = True
 
     def run(self, context: CalibrationContext) -> None:
-        """Fold."""
         pairs = context.model.fold_batch_norm(context.sample, context.sample_info)
         context.records.append(dict(kind='folded', pairs=len(pairs)))
 
@@ -65,7 +61,6 @@ class InsertQuantizers(Step):
     structural = True
 
     def run(self, context: CalibrationContext) -> None:
-        """Plan, insert, and record the data flow of the quantized model."""
         model = context.model
         plan = model.make_plan(context.sample, context.sample_info)
         if not plan.places:

@@ -1,6 +1,4 @@
 """Steps that set the range of quantizers: weights once, activations along one calibration pass."""
-from __future__ import annotations
-
 import itertools
 
 import torch
@@ -30,15 +28,10 @@ class InitWeightRange(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Set every weight quantizer's range.
-
-        Raises:
-            ValueError: If a weight holds NaN or infinite values; names the layer.
-        """
+        """Set every weight quantizer's range. ValueError, with the layer, if a weight holds NaN or infinite values."""
         for name, layer in context.model.quantized_layers().items():
-            quantizer = layer.weight_quantizer
             try:
-                quantizer.fit(layer.quantized_tensor, self.observer)
+                layer.weight_quantizer.fit(layer.quantized_tensor, self.observer)
             except ValueError as error:
                 raise ValueError(f'weight of {name}: {error}') from error
 
@@ -63,7 +56,7 @@ class InitActivationRange(Step):
     def __init__(self, observer: dict | None = None, num_images: int = 64, chunk: int = 64,
                  statistics: str = 'quantized', name: str = 'activation_ranges') -> None:
         super().__init__(name)
-        for key, value in (('num_images', num_images), ('chunk', chunk)):
+        for key, value in dict(num_images=num_images, chunk=chunk).items():
             if value < 1:
                 raise ValueError(f'{key} must be at least 1, got {value}')
         if statistics not in ('quantized', 'float'):
@@ -73,10 +66,7 @@ class InitActivationRange(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Set every activation quantizer's range.
-
-        Raises:
-            ValueError: If a quantizer met NaN, or no image reached it; names its place.
+        """Set every activation quantizer's range. ValueError, with its place, if one met NaN, or no image reached it.
         """
         model, running = context.model, [0]
         with observed_ranges(model.activation_quantizers(), self.observer, lambda: running[0], self.quantized), \
@@ -91,8 +81,7 @@ def passes(batches: list[tuple], size: int):
     """Join neighbouring batches of (images, data samples or None) of one image size to at most ``size`` images."""
     for _, group in itertools.groupby(batches, key=lambda batch: batch[0].shape[1:]):
         images, samples = zip(*group)
-        images = torch.cat(images)
-        samples = None if samples[0] is None else sum(samples, [])
+        images, samples = torch.cat(images), None if samples[0] is None else sum(samples, [])
         for start in range(0, len(images), size):
             yield images[start:start + size], samples and samples[start:start + size]
 

@@ -8,12 +8,7 @@ quantized weights, and activations if ``quantize`` names them. A method is what 
     BRECQ    two steps: roundings with float activations; then activation scales with decided weights, on float inputs
     QDrop    one step: roundings and activation scales, on inputs and activations quantized at random
     RepAPQ   one step: weights, scales and affines by absolute errors, with a second term at the end of the stage
-
-Differences from the papers' codes: a few calibration samples are held out, and a unit keeps its initial state if that
-is better there; zero is always representable; remainders of batches are used; model and caches never leave eval mode.
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mmquant.algorithms.step import CalibrationContext, Step
@@ -61,11 +56,9 @@ class Reconstruction(Step):
         self.evaluates = self.settings.mode
 
     def image_passes(self, units: int) -> int:
-        """Rows of all steps; the units together are the net."""
         return self.settings.num_iters * self.settings.batch_size
 
     def run(self, context: CalibrationContext) -> None:
-        """Reconstruct every unit in execution order; reports one record per unit."""
         model, settings = context.model, self.settings
         settings.check_roles(model)
         for visit in context.visits(self.unit, lambda unit: settings.wanted(model, unit), settings.streams, self.name,

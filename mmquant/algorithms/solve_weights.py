@@ -6,8 +6,6 @@ Two guards stand after every solver, since rows are independent of each other an
 whose error on the calibration rows is larger than with nearest rounding rounds to nearest, and so does a layer that is
 worse on images kept out.
 """
-from __future__ import annotations
-
 import time
 
 import torch
@@ -59,7 +57,6 @@ class SolveWeights(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Solve every layer in execution order; reports one record per layer."""
         model = context.model
         layers = model.quantized_layers()
         for name, layer in layers.items():
@@ -73,9 +70,8 @@ class SolveWeights(Step):
         if self.solver.cross:
             streams['float'] = 'float'
         for visit in context.visits(self.unit, lambda unit: bool(layers.keys() & set(unit.layers)), streams, self.name):
-            for name in visit.unit.layers:
-                if name in layers:
-                    self._solve(visit, name, layers[name])
+            for name in (n for n in visit.unit.layers if n in layers):
+                self._solve(visit, name, layers[name])
 
     def _solve(self, visit: Visit, name: str, layer: nn.Module) -> None:
         started, quantizer = time.monotonic(), layer.weight_quantizer
@@ -85,21 +81,20 @@ class SolveWeights(Step):
         weight = matrix.matrix(layer.quantized_tensor)
         columns = quantizer.columns(matrix.shape, matrix.matrix)
         nearest = columns.encode(weight)
-        codes = self.solver.solve(weight, solved_on, columns)
-        codes = better_rows(weight, solved_on, columns, codes, nearest)
-        errors = {}
-        for kept, found in (('nearest', nearest), ('tuned', codes)):
+        codes = better_rows(weight, solved_on, columns, self.solver.solve(weight, solved_on, columns), nearest)
+        errors = []
+        for found in (nearest, codes):
             quantizer.set_codes(matrix.tensor(found))
-            errors[kept] = [relative_error(moments, layer) for moments in (solved_on, held_out)]
-        kept = 'tuned' if errors['tuned'][1] < errors['nearest'][1] else 'nearest'
+            errors.append([relative_error(moments, layer) for moments in (solved_on, held_out)])
+        (loss_nearest, held_nearest), (loss, held_tuned) = errors
+        kept = 'tuned' if held_tuned < held_nearest else 'nearest'
         if kept == 'nearest':
             quantizer.set_codes(matrix.tensor(nearest))
-        flipped = (codes != nearest).float().mean().item()
-        visit.record(layer=name, loss_nearest=errors['nearest'][0], loss=errors['tuned'][0],
-                     held_nearest=errors['nearest'][1], held_tuned=errors['tuned'][1], kept=kept, flipped=flipped,
-                     rows=solved_on.count, columns=matrix.columns, groups=matrix.groups, blocks=matrix.blocks,
+        visit.record(layer=name, loss_nearest=loss_nearest, loss=loss, held_nearest=held_nearest, held_tuned=held_tuned,
+                     kept=kept, flipped=(codes != nearest).float().mean().item(), rows=solved_on.count,
+                     columns=matrix.columns, groups=matrix.groups, blocks=matrix.blocks,
                      seconds=time.monotonic() - started)
-        visit.tick(1, f'error {errors["nearest"][1]:.4g} -> {errors["tuned"][1]:.4g}')
+        visit.tick(1, f'error {held_nearest:.4g} -> {held_tuned:.4g}')
 
 
 def relative_error(moments: Moments, layer: nn.Module) -> float:

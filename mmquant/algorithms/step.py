@@ -1,24 +1,15 @@
 """One stage of an algorithm."""
-from __future__ import annotations
-
 from mmquant.calibration.context import CalibrationContext
 
 
 class Step:
-    """Base of all steps.
-
-    Attributes:
-        structural (bool): Rebuilds structure from the float weights; runs again when a run is resumed.
-        evaluates (tuple[bool, bool] | None): Quantization of (weights, activations) to evaluate after this step.
-        distributed (bool): Gives the same result in every process where the images are scattered over several. Default
-            True: sums over images are to be summed over processes (:mod:`mmquant.utils.distributed`).
-        unit (str | None): Kind of the units that it goes through; None, the default: of none.
-        name (str): Name of the stage in results.
-    """
-    structural = False
+    """Base of all steps; ``name`` is that of the stage in results."""
+    structural = False  # rebuilds structure from the float weights; runs again when a run is resumed
+    # Gives the same result in every process where the images are scattered over several: sums over images are summed
+    # over processes (`mmquant.utils.distributed`).
     distributed = True
-    evaluates: tuple[bool, bool] | None = None
-    unit: str | None = None
+    evaluates: tuple[bool, bool] | None = None  # quantization of (weights, activations) to evaluate after this step
+    unit: str | None = None  # kind of the units that it goes through; None: of none
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or type(self).__name__

@@ -1,6 +1,5 @@
 """The steps of an algorithm: an ordered dict by name, which configs that build on another one change in place."""
-from __future__ import annotations
-
+import itertools
 from collections.abc import Mapping
 
 from mmquant.algorithms.step import Step
@@ -17,7 +16,6 @@ def ordered_steps(steps, where: str = 'train_cfg.steps') -> dict[str, dict | Ste
         steps (dict | list): By name. A value of None takes the step of a base config away; the key ``after`` or
             ``before`` puts one at that place, all others run in the order of the dict. In a list, names are the values
             of ``name``, else those of the classes.
-        where (str): Place in the config, for messages.
 
     Raises:
         ConfigError: For no steps, a step without ``type`` (a name that the base config does not have), or a place
@@ -42,11 +40,8 @@ def _by_name(steps) -> dict:
             own = step.get('name') or str(step.get('type')).split('.')[-1]
         else:
             own = getattr(step, 'name', None) or str(step)
-        name, count = own, 1
-        while name in named:
-            count += 1
-            name = f'{own}_{count}'
-        named[name] = step
+        numbered = (f'{own}_{count}' for count in itertools.count(2))
+        named[own if own not in named else next(n for n in numbered if n not in named)] = step
     return named
 
 
@@ -77,11 +72,7 @@ def _placed(places: dict[str, tuple[str, str] | None], where: str) -> list[str]:
 
 
 def build_steps(steps, where: str = 'train_cfg.steps') -> list[Step]:
-    """Built steps. Each has the name that it has in ``steps``, which is the name of its stage in results.
-
-    Raises:
-        ConfigError: As :func:`ordered_steps`, and for what :func:`build` refuses.
-    """
+    """Built steps, named as in ``steps``: so are their stages in results. ConfigError as :func:`ordered_steps`."""
     built = []
     for key, step in ordered_steps(steps, where).items():
         name = step.pop('name', None) if isinstance(step, dict) else None

@@ -16,11 +16,7 @@ TIERS = ('device', 'host', 'disk')
 
 
 def parse_bytes(size: int | str | None, key: str) -> int | None:
-    """Bytes of ``'2GiB'``, ``'500MB'`` or a plain number; None: no limit.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
+    """Bytes of ``'2GiB'``, ``'500MB'`` or a plain number; None: no limit. ConfigError if it is neither."""
     if size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 0):
         return size
     found = re.fullmatch(r'\s*([0-9.]+)\s*([a-z]+)\s*', size.lower()) if isinstance(size, str) else None
@@ -45,9 +41,7 @@ class Cache:
     def __init__(self, device: int | str | None = None, host: int | str | None = None, disk: int | str | None = None,
                  folder: str | None = None) -> None:
         self.limits = {tier: parse_bytes(size, f'cache.{tier}') for tier, size in zip(TIERS, (device, host, disk))}
-        self.used = dict.fromkeys(TIERS, 0)
-        self.peak = dict.fromkeys(TIERS, 0)
-        self.folder = folder
+        self.used, self.peak, self.folder = dict.fromkeys(TIERS, 0), dict.fromkeys(TIERS, 0), folder
 
     @property
     def has_budget(self) -> bool:
@@ -55,11 +49,7 @@ class Cache:
         return self.limits['device'] is not None or self.limits['host'] is not None
 
     def put(self, x: torch.Tensor) -> torch.Tensor | CachedTensor:
-        """Keep a tensor; read it with :func:`load` or :meth:`CachedTensor.rows`.
-
-        Raises:
-            MemoryError: If it fits nowhere.
-        """
+        """Keep a tensor; read it with :func:`load` or :meth:`CachedTensor.rows`. MemoryError if it fits nowhere."""
         if not self.has_budget:
             return x
         size = x.numel() * x.element_size()

@@ -1,6 +1,4 @@
 """What all steps of a run share: the model, the calibration images, and how far the run is."""
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,37 +25,22 @@ MODES = {'float': (False, False), 'weights': (True, False), 'quantized': (True, 
 class CalibrationContext:
     """What every step works on.
 
-    Attributes:
-        model (QuantizedModel): Changed by the steps.
-        chunks (list[Tensor]): Preprocessed calibration inputs, one forward pass each.
-        samples (list[list] | None): Data samples of each chunk (labels, image sizes), one an input; None where the
-            caller gave tensors alone.
-        seed (int): Base of all random numbers.
-        amp (bool): bfloat16 autocast inside reconstruction; off, with a warning, where the processor or an operator of
-            mmcv in the model cannot compute it.
-        step_index (int): Number of the running step.
-        first_unit (int): Unit to begin with, when the run is resumed.
-        unit_done (Callable[[int], None]): Called after each finished unit.
-        progress (Callable): ``progress(description, total)`` -> context manager with ``update(done, text)``. Default:
-            nothing is shown.
-        state (dict): What the running step needs beside the model to go on when it is resumed: tensors and plain
-            values, saved after each unit. Empty when a step begins.
-        records (list[dict]): Plain facts the steps report, for results and logs.
-        decisions (Decisions): Proposals of the float model for each chunk.
-        cache (Cache): Where activations are kept.
+    ``amp`` is switched off, with a warning, where the processor or an operator of mmcv cannot compute bfloat16.
     """
-    model: QuantizedModel
-    chunks: list
-    seed: int = 0
-    amp: bool = False
-    step_index: int = 0
-    first_unit: int = 0
-    unit_done: Callable[[int], None] = lambda index: None
-    progress: Callable = silent
-    records: list[dict] = field(default_factory=list)
-    samples: list[list] | None = None
-    decisions: Decisions = field(default_factory=Decisions)
-    cache: Cache = field(default_factory=Cache)
+    model: QuantizedModel  # changed by the steps
+    chunks: list  # preprocessed calibration inputs (tensors), one forward pass each
+    seed: int = 0  # base of all random numbers
+    amp: bool = False  # bfloat16 autocast inside reconstruction
+    step_index: int = 0  # of the running step
+    first_unit: int = 0  # to begin with, when the run is resumed
+    unit_done: Callable[[int], None] = lambda index: None  # called after each finished unit
+    progress: Callable = silent  # progress(description, total) -> context manager with update(done, text)
+    records: list[dict] = field(default_factory=list)  # plain facts the steps report, for results and logs
+    samples: list[list] | None = None  # data samples of each chunk, one an input; None: the caller gave tensors alone
+    decisions: Decisions = field(default_factory=Decisions)  # proposals of the float model for each chunk
+    cache: Cache = field(default_factory=Cache)  # where activations are kept
+    # What the running step needs beside the model to go on when it is resumed: tensors and plain values, saved after
+    # each unit. Empty when a step begins.
     state: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -138,9 +121,7 @@ class CalibrationContext:
     def stream(self, mode: str | tuple[bool, bool] | Callable | None) -> Stream:
         """Activations of all chunks, before the first unit; proposals are those of the float model.
 
-        Args:
-            mode (str | tuple | Callable | None): ``'float'``, ``'weights'`` or ``'quantized'`` (weights and
-                activations), or what :class:`Stream` takes.
+        ``mode`` is a name in ``MODES``, or what :class:`Stream` takes.
         """
         if isinstance(mode, str) and mode not in MODES:
             raise ValueError(f'unknown stream {mode!r}; {closest(mode, MODES)}')
@@ -169,16 +150,15 @@ class CalibrationContext:
         Args:
             kind (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``.
             wanted (Callable | None): ``wanted(unit)``: whether to stop there. Default: everywhere.
-            streams (Sequence[str] | Mapping): Streams to carry along: names that :meth:`stream` knows, or a mapping of
-                any names to what it takes.
+            streams (Sequence[str] | Mapping): Those to carry along: what :meth:`stream` takes, by name if that differs.
             name (str): Of the step, for progress and records.
             ticks (int): Parts that the progress of a unit is shown in, see :meth:`Visit.tick`. Default 1.
 
         Yields:
             Visit: The unit, done when the next visit is asked for.
         """
-        todo = [(i, u) for i, u in enumerate(self.model.units(kind)) if wanted is None or wanted(u)]
-        todo = [(i, u) for i, u in todo if i >= self.first_unit]
+        todo = [(i, u) for i, u in enumerate(self.model.units(kind))
+                if (wanted is None or wanted(u)) and i >= self.first_unit]
         if not todo:
             return
         modes = streams if isinstance(streams, Mapping) else {stream: stream for stream in streams}

@@ -1,6 +1,4 @@
 """What a net that has run up to some time holds: calls that are complete, values that are needed further on."""
-from __future__ import annotations
-
 from bisect import bisect
 
 from mmquant.models.dataflow import Call, DataFlow, Op

@@ -23,16 +23,12 @@ HELD_OUT = 8  # one image in so many is kept out
 
 
 class Moments:
-    """The sums of one layer.
+    """The sums of one layer: ``gram``, ``cross`` and ``exact``, (g, C, C) or None, over ``count`` rows.
 
     Args:
         matrix (LayerMatrix): Of the layer.
         cross (bool): Sum G and F, too. Default False.
         dtype (torch.dtype | None): Of the sums. Default: float64 up to 1024 columns, else float32.
-
-    Attributes:
-        gram, cross, exact (Tensor | None): (g, C, C).
-        count (int): Rows.
     """
 
     def __init__(self, matrix: LayerMatrix, cross: bool = False, dtype: torch.dtype | None = None) -> None:
@@ -56,9 +52,8 @@ class Moments:
 
     def over_ranks(self) -> Moments:
         """Sum over all processes, in place."""
-        for name in ('gram', 'cross', 'exact'):
-            if getattr(self, name) is not None:
-                setattr(self, name, sum_tensor_over_ranks(getattr(self, name)))
+        sums = (x if x is None else sum_tensor_over_ranks(x) for x in (self.gram, self.cross, self.exact))
+        self.gram, self.cross, self.exact = sums
         self.count = int(sum_over_ranks(self.count)[0])
         return self
 
@@ -98,9 +93,6 @@ def collect(visit: Visit, name: str, matrix: LayerMatrix, streams: tuple[str, ..
     """Moments of a layer within the unit of a visit over all its calls.
 
     Args:
-        visit (Visit): Stop at the unit.
-        name (str): Of the layer.
-        matrix (LayerMatrix): Of the layer.
         streams (tuple[str, ...]): Names of the visit's stream that feeds the layer, and of the float one if the cross
             sums are wanted.
         max_rows (int | None): About as many rows at most in all, drawn at random. Default: all.

@@ -1,6 +1,4 @@
 """Ranges of activation quantizers from what passes them."""
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
@@ -16,8 +14,7 @@ def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, ima
     """Set the ranges of quantizers from the tensors that they meet inside this block; quantizers need no range yet.
 
     Args:
-        quantizers (Mapping[str, Quantizer]): By place, for messages; each gets an observer of its own.
-        observer (Observer): What searches.
+        quantizers (Mapping[str, Quantizer]): By place, for messages; each gets a copy of the observer.
         images (Callable): Number of images of this process in the pass under way.
         at_once (bool): Set a range before the quantizer itself works on the tensor, so that what follows meets it.
             False: when the block ends.
@@ -31,7 +28,6 @@ def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, ima
         quantizers[name].set_range(*observers[name].range(quantizers[name]))
 
     def watch(name):
-
         def hook(quantizer, args):
             try:
                 observers[name].observe(gather_rows(args[0], images()))

@@ -15,16 +15,9 @@ from functools import partial
 import torch
 from torch.utils._pytree import tree_map
 
+from mmquant.calibration import frontier
 from mmquant.calibration.cache import Cache, CachedTensor, load
-from mmquant.calibration.frontier import (
-    Key,
-    ancestor_values,
-    completed_calls,
-    leaking_calls,
-    live_values,
-    outermost,
-    pending_values,
-)
+from mmquant.calibration.frontier import Key, completed_calls, live_values
 from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models.dataflow import Call, wrapped_forwards
 from mmquant.models.detection import Decisions
@@ -38,7 +31,7 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True)
-class _Dead:
+class Placeholder:
     """Shape of an output nobody reads any more."""
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -52,10 +45,7 @@ class Stream:
 
     Args:
         model (QuantizedModel): Model whose data flow has been recorded.
-        chunks (list[Tensor]): Preprocessed inputs, one entry a forward pass.
-        samples (list[list] | None): Data samples of each chunk.
-        decisions (Decisions | None): Proposals that stay the same in all runs of a chunk.
-        cache (Cache | None): Where activations are kept. Default: memory without limit.
+        chunks, samples, decisions, cache: As of a :class:`CalibrationContext`.
         mode (tuple[bool, bool] | Callable | None): Whether (weights, activations) are quantized, or a function that
             returns a context manager. Default None: as the model stands.
     """
@@ -66,7 +56,7 @@ class Stream:
         self.model, self.flow, self.chunks = model, model.flow, chunks
         self.samples, self.decisions, self.cache = samples, decisions or Decisions(), cache or Cache()
         self.mode = mode if callable(mode) else partial(model.quantization, *mode) if mode else contextlib.nullcontext
-        self.leaking = leaking_calls(self.flow)
+        self.leaking = frontier.leaking_calls(self.flow)
         self._front = -1.0  # where it stands on the data flow's clock
         self.stores: list[dict] = [{} for _ in chunks]
         self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
@@ -77,13 +67,16 @@ class Stream:
 
     def gather(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, UnitInput]:
         """Move to ``unit``, see :meth:`walk`; its inputs on all images, by (shape of an image, number of the call)."""
-        begins = {enter for enter, _ in unit.spans}
-        places = [c.leaves for c in self.flow.calls_of[unit.name] if c.enter in begins]
+        places = [call.leaves for call in self._calls(unit)]
         parts: dict[tuple, UnitInput] = {}
         for index, call, arguments in self.walk(unit, pending):
             key = tuple(self.chunks[index].shape[1:]), call
             parts.setdefault(key, UnitInputBuilder(places[call], self.cache)).add(arguments)
         return {key: part.build() for key, part in parts.items()}
+
+    def _calls(self, unit: Unit) -> list[Call]:
+        begins = {enter for enter, _ in unit.spans}
+        return [call for call in self.flow.calls_of[unit.name] if call.enter in begins]
 
     @torch.no_grad()
     def walk(self, unit: Unit, pending: frozenset[str]):
@@ -98,23 +91,24 @@ class Stream:
         Yields:
             tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).
         """
-        begins = {enter for enter, _ in unit.spans}
-        targets = [c for c in self.flow.calls_of[unit.name] if c.enter in begins]
+        targets = self._calls(unit)
         self._move(targets[0].enter, unit.name or 'the net')
         completed = completed_calls(self.flow, targets[0].enter, self.leaking)
         skipped: dict[Key, Call] = {}
         if len(targets) > 1:
-            loose = pending_values(self.flow, pending)
-            completed |= outermost(self.flow, targets, lambda c: c.index not in self.leaking and not any(
+            loose = frontier.pending_values(self.flow, pending)
+            completed |= frontier.outermost(self.flow, targets, lambda c: c.index not in self.leaking and not any(
                 loose & set(op.outputs) for op in self.flow.ops_within(c)))
-            needed = ancestor_values(self.flow, targets)
-            skipped = outermost(self.flow, targets, lambda c: c.key not in completed and not needed & {
+            needed = frontier.ancestor_values(self.flow, targets)
+            skipped = frontier.outermost(self.flow, targets, lambda c: c.key not in completed and not needed & {
                 *c.outputs, *(v for op in self.flow.ops_within(c) for v in op.outputs)})
             skipped |= {t.key: t for t in targets[:-1]}
         live = live_values(self.flow, completed, targets[0].enter)
         for index, store in enumerate(self.stores):
+            fresh: dict[Key, object] = {}
             with self.mode():
-                found = self._reach(index, unit, targets, self._capture(index, completed, live), skipped)
+                found = self._reach(index, unit, targets, self._capture(index, completed, live, fresh), skipped)
+            store.update(fresh)
             _prune(store, completed, live)
             while found:
                 yield index, len(targets) - len(found), found.pop(0)
@@ -130,10 +124,9 @@ class Stream:
         completed = completed_calls(self.flow, tick, self.leaking)
         live = live_values(self.flow, completed, tick)
         for index, store in enumerate(self.stores):
-            fresh = {}
-            captures = {k: partial(put, fresh) for k, put in self._capture(index, completed, live).items()}
+            fresh: dict[Key, object] = {}
             with self.mode(), contextlib.suppress(_Reached):
-                self._run(index, captures, {target.key: _stop} if target else {})
+                self._run(index, self._capture(index, completed, live, fresh), {target.key: _stop} if target else {})
             store.update(fresh)
             _prune(store, completed, live)
 
@@ -150,15 +143,12 @@ class Stream:
         self._front = tick
 
     def run_rest(self, index: int):
-        """Outputs of the net for chunk ``index`` in the mode that is active; calls before the frontier are stubs.
-
-        Gradients flow if enabled.
-        """
+        """Outputs of the net for chunk ``index`` in the mode that is active, with gradients if enabled."""
         return self._run(index, {}, {})
 
     def _reach(self, index: int, unit: Unit, targets: list[Call], captures: dict, skipped: dict) -> list:
         """Run a chunk up to the last target; returns the arguments of each."""
-        found, fresh = [], {}
+        found = []
 
         def collect(forward, args, kwargs):
             call = targets[len(found)]
@@ -166,25 +156,22 @@ class Stream:
             if len(found) == len(targets):
                 raise _Reached
             if call.key not in self.shapes[index]:
-                self.shapes[index][call.key] = tree_map(_bury, forward(*args, **kwargs))
-            return tree_map(lambda x: _revive(x, False), self.shapes[index][call.key])
+                self.shapes[index][call.key] = tree_map(bury, forward(*args, **kwargs))
+            return tree_map(revive, self.shapes[index][call.key])
 
         try:
-            self._run(index, {k: partial(put, fresh) for k, put in captures.items()},
-                      {t.key: collect for t in targets}, skipped)
+            self._run(index, captures, {t.key: collect for t in targets}, skipped)
         except _Reached:
-            self.stores[index].update(fresh)
             return found
         raise RuntimeError(f'the model did not call {unit.name or "itself"} for this input, though it did when its '
                            'data flow was recorded; units need the same control flow for every image')
 
     def run_behind(self, unit: Unit, index: int, replace, begin=None):
-        """Run chunk ``index`` through the net, in the mode that is active, with another answer at the end of the unit.
+        """As :meth:`run_rest`, with another answer at the end of the unit.
 
         ``replace(forward, args, kwargs)`` answers its last call: that of the activation that follows the unit, if it
         has one, else of the unit itself; a unit with several calls has several last ones. ``begin(forward, args,
-        kwargs)`` answers the unit itself where an activation follows. Calls before the frontier are stubs. Gradients
-        flow if enabled outside.
+        kwargs)`` answers the unit itself where an activation follows.
         """
         answers = {}
         for enter, leave in unit.spans:
@@ -196,8 +183,8 @@ class Stream:
             answers[own.key] = replace
         return self._run(index, {}, answers)
 
-    def _capture(self, index: int, completed: dict[Key, Call], live: set[int]) -> dict:
-        """For each completed call that is not kept yet, ``put(into, output)``."""
+    def _capture(self, index: int, completed: dict[Key, Call], live: set[int], fresh: dict[Key, object]) -> dict:
+        """For each completed call that is not kept yet, ``put(output)``, which keeps it in ``fresh``."""
         memo: dict[int, object] = {}  # outputs that several calls return are kept once
 
         def keep(x, clone):
@@ -209,9 +196,9 @@ class Stream:
                 memo[id(x)] = self.cache.put(x), x
             return memo[id(x)][0]
 
-        def put(call, into, out):
+        def put(call, out):
             alive, clone = bool(live & set(call.outputs)), bool(self.flow.mutated & set(call.outputs))
-            into[call.key] = tree_map((lambda x: keep(x, clone)) if alive else _bury, out)
+            fresh[call.key] = tree_map((lambda x: keep(x, clone)) if alive else bury, out)
 
         return {key: partial(put, call) for key, call in completed.items() if key not in self.stores[index]}
 
@@ -226,22 +213,21 @@ class Stream:
         def wrap(name, module, forward):
 
             def replayed(*args, **kwargs):
-                key = (name, counts[name])
+                key = name, counts[name]
                 counts[name] += 1
                 if name in per_call:
                     module.input_quantizer.position = key[1]
                 if key in answers:
                     return answers[key](forward, args, kwargs)
-                known = store.get(key) if key in store else shapes.get(key) if key in skipped else None
                 if key in store or (key in skipped and key in shapes):
                     for inner_name, n in self._inner_counts(key).items():
                         counts[inner_name] += n
-                    return tree_map(lambda x: _revive(x, key in mutated), known)
+                    return tree_map(lambda x: revive(x, key in mutated), store[key] if key in store else shapes[key])
                 out = forward(*args, **kwargs)
                 if key in captures:
                     captures[key](out)
                 if key in skipped:
-                    shapes[key] = tree_map(_bury, out)
+                    shapes[key] = tree_map(bury, out)
                 return out
 
             return replayed
@@ -267,19 +253,21 @@ def _prune(store: dict, completed: dict[Key, Call], live: set[int]) -> None:
         del store[key]
     for key, call in completed.items():
         if key in store and not live & set(call.outputs):
-            store[key] = tree_map(_bury, store[key])
+            store[key] = tree_map(bury, store[key])
 
 
 def _copy(x, clone: bool):
     return x.detach().clone() if clone and isinstance(x, torch.Tensor) else x
 
 
-def _bury(x):
-    return _Dead(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, CachedTensor)) else x
+def bury(x):
+    """A placeholder for a tensor."""
+    return Placeholder(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, CachedTensor)) else x
 
 
-def _revive(x, overwritten: bool):
-    if isinstance(x, _Dead):
+def revive(x, overwritten: bool = False):
+    """The kept tensor, or zeros in place of one that nobody reads; its own if it will be overwritten."""
+    if isinstance(x, Placeholder):
         one = torch.zeros((), dtype=x.dtype, device=x.device)
         return one.expand(x.shape).clone() if overwritten else one.expand(x.shape)
     return _copy(load(x), overwritten)

@@ -1,6 +1,4 @@
 """Inputs and float targets of one unit over the whole calibration set."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +13,7 @@ def _rows_first(x: torch.Tensor) -> torch.Tensor:
 
 
 class Rows:
-    """Rows of several chunks, each in memory or in a file.
-
-    Args:
-        parts (list[Tensor | CachedTensor]): At least one; the same shape but for the number of rows.
-    """
+    """Rows of at least one chunk, each in memory or in a file, of one shape but for their number."""
 
     def __init__(self, parts: list[torch.Tensor | CachedTensor]) -> None:
         self.parts, self.sizes = parts, [p.shape[0] for p in parts]
@@ -29,12 +23,10 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of all rows together."""
         return len(self), *self.parts[0].shape[1:]
 
     @property
     def device(self) -> torch.device:
-        """Where picked rows are."""
         return self.parts[0].device
 
     def pick(self, rows: torch.Tensor) -> torch.Tensor:
@@ -43,8 +35,7 @@ class Rows:
         for part, size in zip(self.parts, self.sizes):
             places = ((rows >= start) & (rows < start + size)).nonzero()[:, 0]
             if len(places):
-                local = rows[places] - start
-                cached = isinstance(part, CachedTensor)
+                local, cached = rows[places] - start, isinstance(part, CachedTensor)
                 piece = part.rows(local) if cached else part.index_select(0, local.to(part.device))
                 if found is None:
                     form = torch.channels_last if piece.dim() == 4 else torch.contiguous_format
@@ -85,18 +76,11 @@ def keep(x, cache: Cache | None):
 
 @dataclass
 class UnitInput:
-    """Arguments of a unit's call: tensors with samples first, each at one or more places; everything else constant.
-
-    Attributes:
-        data (Tensor | Rows | tuple): All samples; a tuple for several tensors.
-        leaves (list): Leaves of the first chunk's (args, kwargs), without the data.
-        positions (tuple[tuple[int, ...], ...]): Places of each data tensor among the leaves.
-        spec: Structure of (args, kwargs).
-    """
-    data: object
-    leaves: list
-    positions: tuple[tuple[int, ...], ...]
-    spec: object
+    """Arguments of a unit's call: tensors with samples first, each at one or more places; everything else constant."""
+    data: object  # Tensor or Rows of all samples; a tuple for several tensors
+    leaves: list  # of the first chunk's (args, kwargs), without the data
+    positions: tuple[tuple[int, ...], ...]  # places of each data tensor among the leaves
+    spec: object  # structure of (args, kwargs)
 
     def arguments(self, data) -> tuple[tuple, dict]:
         """(args, kwargs) with ``data`` in place."""
@@ -113,10 +97,8 @@ class UnitInput:
 class UnitInputBuilder:
     """Joins the arguments of a unit's call chunk by chunk.
 
-    Args:
-        places (tuple[int, ...] | None): Leaves that depend on the image (:attr:`Call.leaves`). Those with as many rows
-            as the first one are data. Default: the first tensor alone.
-        cache (Cache | None): Where the data are kept.
+    ``places`` are the leaves that depend on the image (:attr:`Call.leaves`): those with as many rows as the first one
+    are data. Default: the first tensor alone.
     """
 
     def __init__(self, places: tuple[int, ...] | None = None, cache: Cache | None = None) -> None:
@@ -152,11 +134,7 @@ def num_rows(data) -> int:
 
 
 def output_of(tree):
-    """The floating-point tensor in a unit's output, or a tuple of all of them.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The floating-point tensor in a unit's output, or a tuple of all of them; ValueError if there is none."""
     found = tuple(x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.is_floating_point())
     if not found:
         raise ValueError(f'a unit returned {type(tree).__name__} without any floating-point tensor, so its quantized '

@@ -1,6 +1,4 @@
 """A unit of the network as a function."""
-from __future__ import annotations
-
 from mmquant.calibration.unit_inputs import UnitInput, output_of
 from mmquant.models import QuantizedModel
 from mmquant.models.units import activation_of, unit_module
@@ -11,11 +9,9 @@ class UnitRun:
     """One call of a unit as a function of its data, in the quantization mode that is active.
 
     Args:
-        model (QuantizedModel): The model.
-        unit (Unit): The unit.
-        call (int): Which of its calls. Default 0.
+        call (int): Which of its calls.
         data (UnitInput | None): Where rows of data stand among the arguments; None: only :meth:`on` is used.
-        activation (bool): Run the activation that alone reads the output too. Default True.
+        activation (bool): Run the activation that alone reads the output too.
     """
 
     def __init__(self, model: QuantizedModel, unit: Unit, call: int = 0, data: UnitInput | None = None,
@@ -25,11 +21,10 @@ class UnitRun:
         self.per_call = model.per_call_within(unit, call)
 
     def __call__(self, x):
-        """Output for rows of data, one tensor or a tuple."""
         return self.on(self.data.arguments(x))
 
     def on(self, arguments: tuple[tuple, dict]):
-        """Output for (args, kwargs), into which the unit may write; one tensor or a tuple."""
+        """Output for (args, kwargs), into which the unit may write; one tensor or a tuple, as for rows of data."""
         for quantizer, position in self.per_call:
             quantizer.position = position
         args, kwargs = arguments

@@ -9,8 +9,6 @@ A step changes what is inside ``visit.unit``; when the loop asks for the next vi
 a resumed run begins after it. A stream is carried on when it is asked for, so a quantized one meets the final state of
 all units before.
 """
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,10 +25,9 @@ class Visit:
     """The stop at one unit.
 
     Attributes:
-        context (CalibrationContext): Of the run.
-        unit (Unit): The unit.
+        context (CalibrationContext), unit (Unit): Of the run, and where it stands.
         index (int): Its number among all units of its kind.
-        seed (int): Seed of its random numbers: the same in a resumed run.
+        seed (int): Of its random numbers: the same in a resumed run.
         pending (frozenset[str]): Layers of this unit and of all that are still to be visited, see :meth:`Stream.walk`.
         streams (dict[str, Stream]): By name; before or at the entry of the unit.
     """
@@ -53,8 +50,8 @@ class Visit:
     def calls(self, stream: str) -> Iterator[tuple[int, int, tuple[tuple, dict]]]:
         """Yields (chunk, call of the unit, (args, kwargs)), without gradients; as often as it is asked.
 
-        Calls of several streams may be taken in turns: each is computed in its own mode, whatever mode is active. To
-        see inside, hook modules around :meth:`run` only: while the stream moves, hooks see its placeholders too.
+        Several streams may be asked in turns: each has its own mode, whatever mode is active. To see inside, hook
+        modules around :meth:`run` only: while the stream moves, hooks see its placeholders too.
         """
         return self.streams[stream].walk(self.unit, self.pending)
 

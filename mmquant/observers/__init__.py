@@ -5,6 +5,5 @@ from .observer import Observer
 from .percentile import PercentileObserver
 from .sampled import SampledObserver
 
-__all__ = [
-    'HistogramKLObserver', 'LpNormObserver', 'MinMaxObserver', 'Observer', 'PercentileObserver', 'SampledObserver'
-]
+__all__ = ['HistogramKLObserver', 'LpNormObserver', 'MinMaxObserver', 'Observer', 'PercentileObserver',
+           'SampledObserver']

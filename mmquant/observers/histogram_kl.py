@@ -21,8 +21,7 @@ class HistogramKLObserver(SampledObserver):
     Args:
         num_bins: Bins of the histogram of ``|x|``, >= 16. Default: 2048.
         num_candidates: Thresholds tried, > 0, evenly from the number of levels to ``num_bins`` bins. Default: 128.
-        max_samples: See ``SampledObserver``.
-        granularity: See ``Observer``.
+        max_samples, granularity: See ``SampledObserver``.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -47,8 +46,7 @@ class HistogramKLObserver(SampledObserver):
         num_bins = max(num_levels, min(self.num_bins, self.samples.shape[1] // 4))
         histogram = self._histogram(limit, num_bins)
         candidates = torch.linspace(num_bins, num_levels, self.num_candidates).round().int().unique().flip(0)
-        best_bins = torch.full_like(limit, num_bins)
-        best = torch.full_like(limit, float('inf'))
+        best_bins, best = torch.full_like(limit, num_bins), torch.full_like(limit, float('inf'))
         for num_kept in candidates.tolist():
             divergence = _divergence(histogram, num_kept, num_levels)
             better = divergence < best
@@ -61,8 +59,7 @@ class HistogramKLObserver(SampledObserver):
         samples = self.samples.abs()  # (num_scales, n)
         width = limit.clamp(min=torch.finfo(torch.float32).tiny * num_bins) / num_bins
         index = torch.div(samples, width[:, None]).long().clamp_(max=num_bins - 1)
-        histogram = torch.zeros(samples.shape[0], num_bins, device=samples.device)
-        return histogram.scatter_add_(1, index, torch.ones_like(samples))
+        return samples.new_zeros(len(samples), num_bins).scatter_add_(1, index, torch.ones_like(samples))
 
 
 def _divergence(histogram: Tensor, num_kept: int, num_levels: int) -> Tensor:

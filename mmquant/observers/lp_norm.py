@@ -20,10 +20,9 @@ class LpNormObserver(SampledObserver):
     Args:
         p: Exponent of the error, > 0: 2.4 (BRECQ), 2 (mean squared error), 1 (outliers count least). Default: 2.4.
         num_candidates: Factors tried, > 0. Default: 80.
-        max_samples: See ``SampledObserver``.
         min_shrink: Lower end (exclusive) of the factors, in [0, 1). Default: 0.2.
         refinements: Rounds that look between the best factor and its neighbours, each four times finer. Default: 0.
-        granularity: See ``Observer``.
+        max_samples, granularity: See ``SampledObserver``.
 
     Raises:
         ValueError: An argument is outside its range.

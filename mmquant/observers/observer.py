@@ -37,10 +37,7 @@ class Observer(ABC):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take in one tensor.
-
-        Args:
-            x: Float tensor of any shape; the number of scales must not change between calls.
+        """Take in one float tensor of any shape; the number of scales must not change between calls.
 
         Raises:
             ValueError: Not floating point, empty, NaN or Inf inside, or another number of scales than before.
@@ -66,13 +63,7 @@ class Observer(ABC):
         self._collect(x.detach())
 
     def range(self, quantizer) -> tuple[Tensor, Tensor]:
-        """The range to quantize with.
-
-        Args:
-            quantizer (Quantizer): The grid that will be used; some observers search the range that suits it.
-
-        Returns:
-            low and high, float32, shape (num_scales,), ``low <= 0 <= high``.
+        """The range to quantize with on a ``Quantizer``'s grid: ``low <= 0 <= high``, float32, shape (num_scales,).
 
         Raises:
             RuntimeError: Nothing was observed.
@@ -88,9 +79,7 @@ class Observer(ABC):
         """The range of one complete tensor, from all its elements; what was observed before is forgotten.
 
         Args:
-            x: The tensor.
-            quantizer (Quantizer): As in :meth:`range`.
-            granularity: As in :meth:`reset`.
+            x, quantizer, granularity: As in :meth:`observe`, :meth:`range` and :meth:`reset`.
             importance: Non-negative weight of each element's error, shape of ``x``.
 
         Raises:

@@ -16,8 +16,7 @@ class PercentileObserver(SampledObserver):
 
     Args:
         percentile: In (50, 100]; 100 gives the exact minimum and maximum. Default: 99.99.
-        max_samples: See ``SampledObserver``.
-        granularity: See ``Observer``.
+        max_samples, granularity: See ``SampledObserver``.
 
     Raises:
         ValueError: ``percentile`` outside (50, 100].

@@ -26,8 +26,7 @@ class SampledObserver(Observer):
         ValueError: ``max_samples`` < 1.
     """
 
-    def __init__(self, max_samples: int | None = 2**19,
-                 granularity: str | dict | Granularity = 'tensor') -> None:
+    def __init__(self, max_samples: int | None = 2**19, granularity: str | dict | Granularity = 'tensor') -> None:
         if max_samples is not None and max_samples < 1:
             raise ValueError(f'max_samples={max_samples} is not supported: expected an int > 0, or None for all.')
         self.max_samples = max_samples
@@ -63,8 +62,7 @@ class SampledObserver(Observer):
         if self.max_samples is not None:
             while rows.shape[1] / self._stride > self.max_samples:
                 self._stride *= GROWTH
-            if self._stride > 1:
-                rows = _every(rows, self._stride)
+            rows = _every(rows, self._stride) if self._stride > 1 else rows
         # A copy: the caller may change x in place, and a view would keep the whole of it alive.
         self._chunks.append(rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format))
         while self.max_samples is not None and self.samples.shape[1] > self.max_samples:

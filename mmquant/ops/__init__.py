@@ -8,8 +8,6 @@ from .power import power_
 from .power_distance import power_distance
 from .soft_round import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 
-__all__ = [
-    'SCALE_FLOOR', 'affine_errors', 'affine_parameters', 'pack_bits', 'packed_bytes', 'pieces', 'clamp', 'dequantize',
-    'fake_quantize', 'power_', 'power_distance', 'quantize', 'rectified_sigmoid', 'regularized_soft_weight',
-    'rounding_regularizer', 'soft_weight', 'unpack_bits', 'width_of'
-]
+__all__ = ['SCALE_FLOOR', 'affine_errors', 'affine_parameters', 'clamp', 'dequantize', 'fake_quantize', 'pack_bits',
+           'packed_bytes', 'pieces', 'power_', 'power_distance', 'quantize', 'rectified_sigmoid',
+           'regularized_soft_weight', 'rounding_regularizer', 'soft_weight', 'unpack_bits', 'width_of']

@@ -24,7 +24,7 @@ def affine_errors(x: Tensor, scale: Tensor, zero_point: Tensor, code_range: tupl
     low, high = code_range[0] - zero_point, code_range[1] - zero_point
     kernels = c_kernels.usable(x) if x.is_contiguous() and not half else None
     if kernels is not None:
-        scale, low, high = scale.contiguous(), low.contiguous(), high.contiguous()
+        scale, low, high = (t.contiguous() for t in (scale, low, high))
         errors = torch.empty_like(scale)
         kernels.lp_errors(len(scale), *x.shape, x.data_ptr(), scale.data_ptr(), low.data_ptr(), high.data_ptr(), p,
                           errors.data_ptr())

@@ -15,13 +15,8 @@ def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Ten
     Affine: ``scale = (high - low) / (q_max - q_min)``, ``zero_point = clamp(round(q_min - low / scale))``. Symmetric:
     ``scale = max(|low|, |high|) / q_max``, zero point 0.
 
-    Args:
-        low: Lower ends, any shape; widened to at most 0.
-        high: Upper ends, same shape; widened to at least 0.
-        grid: The integers to use.
-
-    Returns:
-        scale (float32, >= 1e-8) and zero_point (float32, holding integers in ``q_min..q_max``), shaped like ``low``.
+    The ends, of any shape, are widened to 0. Returns scale (float32, >= 1e-8) and zero_point (float32, holding integers
+    in ``q_min..q_max``), shaped like ``low``.
     """
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     if grid.symmetric:

@@ -1,9 +1,8 @@
 """Integer codes as a stream of bits: each code at its own width, the first one in the lowest bits of the first byte."""
-from __future__ import annotations
-
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAX_BITS = 16
@@ -21,15 +20,12 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack_bits(codes: Tensor, bits: int, first: int = 0) -> Tensor:
-    """Pack integer codes.
+    """Pack integer codes into uint8, (ceil(numel * bits / 8),), on the CPU.
 
     Args:
         codes: Integer tensor of any shape, read in its logical order (last axis fastest).
         bits: Width of a code, 1..16.
         first: Smallest code: 0 for unsigned grids, negative for signed ones.
-
-    Returns:
-        Tensor: uint8, (ceil(numel * bits / 8),), on the CPU.
 
     Raises:
         ValueError: Not integers, bits outside 1..16, or a code outside ``first .. first + 2**bits - 1``.
@@ -51,8 +47,7 @@ def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...], first: int = 
 
     Args:
         packed: uint8, one axis.
-        bits, first: As packed.
-        shape: Of the codes.
+        bits, first, shape: As packed.
         dtype: Of the result; must hold all ``2**bits`` codes.
 
     Raises:
@@ -78,10 +73,13 @@ def _places(bits: int) -> list[tuple[int, int, int]]:
     return [(i, j, i * bits - 8 * j) for i in range(8) for j in range(i * bits // 8, ((i + 1) * bits - 1) // 8 + 1)]
 
 
+def _rows(x: Tensor, size: int) -> Tensor:
+    """Rows of ``size`` elements, the last one filled up with zeros."""
+    return F.pad(x, (0, -len(x) % size)).view(-1, size)
+
+
 def _pack(codes: Tensor, bits: int, first: int) -> Tensor:
-    groups = torch.zeros((codes.numel() + 7) // 8 * 8, dtype=torch.int32)
-    groups[:codes.numel()] = codes.to(torch.int32) - first
-    groups = groups.view(-1, 8)
+    groups = _rows(codes.to(torch.int32) - first, 8)
     out = torch.zeros(len(groups), bits, dtype=torch.int32)
     for i, j, shift in _places(bits):
         out[:, j] |= groups[:, i] << shift if shift >= 0 else groups[:, i] >> -shift
@@ -89,9 +87,7 @@ def _pack(codes: Tensor, bits: int, first: int) -> Tensor:
 
 
 def _unpack(packed: Tensor, bits: int, first: int, dtype: torch.dtype) -> Tensor:
-    groups = torch.zeros((packed.numel() + bits - 1) // bits * bits, dtype=torch.int32)
-    groups[:packed.numel()] = packed
-    groups = groups.view(-1, bits)
+    groups = _rows(packed.to(torch.int32), bits)
     out = torch.zeros(len(groups), 8, dtype=torch.int32)
     for i, j, shift in _places(bits):
         out[:, i] |= groups[:, j] >> shift if shift >= 0 else groups[:, j] << -shift

@@ -3,8 +3,6 @@
 Where there is no compiler, the tensors are not dense float32 on a CPU, or ``MMQUANT_NATIVE=0``, :func:`library` or
 :func:`layout` returns None and the callers use tensor operations instead.
 """
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os
@@ -63,21 +61,15 @@ def _compile(compiler: str, path: Path) -> None:
 
 
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, count, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-    lib.soft_weight.argtypes = [count, count] + [pointer] * 5 + [real, real, pointer, pointer]
-    regularized = [count, count] + [pointer] * 5 + [real] * 3 + [pointer] * 4
+    kinds = dict(n=ctypes.c_long, p=ctypes.c_void_p, r=ctypes.c_float)  # count, pointer, real
+    signatures = dict(soft_weight='nnppppprrpp', rounding_regularizer='nprrrpp', fake_quantize='nprrrp',
+                      fake_quantize_backward='npprrrpp', lp_errors='nnnpppprp')
     for half in ('', '_half'):
-        getattr(lib, f'soft_weight_regularized{half}').argtypes = regularized
-        getattr(lib, f'combine_slopes{half}').argtypes = [count, pointer, pointer, real, pointer, pointer]
-        getattr(lib, f'power_distance{half}').argtypes = [count, pointer, pointer, real, real, pointer, pointer]
-    lib.rounding_regularizer.argtypes = [count, pointer, real, real, real, pointer, pointer]
-    lib.fake_quantize.argtypes = [count, pointer, real, real, real, pointer]
-    lib.fake_quantize_backward.argtypes = [count, pointer, pointer, real, real, real, pointer, pointer]
-    lib.lp_errors.argtypes = [count, count, count] + [pointer] * 4 + [real, pointer]
-    for name in ('power_distance', 'power_distance_half', 'lp_errors', 'soft_weight', 'soft_weight_regularized',
-                 'soft_weight_regularized_half', 'combine_slopes', 'combine_slopes_half', 'rounding_regularizer',
-                 'fake_quantize', 'fake_quantize_backward'):
-        getattr(lib, name).restype = None
+        signatures |= {f'soft_weight_regularized{half}': 'nnppppprrrpppp', f'combine_slopes{half}': 'npprpp',
+                       f'power_distance{half}': 'npprrpp'}
+    for name, arguments in signatures.items():
+        function = getattr(lib, name)
+        function.argtypes, function.restype = [kinds[kind] for kind in arguments], None
     return lib
 
 

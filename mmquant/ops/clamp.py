@@ -9,11 +9,7 @@ def clamp(x: Tensor, low: Tensor, high: Tensor, out: Tensor | None = None) -> Te
     ``torch.clamp`` with tensor bounds is not vectorised on a CPU: scalar bounds are three times faster there, as are
     two binary operations. On other devices one launch counts more, and reading a scalar would wait for the device.
 
-    Args:
-        x: Float tensor.
-        low: Lower bounds, broadcastable against ``x``.
-        high: Upper bounds, broadcastable against ``x``.
-        out: Where to write.
+    The bounds are broadcastable against ``x``.
     """
     if x.device.type != 'cpu':
         return torch.clamp(x, low, high, out=out)

@@ -15,15 +15,8 @@ from .pieces import pieces
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-    """Integer codes of ``x`` as a float tensor (float32, or float64 for float64 ``x``); no gradient.
-
-    Args:
-        x: Float tensor of any shape.
-        scale: Positive, broadcastable against ``x``.
-        zero_point: Integers, broadcastable like ``scale``.
-        q_min: Smallest code.
-        q_max: Largest code.
-    """
+    """Integer codes as a float tensor (float64 for float64 ``x``, else float32) of what :func:`fake_quantize` takes; no
+    gradient."""
     with torch.no_grad():
         dtype = _compute_dtype(x)
         zero_point = zero_point.to(dtype)
@@ -45,10 +38,8 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 
     Args:
         x: Float tensor of any shape, dtype and memory format; arithmetic is in float32 (float64 for float64 ``x``).
-        scale: Positive, broadcastable against ``x``.
-        zero_point: Integers, broadcastable like ``scale``.
-        q_min: Smallest code.
-        q_max: Largest code.
+        scale, zero_point: Positive, and integers; broadcastable against ``x``.
+        q_min, q_max: Smallest and largest code.
 
     Returns:
         Tensor of ``x``'s shape, dtype and memory format.
@@ -59,11 +50,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 
 
 class _FakeQuantize(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-        ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape = x.dtype, scale.dtype, scale.shape
-        ctx.grid = None
+        ctx.x_dtype, ctx.scale_dtype, ctx.scale_shape, ctx.grid = x.dtype, scale.dtype, scale.shape, None
         if scale.numel() == 1 and scale.dtype == torch.float32 and triton_kernels.dense(x):
             ctx.grid = scale, q_min - zero_point, q_max - zero_point
             ctx.save_for_backward(x)
@@ -91,14 +80,14 @@ class _FakeQuantize(torch.autograd.Function):
             return *_backward_natively(ctx, ctx.saved_tensors[0], grad), None, None, None
         inside, residual = ctx.saved_tensors
         grad_x = torch.mul(grad, inside).to(ctx.x_dtype) if inside is not None else None
-        grad_scale = None
-        if residual is not None:
-            if ctx.scale_shape.numel() == 1:
-                parts = [torch.mul(g, r).sum() for g, r in pieces((grad, residual), ())]
-                grad_scale = torch.stack(parts).sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
-            else:
-                grad_scale = torch.mul(grad, residual).sum_to_size(ctx.scale_shape).to(ctx.scale_dtype)
-        return grad_x, grad_scale, None, None, None
+        if residual is None:
+            return grad_x, None, None, None, None
+        if ctx.scale_shape.numel() == 1:
+            parts = [torch.mul(g, r).sum() for g, r in pieces((grad, residual), ())]
+            grad_scale = torch.stack(parts).sum().reshape(ctx.scale_shape)
+        else:
+            grad_scale = torch.mul(grad, residual).sum_to_size(ctx.scale_shape)
+        return grad_x, grad_scale.to(ctx.scale_dtype), None, None, None
 
 
 def _scalars(scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> tuple[float, float, float]:
@@ -112,9 +101,8 @@ def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Ten
         grad = torch.empty_like(x).copy_(grad)
     grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
     sums = c_kernels.chunk_sums(x.numel()) if ctx.needs_input_grad[1] else None
-    c_kernels.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid,
-                                            None if grad_x is None else grad_x.data_ptr(),
-                                            None if sums is None else sums.data_ptr())
+    results = (None if t is None else t.data_ptr() for t in (grad_x, sums))
+    c_kernels.library().fake_quantize_backward(x.numel(), x.data_ptr(), grad.data_ptr(), *ctx.grid, *results)
     return grad_x, None if sums is None else sums.sum().reshape(ctx.scale_shape).to(ctx.scale_dtype)
 
 
@@ -132,8 +120,8 @@ def _write_values(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
             return x_hat
     dtype = _compute_dtype(x)
     scale, zero_point = scale.to(dtype), zero_point.to(dtype)
-    bounds = (q_min - zero_point, q_max - zero_point)
-    for x_part, out, is_in, slope, step, low, high in pieces((x, x_hat, inside, residual), (scale, *bounds)):
+    small = scale, q_min - zero_point, q_max - zero_point
+    for x_part, out, is_in, slope, step, low, high in pieces((x, x_hat, inside, residual), small):
         steps = torch.div(x_part.to(dtype), step)
         rounded = torch.round(steps)
         clipped = clamp(rounded, low, high)

@@ -17,11 +17,8 @@ def pieces(full: Sequence[Tensor | None], small: Sequence[Tensor]) -> Iterator[t
     On devices other than a CPU, and for small tensors, the one piece is everything.
 
     Args:
-        full: Tensors of one shape; the pieces are views, so they can be written to. None stays None.
+        full: Tensors of one shape, whose pieces come first; these are views to write to. None stays None.
         small: Tensors broadcastable against them, such as scales.
-
-    Yields:
-        The pieces of ``full``, then those of ``small``.
     """
     first = full[0]
     if first.device.type != 'cpu' or first.numel() <= BLOCK_ELEMENTS or first.dim() == 0:

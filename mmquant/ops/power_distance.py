@@ -9,11 +9,7 @@ from . import c_kernels
 def power_distance(x: Tensor, y: Tensor, p: float, count: int = 1) -> Tensor:
     """``sum(|x - y|^p) / count``, a scalar; the gradient goes to ``x`` only, and is 0 where ``x == y``.
 
-    Args:
-        x: Float tensor.
-        y: Float32 tensor of the same shape.
-        p: Exponent, >= 1.
-        count: What the sum is divided by, > 0. Default 1.
+    ``y`` is float32 and of the shape of ``x``, ``p >= 1``, ``count > 0``.
     """
     if p >= 1 and x.shape == y.shape and x.numel() and c_kernels.usable(y, half=x) is not None:
         return _PowerDistance.apply(x, y, p, count)
@@ -22,7 +18,6 @@ def power_distance(x: Tensor, y: Tensor, p: float, count: int = 1) -> Tensor:
 
 
 class _PowerDistance(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, p: float, count: int) -> Tensor:
         slope, sums = torch.empty_like(x), c_kernels.chunk_sums(x.numel())

@@ -27,14 +27,10 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_mi
     """``scale * (clip(base + h(v) + zero_point, q_min, q_max) - zero_point)``, with a gradient for ``v`` only.
 
     Args:
-        v: Rounding variables, shape of the weight.
-        base: ``floor(weight / scale)``, shape of the weight.
-        scale: Broadcastable against the weight.
-        zero_point: Broadcastable against the weight.
-        q_min: Smallest code.
-        q_max: Largest code.
-        gamma: Lower stretch of the sigmoid, < 0.
-        zeta: Upper stretch of the sigmoid, > 1.
+        v, base: Rounding variables and ``floor(weight / scale)``, shape of the weight.
+        scale, zero_point: Broadcastable against the weight.
+        q_min, q_max: Smallest and largest code.
+        gamma, zeta: Stretch of the sigmoid, < 0 and > 1.
     """
     return _SoftWeight.apply(v, base, scale, zero_point, q_min, q_max, gamma, zeta)
 
@@ -45,11 +41,9 @@ def rounding_regularizer(v: Tensor, beta: float | Tensor, gamma: float = GAMMA, 
     Its gradient is exactly 0 where ``h`` is saturated.
 
     Args:
-        v: Rounding variables, any shape.
+        v, gamma, zeta: As in :func:`soft_weight`.
         beta: Exponent, >= 1; high values (20) leave most variables free, low ones (2) push them to 0 or 1. A scalar
             tensor is not checked.
-        gamma: Lower stretch of the sigmoid, < 0.
-        zeta: Upper stretch of the sigmoid, > 1.
 
     Raises:
         ValueError: ``beta`` < 1.
@@ -64,16 +58,6 @@ def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: 
     """``soft_weight`` and ``rounding_regularizer`` of the same variables, in fewer trips through memory.
 
     Under bfloat16 autocast on a CPU the weight is bfloat16, as the layer would make it anyway.
-
-    Args:
-        v, base, scale, zero_point, q_min, q_max, gamma, zeta: As in ``soft_weight``.
-        beta: As in ``rounding_regularizer``.
-
-    Returns:
-        The weight and the scalar.
-
-    Raises:
-        ValueError: ``beta`` < 1.
     """
     trained = torch.is_grad_enabled() and v.requires_grad
     on_gpu = trained and _one_scale_a_row(v, scale) and triton_kernels.usable(v, base)
@@ -85,7 +69,6 @@ def regularized_soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: 
 
 
 class _RegularizedSoftWeight(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, beta: float | Tensor,
                 gamma: float, zeta: float) -> tuple[Tensor, Tensor]:
@@ -97,10 +80,10 @@ class _RegularizedSoftWeight(torch.autograd.Function):
         rows = v.shape[0]
         weight, slope, pull = (torch.empty_like(v, dtype=_layer_dtype()) for _ in range(3))
         sums = torch.empty(rows, dtype=torch.float64)
-        per_row = [_per_row(t, rows) for t in (scale, low, high)]
+        tensors = v, base, *(t.reshape(-1).expand(rows).contiguous() for t in (scale, low, high))
         c_kernels.kernel('soft_weight_regularized', weight.dtype)(
-            rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma, zeta, beta,
-            weight.data_ptr(), slope.data_ptr(), pull.data_ptr(), sums.data_ptr())
+            rows, v.numel() // rows, *(t.data_ptr() for t in tensors), gamma, zeta, beta, weight.data_ptr(),
+            slope.data_ptr(), pull.data_ptr(), sums.data_ptr())
         ctx.save_for_backward(slope, pull)
         return weight, sums.sum().to(v.dtype)
 
@@ -125,10 +108,6 @@ def _layer_dtype() -> torch.dtype:
     return torch.bfloat16 if half else torch.float32
 
 
-def _per_row(t: Tensor, rows: int) -> Tensor:
-    return t.reshape(-1).expand(rows).contiguous()
-
-
 def _fusable(v: Tensor, base: Tensor, scale: Tensor):
     """The compiled kernels where they fit: one scale, or one a row."""
     return c_kernels.usable(v, base) if _one_scale_a_row(v, scale) else None
@@ -142,22 +121,25 @@ def _one_scale_a_row(v: Tensor, scale: Tensor) -> bool:
 
 
 class _SoftWeight(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, gamma: float,
                 zeta: float) -> Tensor:
+        small = scale, q_min - zero_point, q_max - zero_point
         if ctx.needs_input_grad[0] and _one_scale_a_row(v, scale) and triton_kernels.usable(v, base):
-            low, high = q_min - zero_point, q_max - zero_point
-            weight, slope, _, _ = triton_kernels.soft_weight(v, base, scale, low, high, gamma, zeta, None)
+            weight, slope, _, _ = triton_kernels.soft_weight(v, base, *small, gamma, zeta, None)
             ctx.save_for_backward(slope)
             return weight
         weight = torch.empty_like(v)
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d weight / d v
-        bounds = (q_min - zero_point, q_max - zero_point)
-        if slope is not None and _soft_weight_natively(v, base, scale, bounds, gamma, zeta, weight, slope):
+        kernels = _fusable(v, base, scale) if slope is not None else None
+        if kernels is not None:
+            rows = v.shape[0]
+            tensors = v, base, *(t.reshape(-1).expand(rows).contiguous() for t in small)
+            kernels.soft_weight(rows, v.numel() // rows, *(t.data_ptr() for t in tensors), gamma, zeta,
+                                weight.data_ptr(), slope.data_ptr())
             ctx.save_for_backward(slope)
             return weight
-        for v_part, out, slope_part, base_part, step, low, high in pieces((v, weight, slope, base), (scale, *bounds)):
+        for v_part, out, slope_part, base_part, step, low, high in pieces((v, weight, slope, base), small):
             s = torch.sigmoid(v_part)
             h = torch.mul(s, zeta - gamma).add_(gamma).clamp_(0, 1)
             steps = torch.add(h, base_part)
@@ -176,21 +158,7 @@ class _SoftWeight(torch.autograd.Function):
         return (slope.mul_(grad), ) + (None, ) * 7  # in place: a second backward is refused by autograd
 
 
-def _soft_weight_natively(v: Tensor, base: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor], gamma: float,
-                          zeta: float, weight: Tensor, slope: Tensor) -> bool:
-    """Fill ``weight`` and ``slope`` by the compiled kernel; False where it does not fit."""
-    kernels = _fusable(v, base, scale)
-    if kernels is None:
-        return False
-    rows = v.shape[0]
-    per_row = [_per_row(t, rows) for t in (scale, *bounds)]
-    kernels.soft_weight(rows, v.numel() // rows, v.data_ptr(), base.data_ptr(), *(t.data_ptr() for t in per_row), gamma,
-                        zeta, weight.data_ptr(), slope.data_ptr())
-    return True
-
-
 class _RoundingRegularizer(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, v: Tensor, beta: float | Tensor, gamma: float, zeta: float) -> Tensor:
         slope = torch.empty_like(v) if ctx.needs_input_grad[0] else None  # d value / d v

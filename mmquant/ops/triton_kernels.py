@@ -3,8 +3,6 @@
 Triton comes with CUDA builds of torch. Where it is missing, or the tensors are not dense float32 of one memory order,
 :func:`usable` returns False and the callers use tensor operations instead.
 """
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch
@@ -50,12 +48,11 @@ def _kernels():
             tl.store(sum_ptr + tl.program_id(0), tl.sum(tl.where(mask, 1.0 - distance * power, 0.0), axis=0))
 
     @triton.jit
-    def combine(slope_ptr, grad_ptr, pull_ptr, factor_ptr, numel, REGULARIZED: tl.constexpr, SIZE: tl.constexpr):
+    def combine(slope_ptr, grad_ptr, pull_ptr, factor_ptr, numel, SIZE: tl.constexpr):
         index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
         mask = index < numel
         value = tl.load(slope_ptr + index, mask=mask) * tl.load(grad_ptr + index, mask=mask)
-        if REGULARIZED:
-            value += tl.load(pull_ptr + index, mask=mask) * tl.load(factor_ptr)
+        value += tl.load(pull_ptr + index, mask=mask) * tl.load(factor_ptr)
         tl.store(slope_ptr + index, value, mask=mask)
 
     @triton.jit
@@ -115,7 +112,6 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tenso
     Args:
         v, base: Float32, the same shape and strides, output channels first.
         scale, low, high: One value, or one for each index of the first axis.
-        gamma, zeta: Stretch of the sigmoid.
         beta: Scalar tensor, the regularizer's exponent; None: no regularizer.
     """
     kernel = _kernels()[0]
@@ -128,13 +124,9 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tenso
     return (weight, slope, None, None) if beta is None else (weight, slope, pull, sums.sum())
 
 
-def combine(slope: Tensor, grad: Tensor, pull: Tensor | None, factor: Tensor | None) -> Tensor:
-    """``slope * grad + pull * factor``, into ``slope``."""
-    kernel = _kernels()[1]
-    kernel[(-(-slope.numel() // BLOCK), )](slope, grad, slope if pull is None else pull,
-                                           slope if factor is None else factor, slope.numel(),
-                                           REGULARIZED=pull is not None, SIZE=BLOCK)
-    return slope
+def combine(slope: Tensor, grad: Tensor, pull: Tensor, factor: Tensor) -> None:
+    """``slope * grad + pull * factor``, into ``slope``; ``factor`` is a scalar."""
+    _kernels()[1][(-(-slope.numel() // BLOCK), )](slope, grad, pull, factor, slope.numel(), SIZE=BLOCK)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:

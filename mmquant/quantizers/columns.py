@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from mmquant.structures import PerChannel, PerTensor
 class Columns:
     """Some columns of a weight matrix on a quantizer's grid; ``columns[a:b]`` narrows further.
 
-    Every method takes and gives tensors of shape (groups, rows, columns of this view). ``fit`` changes the quantizer;
-    a view made before sees the change.
+    ``nearest``, ``encode`` and ``decode`` are the quantizer's, on tensors (groups, rows, columns of this view). ``fit``
+    changes the quantizer; a view made before sees the change.
 
     Args:
         quantizer (Quantizer): Its grid.
@@ -27,12 +28,13 @@ class Columns:
     @classmethod
     def of(cls, quantizer, shape: tuple[int, ...], as_matrix: Callable[[Tensor], Tensor]) -> Columns:
         """All columns of ``as_matrix(weight)`` for a weight of ``shape``."""
-        scale_shape = quantizer.granularity.scale_shape(tuple(shape))
-        if torch.Size(scale_shape).numel() != quantizer.num_scales:
-            raise ValueError(f'a weight of shape {tuple(shape)} has {torch.Size(scale_shape).numel()} scales, but the '
-                             f"quantizer has {quantizer.num_scales}: call allocate(weight's shape) first")
+        shape = tuple(shape)
+        scale_shape = quantizer.granularity.scale_shape(shape)
+        if prod(scale_shape) != quantizer.num_scales:
+            raise ValueError(f'a weight of shape {shape} has {prod(scale_shape)} scales, but the quantizer has '
+                             f"{quantizer.num_scales}: call allocate(weight's shape) first")
         numbers = torch.arange(quantizer.num_scales, device=quantizer.bits.device)
-        each = quantizer.granularity.expand(numbers.reshape(scale_shape), tuple(shape)).expand(tuple(shape))
+        each = quantizer.granularity.expand(numbers.reshape(scale_shape), shape).expand(shape)
         return cls(quantizer, as_matrix(each), torch.bincount(each.flatten(), minlength=quantizer.num_scales))
 
     def __getitem__(self, part: slice) -> Columns:
@@ -54,25 +56,17 @@ class Columns:
         return grid
 
     def nearest(self, values: Tensor) -> Tensor:
-        """Nearest representable values."""
         return self._grid().nearest(values)
 
     def encode(self, values: Tensor) -> Tensor:
-        """Integer codes by nearest rounding."""
         return self._grid().encode(values)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of codes."""
         return self._grid().decode(codes)
 
     @torch.no_grad()
     def fit(self, values: Tensor, observer, importance: Tensor | None = None) -> None:
-        """Set the ranges of these columns anew; the view must hold all elements of the scales in it, one a row.
-
-        Args:
-            values: (groups, rows, columns).
-            observer (Observer): What searches the range.
-            importance: Weight of each element's error, shape of ``values``.
+        """As :meth:`Quantizer.fit` of these columns; the view must hold all elements of the scales in it, one a row.
 
         Raises:
             ValueError: A scale reaches beyond these columns or rows, or a row has several.

@@ -1,6 +1,4 @@
 """Symmetric quantizer without a level at zero: values ``scale * (code + 1/2)``, the weight grid of LAPQ's code."""
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -18,8 +16,7 @@ class NoZeroQuantizer(UniformAffineQuantizer):
     ``alpha = scale * (2 ** bits - 1) / 2``. For weights; a zero, as in padding or after ReLU, is not representable.
 
     Args:
-        bits: Bit width, 2..16. Default: 8.
-        granularity, channel_axis, group_size, keep_mean: See ``Quantizer``.
+        bits, granularity, channel_axis, group_size, keep_mean: As in ``UniformAffineQuantizer``.
     """
 
     half = 0.5

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmquant.ops import SCALE_FLOOR
 from mmquant.structures import Granularity, build_granularity, code_dtype
 
 from .columns import Columns
@@ -104,12 +105,9 @@ class Quantizer(nn.Module):
         self.bit_width = bits
 
     def fit(self, x: Tensor, observer, importance: Tensor | None = None) -> None:
-        """Set the range from a complete tensor, such as a weight: the observer proposes, the grid scores.
+        """Set the range from a complete tensor of the allocated shape: an ``Observer`` proposes, the grid scores.
 
-        Args:
-            x: Float tensor of the allocated shape.
-            observer (Observer): What searches.
-            importance: Non-negative weight of each element's error, shape of ``x``; not every observer takes one.
+        ``importance`` as in ``Observer.range_of``.
         """
         low_high = observer.range_of(x, self, self.granularity, importance)
         self.clear_codes()
@@ -120,8 +118,7 @@ class Quantizer(nn.Module):
         """Cover ``[low, high]``, widened to 0.
 
         Args:
-            low: Lower ends: one per scale, in the order of ``granularity.to_groups`` or in the shape of a scale.
-            high: Upper ends, likewise.
+            low, high: Ends, one per scale, in the order of ``granularity.to_groups`` or in the shape of a scale.
 
         Raises:
             ValueError: The number of ranges is not that of the scales, or a range is not finite or upside down.
@@ -206,7 +203,7 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of integer codes, differentiable in :meth:`trainables`."""
+        """Values of integer codes, in the dtype of the parameters; differentiable in :meth:`trainables`."""
 
     @abstractmethod
     def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,13 +229,8 @@ class Quantizer(nn.Module):
 
     def columns(self, shape: tuple[int, ...], as_matrix: Callable[[Tensor], Tensor], begin: int = 0,
                 end: int | None = None) -> Columns:
-        """View for solvers: this grid on columns ``begin..end`` of ``as_matrix(weight)``, (groups, rows, columns).
-
-        Args:
-            shape: Of the weight.
-            as_matrix: Rearranges a tensor of ``shape``.
-            begin, end: Columns; default: all.
-        """
+        """View for solvers: this grid on columns ``begin..end`` of ``as_matrix(weight)``, (groups, rows, columns), for
+        a weight of ``shape``."""
         return Columns.of(self, shape, as_matrix)[begin:end]
 
     def twin(self) -> Quantizer:
@@ -253,10 +245,7 @@ class Quantizer(nn.Module):
 
     # ---- decided values ---------------------------------------------------------------------------------------------
     def set_codes(self, codes: Tensor) -> None:
-        """Fix the result of ``forward`` to these codes.
-
-        Args:
-            codes: Integer tensor, as from ``encode``.
+        """Fix the result of ``forward`` to these codes, as from ``encode``.
 
         Raises:
             ValueError: Not an integer tensor, or values outside the grid.
@@ -297,8 +286,11 @@ class Quantizer(nn.Module):
         """Buffers that may train, by role; callers switch ``requires_grad``. Roles are open names."""
         return {'activation_scale': self.sizes()}
 
-    def constrain(self) -> None:  # noqa: B027 (optional)
+    @torch.no_grad()
+    def constrain(self) -> None:
         """Bring what trains back to valid values; called after each step."""
+        for size in self.sizes():
+            size.clamp_(min=SCALE_FLOOR)
 
     def state(self) -> list[Tensor]:
         """Buffers that go with the codes: what must be copied to return to a state."""
@@ -306,13 +298,9 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def rescale(self, factor: float | Tensor) -> bool:
-        """Multiply all values, codes unchanged.
+        """Multiply all values by a factor, one for all or one per channel (C,), codes unchanged.
 
-        Args:
-            factor: One for all, or one per channel (C,).
-
-        Returns:
-            bool: False, and nothing done, where no buffer is proportional to them, or channels share a scale.
+        False, and nothing done, where no buffer is proportional to the values, or channels share a scale.
         """
         sizes, each = self.sizes(), factor
         if sizes and isinstance(factor, Tensor):

@@ -1,12 +1,10 @@
 """Uniform affine quantizer: ``scale * (clip(round(x / scale) + zero_point, q_min, q_max) - zero_point)``."""
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mmquant.ops import SCALE_FLOOR, affine_errors, affine_parameters, dequantize, fake_quantize, quantize
+from mmquant.ops import affine_errors, affine_parameters, dequantize, fake_quantize, quantize
 from mmquant.registry import QUANTIZERS
 from mmquant.structures import Granularity, IntegerGrid
 
@@ -23,6 +21,7 @@ class UniformAffineQuantizer(Quantizer):
         granularity, channel_axis, group_size, keep_mean: See ``Quantizer``.
 
     Attributes:
+        grid: The integers in use.
         scale, zero_point: Buffers, one value per scale; the zero point is a float tensor holding integers.
 
     Raises:
@@ -34,26 +33,20 @@ class UniformAffineQuantizer(Quantizer):
 
     def __init__(self, bits: int = 8, symmetric: bool = False, granularity: str | dict | Granularity = 'tensor',
                  channel_axis: int = 0, group_size: int | None = None, keep_mean: bool = False) -> None:
-        grid = IntegerGrid(bits, symmetric)
+        self.grid = IntegerGrid(bits, symmetric)
         super().__init__(bits, granularity, channel_axis, group_size, keep_mean)
-        self._grid = grid
-
-    @property
-    def grid(self) -> IntegerGrid:
-        """The integers in use."""
-        return self._grid
 
     @property
     def code_range(self) -> tuple[int, int]:
-        return self._grid.q_min, self._grid.q_max
+        return self.grid.q_min, self.grid.q_max
 
     def _adopt_bits(self, bits: int) -> None:
-        self._grid = IntegerGrid(bits, self._grid.symmetric)
+        self.grid = IntegerGrid(bits, self.grid.symmetric)
         super()._adopt_bits(bits)
 
     # ---- range ------------------------------------------------------------------------------------------------------
     def _step_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_parameters(low, high, self._grid)
+        return affine_parameters(low, high, self.grid)
 
     def _adopt_range(self, low: Tensor, high: Tensor) -> None:
         scale, zero_point = self._step_of(low, high)
@@ -61,8 +54,7 @@ class UniformAffineQuantizer(Quantizer):
         self.zero_point.copy_(zero_point.view_as(self.zero_point))
 
     def trial(self, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        scale, zero_point = (t[:, None] for t in self._step_of(low, high))
-        return self._values(rows, scale, zero_point)
+        return self._values(rows, *(t[:, None] for t in self._step_of(low, high)))
 
     def errors(self, rows: Tensor, low: Tensor, high: Tensor, p: float, importance: Tensor | None = None) -> Tensor:
         if importance is not None:
@@ -79,15 +71,12 @@ class UniformAffineQuantizer(Quantizer):
         return fake_quantize(x, scale, zero_point, *self.code_range)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Nearest values; gradients as in ``ops.fake_quantize``."""
         return self._values(x, *self.expanded(x.shape))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of ``x`` by nearest rounding, in uint8, int8, int16 or int32."""
-        return quantize(x, *self.expanded(x.shape), *self.code_range).to(self._grid.code_dtype)
+        return quantize(x, *self.expanded(x.shape), *self.code_range).to(self.grid.code_dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of ``codes``, in the dtype of ``scale``; differentiable in ``scale``."""
         return dequantize(codes, *self.expanded(codes.shape))
 
     def positions(self, x: Tensor) -> Tensor:
@@ -113,9 +102,5 @@ class UniformAffineQuantizer(Quantizer):
     def sizes(self) -> list[Tensor]:
         return [self.scale]
 
-    @torch.no_grad()
-    def constrain(self) -> None:
-        self.scale.clamp_(min=SCALE_FLOOR)
-
     def _repr_parts(self) -> str:
-        return f'bits={self.bit_width}, symmetric={self._grid.symmetric}'
+        return f'bits={self.bit_width}, symmetric={self.grid.symmetric}'

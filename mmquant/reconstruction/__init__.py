@@ -5,5 +5,4 @@ from mmquant.reconstruction.terms import FisherLoss, Regularizer, RoundingRegula
 from mmquant.reconstruction.unit_fit import UnitFit, reconstruct
 
 __all__ = ['ElementMix', 'FisherLoss', 'FitHook', 'KeepBest', 'LeaveStem', 'Mixer', 'Regularizer',
-           'RoundingRegularizer', 'Settings', 'TailLoss', 'Term', 'UnitFit',
-           'UnitLoss', 'UnitRanges', 'reconstruct']
+           'RoundingRegularizer', 'Settings', 'TailLoss', 'Term', 'UnitFit', 'UnitLoss', 'UnitRanges', 'reconstruct']

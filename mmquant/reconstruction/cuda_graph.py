@@ -1,6 +1,4 @@
 """Replay of a training step as a CUDA graph: a step of hundreds of small kernels becomes one launch."""
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,12 +14,8 @@ class GraphedUpdate:
 
     Each set of active regularizers is a graph of its own. Where capturing fails, all calls stay ordinary.
 
-    Args:
-        update (Callable): ``update(rows, pushes)`` computes gradients from rows (int64) and the active regularizers'
-            parameters (name -> scalar tensor), changes what trains, and returns the loss.
-        clear (Callable): Drops all gradients.
-        batch_size (int): Rows a step.
-        device (torch.device): A CUDA device.
+    ``update`` computes gradients from ``batch_size`` rows (int64) and the active regularizers' parameters (name ->
+    scalar tensor), changes what trains, and returns the loss; ``clear()`` drops all gradients.
     """
 
     def __init__(self, update: Callable, clear: Callable, batch_size: int, device: torch.device) -> None:
@@ -42,13 +36,12 @@ class GraphedUpdate:
             self.scalars[name].fill_(value)
         active = tuple(pushes)
         self.calls[active] += 1
-        if self.usable and self.calls[active] > WARMUP:
-            if active not in self.graphs:
-                self._capture(active)
-            if self.usable:
-                graph, loss = self.graphs[active]
-                graph.replay()
-                return loss
+        if self.usable and self.calls[active] > WARMUP and active not in self.graphs:
+            self._capture(active)
+        if self.usable and active in self.graphs:
+            graph, loss = self.graphs[active]
+            graph.replay()
+            return loss
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             self.clear()

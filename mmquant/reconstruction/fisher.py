@@ -1,6 +1,4 @@
 """Squared gradients of the task loss at a unit's output."""
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -48,16 +46,11 @@ class _Cut:
 
 def of_divergence(references: list) -> Callable:
     """Gradients of the divergence from the float outputs of each chunk, for :func:`fisher_diagonal`."""
-
-    def gradients(output, chunk: int) -> list[tuple]:
-        return list(zip(float_tensors(output), divergence_gradients(output, references[chunk])))
-
-    return gradients
+    return lambda output, chunk: list(zip(float_tensors(output), divergence_gradients(output, references[chunk])))
 
 
 def of_loss(loss: Callable) -> Callable:
     """Gradients of ``loss(output, chunk)``, a scalar, for :func:`fisher_diagonal`."""
-
     def gradients(output, chunk: int) -> list[tuple]:
         found = [x for x in float_tensors(output) if x.requires_grad]
         return list(zip(found, torch.autograd.grad(loss(output, chunk), found, materialize_grads=True,
@@ -71,7 +64,7 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, gradients: Cal
 
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
-        unit (Unit): The unit; the activation behind it, if it has one, counts as part of it.
+        unit (Unit): The activation behind it, if it has one, counts as part of it.
         quantizers (list): Quantizers inside the unit to switch on; behind it the net is float.
         gradients (Callable): ``gradients(output, chunk)`` -> pairs of an output tensor and the loss's gradient there.
 

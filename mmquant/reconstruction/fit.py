@@ -1,6 +1,4 @@
 """The inner loop: fit some tensors to a problem."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,13 +11,7 @@ from mmquant.utils.distributed import alone, average_gradients, share
 
 
 class Pushes:
-    """The regularizers of a fit.
-
-    Args:
-        regularizers (Mapping[str, Regularizer]): By name.
-        fit: What they are asked about.
-        num_iters (int): Steps of the fit.
-    """
+    """The regularizers, by name, of a fit of so many steps; ``fit`` is what they are asked about."""
 
     def __init__(self, regularizers: Mapping, fit: object = None, num_iters: int = 1) -> None:
         self.regularizers, self.fit, self.num_iters = regularizers, fit, num_iters
@@ -72,11 +64,8 @@ def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_si
     """Train some tensors; returns the mean loss, without penalties, of the last tenth of the steps.
 
     Args:
-        problem (Problem): What to fit.
         groups (Sequence[ParamGroup]): At least one, none of them empty.
-        num_iters, batch_size (int): Steps, and rows a step (in all processes), drawn without replacement.
-        seed (int): Seed of the row sampler.
-        pushes (Pushes | None): Regularizers.
+        num_iters, batch_size, seed (int): Steps, rows a step (in all processes), and of how they are drawn.
         after_step (Callable | None): ``after_step(step)`` runs after each update; what it returns, if it is not None,
             are the groups that train from now on, with optimizers that begin anew.
         report (Callable | None): ``report(step, loss)`` now and then.

@@ -1,6 +1,4 @@
 """How each role trains: its rate, how the rate falls, and by which optimizer."""
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +17,12 @@ ADAM = {'type': 'Adam'}
 
 @dataclass(frozen=True)
 class Training:
-    """How the tensors of one role train.
-
-    Attributes:
-        lr (float): Rate at the start; 0: the role stays as it is.
-        schedule (str): ``'constant'`` (default), or ``'linear'`` or ``'cosine'``, which fall to 0.
-        optimizer (dict): Config of the optimizer, without its rate. Default: Adam.
-        max_bits (int | None): Tensors of quantizers with more bits stay as they are: a step of 8 bits is 16 times
-            smaller than one of 4, and a rate that suits this one overshoots that one. Default None: no limit.
-    """
-    lr: float
-    schedule: str = 'constant'
-    optimizer: dict = field(default_factory=lambda: dict(ADAM))
+    """How the tensors of one role train."""
+    lr: float  # rate at the start; 0: the role stays as it is
+    schedule: str = 'constant'  # or 'linear' or 'cosine', which fall to 0
+    optimizer: dict = field(default_factory=lambda: dict(ADAM))  # its config, without its rate
+    # Tensors of quantizers with more bits stay as they are: a step of 8 bits is 16 times smaller than one of 4, and a
+    # rate that suits this one overshoots that one. None: no limit.
     max_bits: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,16 +42,13 @@ class Training:
 def trainings(cfg: Mapping | None, where: str) -> dict[str, Training]:
     """How each role trains, from ``dict(role=dict(lr=..., ...))``; what is not named stays as it is.
 
-    Raises:
-        ConfigError: For anything else, naming the role; also if nothing would train.
+    ConfigError for anything else, naming the role; also if nothing would train.
     """
     if not isinstance(cfg, Mapping) or not all(v is None or isinstance(v, Mapping) for v in cfg.values()):
         raise ConfigError(f'{where} must name each role that trains, with its rate, such as '
                           f'dict(rounding=dict(lr=1e-3)), got {cfg!r}')
     found = {}
-    for role, settings in cfg.items():
-        if settings is None:
-            continue
+    for role, settings in ((r, s) for r, s in cfg.items() if s is not None):
         place = f'{where}.{role}'
         check_keys(settings, Training.__dataclass_fields__, place)
         check_types(settings, Training, place)
@@ -82,11 +71,9 @@ class ParamGroup:
 
 
 def make_optimizer(cfg: Mapping, groups: list[dict]) -> torch.optim.Optimizer:
-    """An optimizer, fused where it can be; on a GPU its rates are tensors if it reads them, for captured steps.
+    """An optimizer of ``params`` and ``lr`` of each group, from a config: any one of torch, or of the registry.
 
-    Args:
-        cfg (Mapping): Its config: any optimizer of torch, or of the registry OPTIMIZERS.
-        groups (list[dict]): ``params`` and ``lr`` of each group.
+    Fused where it can be; on a GPU its rates are tensors if it reads them, for captured steps.
     """
     device = groups[0]['params'][0].device
     cls = OPTIMIZERS.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
@@ -105,27 +92,26 @@ def make_optimizers(groups: Sequence[ParamGroup]) -> list[torch.optim.Optimizer]
     alike: dict[str, list[ParamGroup]] = {}
     for group in groups:
         alike.setdefault(repr(sorted(group.training.optimizer.items())), []).append(group)
-    optimizers = []
-    for members in alike.values():
-        rated = [dict(params=g.params, lr=g.training.lr, training=g.training) for g in members]
-        optimizers.append(make_optimizer(members[0].training.optimizer, rated))
-    return optimizers
+    return [make_optimizer(members[0].training.optimizer,
+                           [dict(params=g.params, lr=g.training.lr, training=g.training) for g in members])
+            for members in alike.values()]
 
 
 def set_rates(optimizers: Sequence[torch.optim.Optimizer], progress: float) -> None:
     """Move all rates to where they belong at ``progress`` (0..1)."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if group['training'].schedule == 'constant':
-                continue
-            rate = group['training'].rate(progress)
-            if isinstance(group['lr'], torch.Tensor):
-                group['lr'].fill_(rate)
-            else:
-                group['lr'] = rate
+    for group in _changing(optimizers):
+        rate = group['training'].rate(progress)
+        if isinstance(group['lr'], torch.Tensor):
+            group['lr'].fill_(rate)
+        else:
+            group['lr'] = rate
 
 
 def can_be_captured(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
     """Whether every rate is a tensor that a captured step reads, or never changes."""
-    return all(isinstance(group['lr'], torch.Tensor) or group['training'].schedule == 'constant'
-               for optimizer in optimizers for group in optimizer.param_groups)
+    return all(isinstance(group['lr'], torch.Tensor) for group in _changing(optimizers))
+
+
+def _changing(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict]:
+    """Groups whose rate changes."""
+    return [group for x in optimizers for group in x.param_groups if group['training'].schedule != 'constant']

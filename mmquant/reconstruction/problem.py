@@ -1,6 +1,4 @@
 """One unit as a problem: rows in, loss out, for fitting and for measuring on held-out rows."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,24 +15,14 @@ _NOTHING = contextlib.nullcontext()
 
 @dataclass(frozen=True)
 class Comparison:
-    """One term of the loss of a unit: what is compared with what.
-
-    Attributes:
-        loss (Callable): ``loss(prediction, target, channel_dim, importance)`` -> scalar.
-        targets (Tensor | Rows | tuple): For all calibration rows; a tuple for several tensors.
-        channel_dim (int): Channel axis of the targets.
-        weight (float): Factor.
-        importance (Tensor | None): Weight of each target element.
-        inputs (str | None): Stream that the unit's input is taken from. None: the unit's own inputs, mixed or not.
-        tail (Callable | None): ``tail(output, rows)`` -> what is compared; None: the unit's output itself.
-    """
-    loss: Callable
-    targets: object
-    channel_dim: int
+    """One term of the loss of a unit: what is compared with what."""
+    loss: Callable  # loss(prediction, target, channel_dim, importance) -> scalar
+    targets: object  # Tensor or Rows for all calibration rows; a tuple for several tensors
+    channel_dim: int  # channel axis of the targets
     weight: float = 1.0
-    importance: object = None
-    inputs: str | None = None
-    tail: Callable | None = None
+    importance: object = None  # weight of each target element
+    inputs: str | None = None  # stream that the unit's input is taken from; None: the unit's own inputs, mixed or not
+    tail: Callable | None = None  # tail(output, rows) -> what is compared; None: the unit's output itself
 
     def value(self, prediction, rows: torch.Tensor) -> torch.Tensor:
         """The weighted loss on some rows; the mean over tensors where there are several."""
@@ -51,30 +39,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Problem:
-    """One unit to reconstruct, for images of one size and one of its calls.
-
-    Attributes:
-        forward (Callable): Data rows -> prediction, with gradients.
-        streams (Mapping): All calibration rows of each input stream (Tensor, Rows, or a tuple for several tensors). The
-            first one is what the unit is given where nothing is mixed.
-        comparisons (tuple[Comparison, ...]): Terms of the loss.
-        train_rows, held_rows (Tensor): Disjoint row numbers for fitting and for choosing.
-        device (torch.device): Where the unit lives.
-        amp (bool): Run the unit in bfloat16 autocast while it is fitted.
-        half_inputs (bool): With ``amp``, give the unit its inputs in bfloat16 too; for units that do not quantize them.
-        mixer (Mixer | None): Mixes streams at the entry of the unit, and inside ``quantizers``, while it is fitted.
-        quantizers (tuple): Activation quantizers within the unit.
-    """
-    forward: Callable
+    """One unit to reconstruct, for images of one size and one of its calls."""
+    forward: Callable  # data rows -> prediction, with gradients
+    # All calibration rows of each input stream (Tensor, Rows, or a tuple for several tensors). The first one is what
+    # the unit is given where nothing is mixed.
     streams: Mapping[str, object]
     comparisons: tuple[Comparison, ...]
-    train_rows: torch.Tensor
-    held_rows: torch.Tensor
-    device: torch.device
-    amp: bool = False
-    half_inputs: bool = False
-    mixer: object = None
-    quantizers: tuple = ()
+    train_rows: torch.Tensor  # numbers of the rows to fit on
+    held_rows: torch.Tensor  # and of those to choose by; disjoint
+    device: torch.device  # where the unit lives
+    amp: bool = False  # run the unit in bfloat16 autocast while it is fitted
+    half_inputs: bool = False  # with amp, give it its inputs in bfloat16 too; for units that do not quantize them
+    mixer: object = None  # mixes streams at the entry of the unit, and inside `quantizers`, while it is fitted
+    quantizers: tuple = ()  # activation quantizers within the unit
 
     def loss_on(self, rows: torch.Tensor) -> torch.Tensor:
         """Loss of a step of the fit on some rows: mixed, in bfloat16 with ``amp``."""
@@ -114,12 +91,10 @@ class Problem:
 
     @property
     def parts(self) -> list['Problem']:
-        """This problem: as of one of several sizes."""
         return [self]
 
     @property
     def num_rows(self) -> int:
-        """Rows to draw from."""
         return len(self.train_rows)
 
     @property

@@ -1,23 +1,20 @@
 """The float net after a unit, up to the end of its stage or of the net, as a function of the unit's output.
 
-Supervision of what follows (RepAPQ's across-block calibration, PD-Quant's prediction difference) needs its gradient at
-the unit's output. The module around, the stage or the whole model, is run with the unit's last call answered by a given
-tensor. Calls in front of it are answered by placeholders; where the rest needs their values (a shortcut around the
-unit), they are computed anew, in float and without gradient.
+The module around, the stage or the whole model, is run with the unit's last call answered by a given tensor. Calls in
+front of it are answered by placeholders; where the rest needs their values (a shortcut around the unit), they are
+computed anew, in float and without gradient.
 """
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from mmengine.logging import print_log
 from torch.utils._pytree import tree_map
 
 from mmquant.calibration.frontier import completed_calls, leaking_calls, ops_outside
-from mmquant.calibration.stream import Stream
+from mmquant.calibration.stream import Placeholder, Stream, bury, revive
 from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
 from mmquant.calibration.unit_run import UnitRun
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
@@ -29,16 +26,10 @@ from mmquant.structures.unit import Unit
 
 @dataclass(frozen=True)
 class TailEnd:
-    """What a unit's output is compared with further on.
-
-    Attributes:
-        tail (Callable): ``tail(output, rows)`` -> output at the end, with gradients; see :class:`Tail`.
-        targets (Tensor): Float output at the end for all calibration rows.
-        channel_dim (int): Channel axis of the targets.
-    """
-    tail: Callable
-    targets: torch.Tensor
-    channel_dim: int
+    """What a unit's output is compared with further on."""
+    tail: Callable  # tail(output, rows) -> output at the end, with gradients; see Tail
+    targets: torch.Tensor  # float output at the end for all calibration rows
+    channel_dim: int  # channel axis of the targets
 
 
 def last_call(flow: DataFlow, unit: Unit) -> Call:
@@ -79,14 +70,13 @@ class Tail:
         flow = model.flow
         self.last = last_call(flow, unit)
         around = next(c for c in flow.calls_of[end.name] if c.enter == end.enter)
-        inside = flow.calls_within(around)
         ready = {k: c for k, c in completed_calls(flow, self.last.enter, leaking_calls(flow)).items()
                  if around.enter < c.enter < around.exit}
         self.stubs = {} if _is_needed(flow, ready, self.last, around) else {c.index: None for c in ready.values()}
         # The calls that a run really makes, by module: those within skipped ones are not made.
         self.made: dict[str, list[Call]] = defaultdict(list)
         self.names, passed = set(), around.enter  # calls are ordered by entry, and skipped ones do not nest
-        for call in inside:
+        for call in flow.calls_within(around):
             if call.enter > passed:
                 self.made[call.name].append(call)
                 if call.index in self.stubs or call is self.last:
@@ -98,33 +88,24 @@ class Tail:
     @torch.no_grad()
     def _learn_shapes(self) -> None:
         """See what the calls in front return, on up to two rows; only their shapes are kept."""
-        count = min(2, len(self.data))
-        few = pick(self.data.data, torch.arange(count))
-        shapes = {}
+        self.seen, shapes = min(2, len(self.data)), {}
 
         def answer(call, forward, args, kwargs):
             output = forward(*args, **kwargs)
             if call.index in self.stubs:
-                shapes[call.index] = tree_map(lambda x: _Placeholder.of(x, count), output)
+                shapes[call.index] = tree_map(bury, output)
             return output
 
-        self._run(few, answer)
+        self._run(pick(self.data.data, torch.arange(self.seen)), answer)
         self.stubs = shapes
 
     def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Output of the module around.
-
-        Args:
-            output (Tensor): The unit's output, (n, ...); gradients flow to it.
-            rows (Tensor): The n calibration rows that it belongs to.
-        """
-
+        """Output of the module around for the unit's ``output`` on some calibration rows; gradients flow to it."""
         def answer(call, forward, args, kwargs):
             if call is self.last:
                 return output
             if call.index in self.stubs:
-                return tree_map(lambda x: x.revived(len(output)) if isinstance(x, _Placeholder) else x,
-                                self.stubs[call.index])
+                return tree_map(lambda x: _of_rows(x, len(output), self.seen), self.stubs[call.index])
             return forward(*args, **kwargs)
 
         return self._run(pick(self.data.data, rows), answer)
@@ -133,7 +114,6 @@ class Tail:
         counts: dict[str, int] = defaultdict(int)
 
         def wrap(name, module, forward):
-
             def replayed(*args, **kwargs):
                 calls = self.made[name]
                 call = calls[min(counts[name], len(calls) - 1)]
@@ -147,20 +127,11 @@ class Tail:
             return output_of(self.module(*args, **kwargs))
 
 
-@dataclass(frozen=True)
-class _Placeholder:
-    """Shape of a tensor whose values nobody needs, with its first axis for each row of data."""
-    shape: tuple[int, ...]
-    rows: int
-    like: torch.Tensor
-
-    @classmethod
-    def of(cls, x, rows: int):
-        return cls(tuple(x.shape), rows, x.new_zeros(())) if isinstance(x, torch.Tensor) else x
-
-    def revived(self, rows: int) -> torch.Tensor:
-        first = self.shape[0] * rows // self.rows if self.shape else 0
-        return self.like.expand(first, *self.shape[1:]) if self.shape else self.like
+def _of_rows(x, rows: int, seen: int):
+    """Stands for what a call returned on ``seen`` rows of data, now on ``rows``."""
+    if isinstance(x, Placeholder) and x.shape:
+        x = replace(x, shape=(x.shape[0] * rows // seen, *x.shape[1:]))
+    return revive(x)
 
 
 def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:
@@ -177,7 +148,6 @@ class Tails:
     """The tails of a model's units; float input and output of a stage are computed once, when it begins.
 
     Args:
-        model (QuantizedModel): The model.
         stream (Stream): Of the float net; a unit's tail is asked for before the stream advances to it.
         end (str): ``'stage'`` or ``'net'``.
         chunk (int): Rows a forward pass.
@@ -185,9 +155,7 @@ class Tails:
 
     def __init__(self, model: QuantizedModel, stream: Stream, end: str, chunk: int) -> None:
         self.model, self.stream, self.where, self.chunk = model, stream, end, chunk
-        self.end: Unit | None = None
-        self.data: dict[tuple, UnitInput] = {}
-        self.targets: dict[tuple, object] = {}
+        self.end, self.data, self.targets = None, {}, {}
         if not any(end_of(model, unit, end) for unit in model.units()):
             print_log(f'no block has a {end} after it, so the tail loss does nothing: declare block classes in '
                       "quantizer.block_types, or use end='net'", 'current', logging.WARNING)

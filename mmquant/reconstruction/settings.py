@@ -1,6 +1,4 @@
 """How units are reconstructed: everything a fit needs to know beside the unit, checked."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from mmquant.quantizers import Quantizer
@@ -8,6 +6,7 @@ from mmquant.reconstruction.mixers import Mixer
 from mmquant.reconstruction.optimizers import trainings
 from mmquant.reconstruction.terms import Regularizer, Term
 from mmquant.registry import FIT_HOOKS, MIXERS, ROUNDINGS, TERMS
+from mmquant.roundings import Rounding
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError, build, closest
 
@@ -23,29 +22,24 @@ class Settings:
 
     Attributes:
         mode (tuple[bool, bool]): Whether (weights, activations) are quantized while a unit is fitted.
-        stream (str): ``'quant'`` or ``'float'``: where a unit's inputs come from where nothing is mixed.
-        mixer (Mixer | None): What mixes them while a unit is fitted.
+        stream (str), mixer (Mixer | None): Where a unit's inputs come from, and what mixes several in the fit.
         streams (dict): Streams that are needed, and what they quantize: (weights, activations), or a context manager.
-        terms (dict[str, Term]), regularizers (dict[str, Regularizer]), hooks (dict[str, FitHook]): By name.
-        trainings (dict[str, Training]): By role.
+        terms, regularizers, hooks, trainings (dict): By name, and by role.
         held_out (int): Rows to keep out of the fit.
-        pass_rows (int): Rows of a forward pass outside of the fit. Without gradients twice a batch takes less memory
-            than a step.
     """
 
     def __init__(self, quantize: Sequence[str], num_iters: int, batch_size: int, inputs: str | dict,
                  rounding: dict | None, train: dict, terms: dict | None, hooks: dict | None) -> None:
         if tuple(quantize) not in QUANTIZED:
             raise ConfigError(f'quantize must be one of {QUANTIZED}, got {quantize!r}')
-        for key, value in (('num_iters', num_iters), ('batch_size', batch_size)):
+        for key, value in dict(num_iters=num_iters, batch_size=batch_size).items():
             if not value > 0:
                 raise ConfigError(f'{key} must be positive, got {value!r}')
         self.mode, self.num_iters, self.batch_size = (True, 'activations' in quantize), num_iters, batch_size
-        self.pass_rows = 2 * batch_size
+        self.pass_rows = 2 * batch_size  # of a forward pass outside of the fit: less memory than a step's gradients
         self._take_inputs(inputs)
         self.rounding = rounding
-        if rounding is not None:
-            build(ROUNDINGS, rounding, 'Reconstruction.rounding')
+        self.new_rounding()  # refuses what is none
         self.trainings = trainings(train, 'Reconstruction.train')
         built = _named(TERMS, terms, TERMS_BY_DEFAULT, 'Reconstruction.terms')
         self.regularizers = {n: t for n, t in built.items() if isinstance(t, Regularizer)}
@@ -67,6 +61,10 @@ class Settings:
         self.stream = self.mixer.streams[0] if isinstance(self.mixer, Mixer) else inputs
         if self.mixer is None and inputs not in ('quant', 'float') or not isinstance(self.stream, str):
             raise ConfigError(f"inputs must be 'quant', 'float' or the config of a mixer, got {inputs!r}")
+
+    def new_rounding(self) -> Rounding | None:
+        """A rounding that has not started, if roundings are learnt."""
+        return None if self.rounding is None else build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
 
     # ---- what a model has for them ---------------------------------------------------------------------------------
     def activations(self, model, unit: Unit) -> dict[str, Quantizer]:
@@ -94,14 +92,13 @@ class Settings:
         roles = roles.union(*(owner.trainables() for owner in owners))
         if self.rounding is not None and layers:
             layer = min(layers.values(), key=lambda x: x.quantized_tensor.numel())
-            rounding = build(ROUNDINGS, self.rounding, 'Reconstruction.rounding')
+            rounding = self.new_rounding()
             rounding.start(layer.quantized_tensor, layer.weight_quantizer)
             roles |= set(rounding.roles())
-        for role in self.trainings:
-            if role not in roles:
-                raise ConfigError(f'Reconstruction.train: nothing has the role {role!r}; {closest(role, roles)}'
-                                  if roles else f'Reconstruction.train: nothing has the role {role!r}, since there is '
-                                  'no rounding, no adapter and no activation quantizer that is on')
+        for role in (r for r in self.trainings if r not in roles):
+            hint = f'; {closest(role, roles)}' if roles else (', since there is no rounding, no adapter and no '
+                                                              'activation quantizer that is on')
+            raise ConfigError(f'Reconstruction.train: nothing has the role {role!r}{hint}')
 
 
 def _named(registry, given: Mapping | None, default: Mapping, where: str) -> dict:

@@ -1,6 +1,4 @@
 """Units whose samples differ in shape: images of several sizes, heads shared over pyramid levels."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -14,26 +12,20 @@ class RaggedProblem:
 
     The loss of a step is the mean over the calls of the unit (pyramid levels), for the same images of one size; the
     size is drawn by its share of the images.
-
-    Attributes:
-        groups (list[list[Problem]]): For each size of images, one problem a call.
     """
-    groups: list[list[Problem]]
+    groups: list[list[Problem]]  # for each size of images, one problem a call
 
     @property
     def parts(self) -> list[Problem]:
-        """All problems."""
         return [problem for group in self.groups for problem in group]
 
     @property
     def device(self) -> torch.device:
-        """Where the unit lives."""
         return self.groups[0][0].device
 
     @property
     def on_gpu(self) -> bool:
-        """False: shapes change from step to step."""
-        return False
+        return False  # shapes change from step to step
 
     @property
     def num_rows(self) -> int:

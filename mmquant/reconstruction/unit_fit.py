@@ -1,6 +1,4 @@
 """Reconstruct one unit: bring it near its float output, and leave it decided."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import cached_property
@@ -18,21 +16,11 @@ from mmquant.reconstruction.settings import Settings
 from mmquant.reconstruction.several_sizes import RaggedProblem
 from mmquant.reconstruction.terms import UnitData
 from mmquant.reconstruction.variables import State, UnitVariables
-from mmquant.registry import ROUNDINGS
-from mmquant.utils.building import build
 from mmquant.utils.random import seeded
 
 
 class UnitFit:
-    """What hooks and regularizers see of a fit.
-
-    Attributes:
-        visit (Visit): Where it takes place.
-        problem (Problem | RaggedProblem): What is fitted.
-        variables (UnitVariables): What trains.
-        settings (Settings): How.
-        num_iters (int): Steps.
-    """
+    """What hooks and regularizers see of a fit: where it takes place, what is fitted, what trains and how."""
 
     def __init__(self, visit: Visit, problem: Problem | RaggedProblem, variables: UnitVariables,
                  settings: Settings) -> None:
@@ -82,9 +70,8 @@ class UnitFit:
 def reconstruct(visit: Visit, settings: Settings) -> dict:
     """Reconstruct the unit of a visit, whose streams include those of the settings.
 
-    Returns:
-        dict: ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
-        roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening).
+    Returns ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
+    roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening).
 
     Raises:
         FloatingPointError: If inputs, targets or the loss are not finite; names the unit.
@@ -121,11 +108,10 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
 
 def _roundings(layers: dict, settings: Settings) -> dict:
     """Started roundings; the weights' codes are dropped."""
-    roundings = {}
-    for name, layer in layers.items() if settings.rounding is not None else ():
-        layer.weight_quantizer.clear_codes()
-        roundings[name] = build(ROUNDINGS, settings.rounding, 'Reconstruction.rounding')
-        roundings[name].start(layer.quantized_tensor, layer.weight_quantizer)
+    roundings = {name: settings.new_rounding() for name in layers} if settings.rounding is not None else {}
+    for name, rounding in roundings.items():
+        layers[name].weight_quantizer.clear_codes()
+        rounding.start(layers[name].quantized_tensor, layers[name].weight_quantizer)
     return roundings
 
 
@@ -142,9 +128,8 @@ def _problem(visit: Visit, settings: Settings) -> Problem | RaggedProblem:
     data, runs, targets = _data(visit, settings)
     activations = tuple(settings.activations(context.model, unit).values())
     layers = context.model.quantized_layers()
-    facts = UnitData(targets, settings.stream,
-                     [*(layers[n].weight_quantizer for n in unit.layers if n in layers), *activations],
-                     settings.pass_rows)
+    quantizers = [*(layers[n].weight_quantizer for n in unit.layers if n in layers), *activations]
+    facts = UnitData(targets, settings.stream, quantizers, settings.pass_rows)
     found = [(term, term.comparisons(visit, facts)) for term in settings.terms.values()]
     groups: dict[tuple, list[Problem]] = {}
     for (size, call), target in targets.items():

@@ -1,6 +1,4 @@
 """What is trained in one unit, by role, and the decided state that the unit ends in."""
-from __future__ import annotations
-
 import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ class UnitVariables:
     """The trainable tensors of a unit's quantizers; float weights and biases are none of them.
 
     Args:
-        layers (Mapping[str, QuantizedLayer]): Layers of the unit, with ranges.
+        layers (Mapping[str, QuantizedLayer]): With ranges.
         roundings (Mapping[str, Rounding]): Started rounding of each layer; empty: weights stay as they are.
         activations (list[Quantizer]): Activation quantizers of the unit.
     """
@@ -78,12 +76,14 @@ class UnitVariables:
     def soft(self):
         """Weights are what their roundings make of them; whatever happens, not after this block."""
         try:
-            for name, rounding in self.roundings.items():
-                self.layers[name].weight_quantizer.rounding = rounding
+            self._set_roundings(self.roundings)
             yield
         finally:
-            for name in self.roundings:
-                self.layers[name].weight_quantizer.rounding = None
+            self._set_roundings(dict.fromkeys(self.roundings))
+
+    def _set_roundings(self, roundings: Mapping[str, Rounding | None]) -> None:
+        for name, rounding in roundings.items():
+            self.layers[name].weight_quantizer.rounding = rounding
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -92,7 +92,7 @@ class UnitVariables:
             owner.constrain()
 
     def _buffers(self) -> list[torch.Tensor]:
-        """Buffers that go with the codes."""
+        """What goes with the codes."""
         owners = [*(x.weight_quantizer for x in self.layers.values()),
                   *(slot for slots in self.slots.values() for slot in slots), *self.activations]
         return [x for owner in owners for x in owner.state()]
@@ -129,10 +129,9 @@ class UnitVariables:
     def at(self, state: State):
         """Be in a state for a while, and then go on training where it was interrupted."""
         present = [x.detach().clone() for x in self._buffers()]
-        soft = [n for n in self.roundings if self.layers[n].weight_quantizer.rounding is not None]
+        soft = {n: self.layers[n].weight_quantizer.rounding for n in self.roundings}
         try:
-            for name in soft:
-                self.layers[name].weight_quantizer.rounding = None
+            self._set_roundings(dict.fromkeys(soft))
             self.restore(state)
             yield
         finally:
@@ -141,5 +140,4 @@ class UnitVariables:
                     x.copy_(value)
             for name in self.roundings:
                 self.layers[name].weight_quantizer.clear_codes()
-            for name in soft:
-                self.layers[name].weight_quantizer.rounding = self.roundings[name]
+            self._set_roundings(soft)

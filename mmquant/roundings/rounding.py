@@ -11,26 +11,19 @@ class Rounding(nn.Module):
     Life: ``start`` with the float weight, train the tensors of ``roles`` with ``forward`` in place of the weight, then
     ``harden``, which writes codes and all else that was learnt into the quantizer, and drop the rounding. ``start``
     copies what it needs of the grid; a later change of the quantizer is not seen.
-
-    Attributes:
-        beta: Sharpness of the regularizer (see ``ops.rounding_regularizer``), or None; set by the training loop.
-        penalty: Of the last ``forward`` while ``beta`` was set: a scalar that pushes towards a decision. None for
-            roundings that are always decided.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        # Sharpness of the regularizer (see `ops.rounding_regularizer`), set by the training loop; and what the last
+        # forward found while it was set: a scalar that pushes towards a decision, None where all is decided.
         self.beta: float | Tensor | None = None
         self.penalty: Tensor | None = None
         self.weight_dtype = torch.float32
 
     @torch.no_grad()
     def start(self, weight: Tensor, quantizer: nn.Module) -> None:
-        """Begin at the float weight.
-
-        Args:
-            weight: Float weight, any shape.
-            quantizer (Quantizer): With a range, allocated for this shape.
+        """Begin at the float weight, of the shape that its ``Quantizer`` is allocated for.
 
         Raises:
             RuntimeError: The quantizer has no range yet.
@@ -48,10 +41,7 @@ class Rounding(nn.Module):
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The weight to train with: soft, differentiable in the parameters, of the weight's shape and dtype.
-
-        While ``beta`` is set, it leaves ``penalty`` behind, if the rounding has one.
-        """
+        """The weight to train with: soft, differentiable in the parameters, of the weight's shape and dtype."""
 
     @abstractmethod
     def codes(self) -> Tensor:

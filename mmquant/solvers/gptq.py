@@ -13,8 +13,6 @@ relative to the diagonal of inputs that are not dead; a dead input's weights rou
 harms other images); where the factorisation fails, damping grows tenfold up to 1, then the group rounds to nearest;
 grids, of groups of columns too, are those set before, so columns may come in any order.
 """
-from __future__ import annotations
-
 import logging
 
 import torch
@@ -53,7 +51,6 @@ class GPTQ(Solver):
 
     @torch.no_grad()
     def solve(self, weight: Tensor, moments: Moments, columns: Columns) -> Tensor:
-        """See :class:`Solver`."""
         gram, weight = moments.gram, weight.to(moments.gram)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         if self.dead == 'zero':
@@ -88,17 +85,8 @@ class GPTQ(Solver):
 
 
 def eliminate(weight: Tensor, factor: Tensor, columns: Columns, block: int) -> tuple[Tensor, Tensor]:
-    """The loop over columns.
-
-    Args:
-        weight (Tensor): (g, R, C).
-        factor (Tensor): A, (g, C, C).
-        columns (Columns): The grid.
-        block (int): Columns of a block.
-
-    Returns:
-        tuple[Tensor, Tensor]: Codes (g, R, C), and the loss of each row (g, R).
-    """
+    """The loop over columns: codes (g, R, C), and the loss of each row (g, R), of ``weight`` (g, R, C) by the factor A
+    (g, C, C)."""
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     feedback = factor / pivots[:, None]  # A_ij / A_jj
     errors, codes = torch.empty_like(weight), None

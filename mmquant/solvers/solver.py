@@ -9,28 +9,14 @@ from mmquant.quantizers.columns import Columns
 
 
 class Solver(ABC):
-    """Finds codes that change a layer's output little.
-
-    Attributes:
-        cross (bool): Whether it needs the float network's rows beside those the layer meets.
-        max_columns (int | None): Wider weight matrices come to it in blocks of columns, as groups of their own.
-    """
-
-    cross = False
-    max_columns: int | None = None
+    """Finds codes that change a layer's output little."""
+    cross = False  # whether it needs the float network's rows beside those the layer meets
+    max_columns: int | None = None  # wider weight matrices come to it in blocks of columns, as groups of their own
 
     @abstractmethod
     def solve(self, weight: Tensor, moments: Moments, columns: Columns) -> Tensor:
-        """Codes for a weight matrix.
-
-        Args:
-            weight (Tensor): (g, R, C), R output channels of each group.
-            moments (Moments): Of the rows it multiplies.
-            columns (Columns): Its grid, with ranges set.
-
-        Returns:
-            Tensor: Codes (g, R, C).
-        """
+        """Codes (g, R, C) for a weight matrix (g, R, C), R output channels a group, by the moments of the rows that it
+        multiplies, on a grid whose ranges are set."""
 
 
 def better_rows(weight: Tensor, moments: Moments, columns: Columns, codes: Tensor, others: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Which elements of a tensor share one scale."""
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -9,30 +10,25 @@ Shape = tuple[int, ...]
 Restore = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole tensor; scale shape ``()``."""
+class Granularity:
+    """Which elements share a scale: the contract, and what channels with scales of their own (``axis``) have in common.
+    """
 
     def scale_shape(self, x_shape: Shape) -> Shape:
         """Shape in which the scale of a tensor of ``x_shape`` is stored."""
-        return ()
+        raise NotImplementedError
 
     def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
-        """View ``x`` with one row per scale.
-
-        Returns:
-            x2d of shape (1, x.numel()), and a function that brings a tensor of x2d's shape back to ``x``'s shape.
-        """
-        shape = x.shape
-        return x.reshape(1, -1), lambda rows: rows.reshape(shape)
+        """View ``x`` with one row per scale, (num_scales, n); and what brings such a tensor back to ``x``'s shape."""
+        raise NotImplementedError
 
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
         """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable)."""
         return scale
 
-    def on_axis(self, axis: int) -> 'PerTensor':
+    def on_axis(self, axis: int) -> 'Granularity':
         """The same with channels on another axis."""
-        return self
+        return replace(self, axis=axis)
 
     def of_channels(self, values: Tensor, dim: int) -> Tensor | None:
         """Values of channels (C,), broadcastable against a stored scale of ``dim`` axes; None: they share it."""
@@ -40,7 +36,22 @@ class PerTensor:
 
 
 @dataclass(frozen=True)
-class PerChannel:
+class PerTensor(Granularity):
+    """One scale for the whole tensor; scale shape ``()``."""
+
+    def scale_shape(self, x_shape: Shape) -> Shape:
+        return ()
+
+    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
+        shape = x.shape
+        return x.reshape(1, -1), lambda rows: rows.reshape(shape)
+
+    def on_axis(self, axis: int) -> 'PerTensor':
+        return self
+
+
+@dataclass(frozen=True)
+class PerChannel(Granularity):
     """One scale per index of ``axis``; scale shape ``(1, .., C, .., 1)``.
 
     Args:
@@ -50,36 +61,21 @@ class PerChannel:
     axis: int = 0
 
     def scale_shape(self, x_shape: Shape) -> Shape:
-        """Shape in which the scale of a tensor of ``x_shape`` is stored."""
         axis = _checked_axis(self.axis, x_shape)
         return tuple(size if dim == axis else 1 for dim, size in enumerate(x_shape))
 
     def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
-        """View ``x`` with one row per scale.
-
-        Returns:
-            x2d of shape (C, x.numel() / C), and a function that brings a tensor of x2d's shape back to ``x``'s shape.
-        """
         axis = _checked_axis(self.axis, x.shape)
         moved = x.movedim(axis, 0)
         shape = moved.shape
         return moved.reshape(shape[0], -1), lambda rows: rows.reshape(shape).movedim(0, axis)
 
-    def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
-        """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable)."""
-        return scale
-
-    def on_axis(self, axis: int) -> 'PerChannel':
-        """The same with channels on another axis."""
-        return replace(self, axis=axis)
-
-    def of_channels(self, values: Tensor, dim: int) -> Tensor | None:
-        """Values of channels (C,), broadcastable against a stored scale of ``dim`` axes; None: they share it."""
+    def of_channels(self, values: Tensor, dim: int) -> Tensor:
         return values.view([-1 if d == self.axis % dim else 1 for d in range(dim)])
 
 
 @dataclass(frozen=True)
-class PerGroup:
+class PerGroup(Granularity):
     """One scale per ``group_size`` consecutive elements within a channel; scale shape ``(C, groups per channel)``.
 
     A channel's elements are taken in the order of the remaining axes, so a linear weight (O, I) with group size g has
@@ -101,19 +97,11 @@ class PerGroup:
             raise ValueError(f'group_size={self.group_size!r} is not supported: expected an int > 0.')
 
     def scale_shape(self, x_shape: Shape) -> Shape:
-        """Shape in which the scale of a tensor of ``x_shape`` is stored."""
         axis = _checked_axis(self.axis, x_shape)
-        row = 1
-        for dim, size in enumerate(x_shape):
-            row *= 1 if dim == axis else size
-        return (x_shape[axis], -(-row // self.group_size))
+        return x_shape[axis], -(-prod((*x_shape[:axis], *x_shape[axis + 1:])) // self.group_size)
 
     def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
-        """View ``x`` with one row per scale; a shorter last group is filled up with repetitions of its own elements.
-
-        Returns:
-            x2d of shape (num_scales, group_size), and a function that brings a tensor of x2d's shape back to ``x``'s.
-        """
+        """As the base; a shorter last group is filled up with repetitions of its own elements."""
         channels = self.scale_shape(tuple(x.shape))[0]
         axis = _checked_axis(self.axis, x.shape)
         moved = x.movedim(axis, 0)
@@ -127,22 +115,14 @@ class PerGroup:
         return filled, lambda rows: rows.reshape(channels, -1)[:, :row].reshape(shape).movedim(0, axis)
 
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
-        """Make a stored scale broadcastable against a tensor of ``x_shape`` (differentiable; as large as ``x``)."""
+        """As the base; as large as ``x``."""
         axis = _checked_axis(self.axis, x_shape)
-        moved = (x_shape[axis], *(size for dim, size in enumerate(x_shape) if dim != axis))
+        moved = (x_shape[axis], *x_shape[:axis], *x_shape[axis + 1:])
         each = scale.unsqueeze(-1).expand(*scale.shape, self.group_size).flatten(1)
-        return each[:, :torch.Size(moved[1:]).numel()].reshape(moved).movedim(0, axis)
+        return each[:, :prod(moved[1:])].reshape(moved).movedim(0, axis)
 
-    def on_axis(self, axis: int) -> 'PerGroup':
-        """The same with channels on another axis."""
-        return replace(self, axis=axis)
-
-    def of_channels(self, values: Tensor, dim: int) -> Tensor | None:
-        """Values of channels (C,), broadcastable against a stored scale; None: they share it."""
+    def of_channels(self, values: Tensor, dim: int) -> Tensor:
         return values.view(-1, 1)
-
-
-Granularity = PerTensor | PerChannel | PerGroup
 
 
 def build_granularity(spec: str | dict | Granularity = 'tensor', channel_axis: int = 0,
@@ -158,7 +138,7 @@ def build_granularity(spec: str | dict | Granularity = 'tensor', channel_axis: i
     Raises:
         ValueError: An unknown name or type, or ``'group'`` without ``group_size``.
     """
-    if isinstance(spec, (PerTensor, PerChannel, PerGroup)):
+    if isinstance(spec, Granularity):
         return spec
     if spec == 'tensor':
         return PerTensor()
@@ -169,9 +149,9 @@ def build_granularity(spec: str | dict | Granularity = 'tensor', channel_axis: i
             raise ValueError("granularity='group' needs a group_size: pass group_size=64, for example.")
         return PerGroup(group_size, channel_axis)
     classes = dict(PerTensor=PerTensor, PerChannel=PerChannel, PerGroup=PerGroup)
-    if isinstance(spec, dict) and str(spec.get('type', '')).rsplit('.', 1)[-1] in classes:
-        arguments = {key: value for key, value in spec.items() if key != 'type'}
-        return classes[spec['type'].rsplit('.', 1)[-1]](**arguments)
+    name = str(spec.get('type', '')).rsplit('.', 1)[-1] if isinstance(spec, dict) else None
+    if name in classes:
+        return classes[name](**{key: value for key, value in spec.items() if key != 'type'})
     raise ValueError(f"Unknown granularity {spec!r}: expected 'tensor', 'channel', 'group', a dict with type "
                      'PerTensor, PerChannel or PerGroup, or an object of these classes.')
 

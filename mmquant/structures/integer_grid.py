@@ -28,22 +28,18 @@ class IntegerGrid:
 
     @property
     def q_min(self) -> int:
-        """Smallest integer."""
         return -(1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def q_max(self) -> int:
-        """Largest integer."""
         return self.q_min + self.num_levels - 1
 
     @property
     def num_levels(self) -> int:
-        """How many integers there are, ``2 ** bits``."""
         return 1 << self.bits
 
     @property
     def code_dtype(self) -> torch.dtype:
-        """Smallest torch integer dtype that holds every code: uint8, int8, int16 or int32."""
         return code_dtype(self.q_min, self.q_max)
 
 

@@ -1,6 +1,4 @@
 """What is reconstructed at once."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 GRANULARITIES = ('layer', 'block', 'stage', 'net')
@@ -8,26 +6,15 @@ GRANULARITIES = ('layer', 'block', 'stage', 'net')
 
 @dataclass(frozen=True)
 class Unit:
-    """One module whose output is reconstructed.
-
-    Attributes:
-        name (str): Path of the module in the model; ``''`` is the whole net.
-        kind (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``.
-        layers (tuple[str, ...]): Paths of the layers with weights inside, in execution order.
-        enter, exit (int): Ticks of the call on the data flow's clock; units are ordered by them.
-        more (tuple[tuple[int, int], ...]): Ticks (enter, exit) of its other calls that are reconstructed with the first
-            one: those of a head shared over pyramid levels.
-        channel_dim (int): Axis of the output that counts channels.
-        activation (str | None): Path of the activation module that alone reads the output: the loss is taken behind it.
-    """
-    name: str
-    kind: str
-    layers: tuple[str, ...]
-    enter: int
+    """One module whose output is reconstructed."""
+    name: str  # path of the module in the model; '' is the whole net
+    kind: str  # 'layer', 'block', 'stage' or 'net'
+    layers: tuple[str, ...]  # paths of the layers with weights inside, in execution order
+    enter: int  # tick of the call on the data flow's clock, which units are ordered by
     exit: int
-    channel_dim: int = 1
-    activation: str | None = None
-    more: tuple[tuple[int, int], ...] = ()
+    channel_dim: int = 1  # axis of the output that counts channels
+    activation: str | None = None  # path of the activation that alone reads the output: the loss is taken after it
+    more: tuple[tuple[int, int], ...] = ()  # ticks of its other calls, fitted together: a head over pyramid levels
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

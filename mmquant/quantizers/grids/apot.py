@@ -7,8 +7,6 @@ k = 2 and odd B, where the formula has no answer, the exponents are those of the
 this grid (learned clips, normalised weights); here it is the grid alone, whose range is searched after training.
 Deviations from the code: ties go towards zero, and widths without a table are refused (there they give levels of NaN).
 """
-from __future__ import annotations
-
 import itertools
 
 import torch

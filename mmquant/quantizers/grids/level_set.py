@@ -1,6 +1,4 @@
 """Levels of any spacing times one scale: what all non-uniform grids stand on."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -130,7 +128,6 @@ class LevelSetQuantizer(Quantizer):
         return _ranks(steps, table).to(IntegerGrid(self.bit_width).code_dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of ranks, in the dtype of ``scale``; differentiable in ``scale``."""
         return self.table[codes.long()] * self.granularity.expand(self.scale, codes.shape)
 
     @torch.no_grad()
@@ -143,10 +140,6 @@ class LevelSetQuantizer(Quantizer):
     # ---- for training and search ------------------------------------------------------------------------------------
     def sizes(self) -> list[Tensor]:
         return [self.scale]
-
-    @torch.no_grad()
-    def constrain(self) -> None:
-        self.scale.clamp_(min=SCALE_FLOOR)
 
     def _repr_parts(self) -> str:
         return f'bits={self.bit_width}, levels={len(self.table)}, signed={bool(self.table[0] < 0)}'

@@ -1,6 +1,4 @@
 """What happens around the steps of a unit's fit: the contract of all hooks."""
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,11 +12,8 @@ class FitHook:
 
     One hook serves all units, one after another; ``before_fit`` begins anew. Hooks are called in the order of their
     names in the config.
-
-    Attributes:
-        held_out (int): Calibration rows that it wants kept out of the fit.
     """
-    held_out = 0
+    held_out = 0  # calibration rows that it wants kept out of the fit
 
     def wanted(self, model, unit: 'Unit', trains: bool) -> bool:
         """Whether the unit is to be reconstructed. ``trains``: whether more than its weights would train."""

@@ -1,13 +1,6 @@
 """The best state on held-out rows is the one that a unit ends in."""
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS
-
-if TYPE_CHECKING:
-    from mmquant.reconstruction.unit_fit import UnitFit
 
 
 @FIT_HOOKS.register_module()
@@ -31,12 +24,12 @@ class KeepBest(FitHook):
             raise ValueError(f'held_out and every must be at least 0, got held_out={held_out}, every={every}')
         self.held_out, self.every, self.choose = held_out, every, choose
 
-    def before_fit(self, fit: 'UnitFit') -> None:
+    def before_fit(self, fit) -> None:
         self._best, self._best_loss, self._losses = fit.initial, fit.initial_loss, []
         every = self.every * fit.num_iters if self.every < 1 else self.every
         self._every = max(1, int(every)) if self.every else fit.num_iters
 
-    def after_step(self, fit: 'UnitFit', step: int) -> None:
+    def after_step(self, fit, step: int) -> None:
         if (step + 1) % self._every == 0 or step + 1 == fit.num_iters:
             state = fit.variables.tuned()
             loss = fit.loss_of(state)
@@ -44,7 +37,7 @@ class KeepBest(FitHook):
             if loss < self._best_loss or not self.choose:
                 self._best, self._best_loss = state, loss
 
-    def after_fit(self, fit: 'UnitFit') -> dict:
+    def after_fit(self, fit) -> dict:
         fit.variables.restore(self._best)
         tuned = min(self._losses, default=float('nan'))
         return dict(held_nearest=fit.initial_loss, held_tuned=tuned,

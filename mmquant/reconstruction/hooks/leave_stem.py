@@ -1,6 +1,4 @@
 """A first layer of many bits needs no reconstruction."""
-from __future__ import annotations
-
 from mmquant.models.units import first_layers
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS

@@ -1,8 +1,4 @@
 """Activation ranges of a unit from what it meets behind the quantized units before it (PD-Quant's initialisation)."""
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 
 from mmquant.calibration.observed_ranges import observed_ranges
@@ -10,9 +6,6 @@ from mmquant.calibration.unit_inputs import pick
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS, OBSERVERS
 from mmquant.utils.building import build
-
-if TYPE_CHECKING:
-    from mmquant.reconstruction.unit_fit import UnitFit
 
 
 @FIT_HOOKS.register_module()
@@ -34,7 +27,7 @@ class UnitRanges(FitHook):
         self.observer = build(OBSERVERS, observer, 'UnitRanges.observer')
 
     @torch.no_grad()
-    def before_fit(self, fit: 'UnitFit') -> None:
+    def before_fit(self, fit) -> None:
         quantizers = fit.settings.activations(fit.visit.context.model, fit.visit.unit)
         rows: list[int] = []
         with observed_ranges(quantizers, self.observer, lambda: rows[-1]):

@@ -1,6 +1,4 @@
 """Random dropping of quantization, element by element (QDrop, arXiv 2203.05740)."""
-from __future__ import annotations
-
 import torch
 
 from mmquant.reconstruction.mixers.mixer import Mixer

@@ -1,6 +1,4 @@
 """What a unit is given while it is fitted: the contract of all mixers."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,16 +9,11 @@ class Mixer(ABC):
 
     Only steps of the fit are mixed: losses on held-out rows, hardening and evaluation never are. Random numbers come
     from torch's global generator, which is seeded for each unit.
-
-    Attributes:
-        streams (tuple[str, ...]): Streams that a call is given, in this order; the first one alone is the unit's input
-            where nothing is mixed. Default: the quantized prefix and the float one.
-        inside (bool): Mix inside the unit's activation quantizers too.
-        modes (Mapping): Streams of its own beside ``'quant'`` and ``'float'``: name -> (weights, activations) that are
-            quantized, or a function that returns a context manager, as :meth:`CalibrationContext.stream` takes it.
     """
+    # What a call is given, in this order; the first one alone is the unit's input where nothing is mixed.
     streams: tuple[str, ...] = ('quant', 'float')
-    inside = False
+    inside = False  # mix inside the unit's activation quantizers too
+    # Streams of its own beside these two, as `CalibrationContext.stream` takes them.
     modes: Mapping[str, object] = MappingProxyType({})
 
     @abstractmethod

@@ -1,6 +1,4 @@
 """Squared error weighted by squared gradients of the network's loss (BRECQ, arXiv 2102.05426, eq. 10)."""
-from __future__ import annotations
-
 import torch
 
 from mmquant.calibration.unit_inputs import join
@@ -29,8 +27,7 @@ class FisherLoss(UnitLoss):
 
     def __init__(self, objective: dict | None = None, weight: float = 1.0, inputs: str | None = None) -> None:
         super().__init__(2.0, weight=weight, inputs=inputs)
-        self.objective = objective
-        self._context, self._gradients = None, None
+        self.objective, self._context, self._gradients = objective, None, None
 
     def comparisons(self, visit: Visit, data: UnitData) -> dict[tuple, Comparison]:
         context = visit.context

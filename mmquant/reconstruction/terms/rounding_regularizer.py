@@ -1,16 +1,10 @@
 """What pushes learned roundings towards a decision (AdaRound, arXiv 2004.10568, eq. 24; BRECQ's schedule)."""
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 
 from mmquant.reconstruction.terms.term import Regularizer
 from mmquant.registry import TERMS
-
-if TYPE_CHECKING:
-    from mmquant.reconstruction.unit_fit import UnitFit
 
 
 @TERMS.register_module()
@@ -37,7 +31,7 @@ class RoundingRegularizer(Regularizer):
             raise ValueError(f'exponents must be at least 1, got beta_start={beta_start}, beta_end={beta_end}')
         self.relative, self.beta_start, self.beta_end = relative, beta_start, beta_end
 
-    def for_unit(self, fit: 'UnitFit') -> 'RoundingRegularizer | None':
+    def for_unit(self, fit) -> 'RoundingRegularizer | None':
         if not fit.variables.roundings:
             return None
         if not self.relative or not self.weight:
@@ -53,11 +47,11 @@ class RoundingRegularizer(Regularizer):
         left = 1 - (step - self.begin * num_iters) / ((self.end - self.begin) * num_iters)
         return self.beta_end + (self.beta_start - self.beta_end) * max(0.0, left)
 
-    def announce(self, fit: 'UnitFit', push) -> None:
+    def announce(self, fit, push) -> None:
         for rounding in fit.variables.roundings.values():
             rounding.beta = push
 
-    def penalty(self, fit: 'UnitFit', push) -> torch.Tensor:
+    def penalty(self, fit, push) -> torch.Tensor:
         roundings = fit.variables.roundings.values()
         penalties = [r.penalty for r in roundings if r.penalty is not None]
         for rounding in roundings:

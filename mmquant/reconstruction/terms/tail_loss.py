@@ -1,6 +1,4 @@
 """Distance at the end of what follows a unit (RepAPQ's across-block calibration, arXiv 2402.16121)."""
-from __future__ import annotations
-
 from mmquant.calibration.visits import Visit
 from mmquant.reconstruction.problem import Comparison
 from mmquant.reconstruction.rest_of_net import Tails

@@ -1,6 +1,4 @@
 """A summand of what a unit is fitted to: the contracts of terms on outputs, and of regularizers."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,18 +17,11 @@ INPUTS = (None, 'quant', 'float')
 
 @dataclass(frozen=True)
 class UnitData:
-    """What terms may look at beside the visit.
-
-    Attributes:
-        targets (dict): Float output of the unit on all images, by (shape of an image, number of the unit's call).
-        stream (str): The stream that the unit's inputs come from; it stands at the unit's entry.
-        quantizers (list[Quantizer]): Those within the unit that are on.
-        pass_rows (int): Rows of a forward pass without gradients.
-    """
-    targets: dict
-    stream: str
-    quantizers: list
-    pass_rows: int
+    """What terms may look at beside the visit."""
+    targets: dict  # float output of the unit on all images, by (shape of an image, number of the unit's call)
+    stream: str  # that the unit's inputs come from; it stands at the unit's entry
+    quantizers: list  # those within the unit that are on
+    pass_rows: int  # rows of a forward pass without gradients
 
 
 class Term(ABC):

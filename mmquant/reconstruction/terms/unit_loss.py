@@ -1,6 +1,4 @@
 """Distance of a unit's output from its float output."""
-from __future__ import annotations
-
 import torch
 
 from mmquant.losses import LpLoss
