@@ -1,6 +1,6 @@
 # A tenth of the paper's steps at ten times its rate of the roundings, and its own rate of the step sizes: with 4 bits
-# these are near their best, and the short recipe's rate, which 2 bits need, moves them away from it. Mixing at the entry
-# of units alone takes half the time of mixing inside as well, and is no worse at 4 bits.
+# these are near their best, and the short recipe's rate, which 2 bits need, moves them away from it. Mixed at the entry
+# of units alone, which takes half the time of mixing inside as well.
 _base_ = './resnet20_w4a4_cifar10.py'
 
 model = dict(quantizer=dict(weight=dict(bits=2)))
