@@ -13,7 +13,7 @@ from torch import nn
 
 from mmquant.models.edits import PlanError
 from mmquant.models.layers import QuantizedLayer
-from mmquant.models.old_plans import drop_idle_weights, from_old_dict, is_old
+from mmquant.models.old_plans import convert_state, from_old_dict, is_old
 from mmquant.models.packed_state import PackedError, check_codes, grow, pack_state, shrink, unpack_state
 from mmquant.models.plan import Plan
 from mmquant.quantizers import Quantizer
@@ -261,7 +261,7 @@ def load(model, path: str, float_weights: bool = False) -> dict:
         raise CheckpointError(f'{path} cannot be loaded: the model is already quantized, at other places or bits; '
                               'build a fresh QuantizedModel')
     if old:
-        drop_idle_weights(state, plan)
+        convert_state(state, plan)
     for name, layer in model.quantized_layers().items():
         if f'{name}.weight' in absent and not float_weights:
             layer.leave_codes(name)

@@ -142,11 +142,7 @@ class QuantizedLayer:
         return self
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *more) -> None:
-        """Take over whether there is a bias of quantized mode; checkpoints of format 1 called it otherwise."""
-        for old, new in (('output_affine.bias', 'quantized_bias'), ('output_affine.scale', 'adapters.0.scale'),
-                         ('output_affine.initial_scale', 'adapters.0.initial_scale')):
-            if prefix + old in state_dict:
-                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        """Take over whether there is a bias of quantized mode."""
         saved = state_dict.get(prefix + 'quantized_bias')
         if saved is not None:
             self.quantized_bias = torch.empty_like(saved, device=self._parameters['weight'].device)

@@ -59,8 +59,19 @@ def _edits(d: dict):
         yield AddOutputAffine(name)
 
 
-def drop_idle_weights(state: dict, plan: Plan) -> None:
-    """Take from a state the weight quantizers that layers with float weights used to hold, switched off."""
+AFFINE_NAMES = {'output_affine.bias': 'quantized_bias', 'output_affine.scale': 'adapters.0.scale',
+                'output_affine.initial_scale': 'adapters.0.initial_scale'}
+
+
+def convert_state(state: dict, plan: Plan) -> None:
+    """Bring a state of format 1 up to date, in place.
+
+    Layers with float weights held a weight quantizer, switched off; output affines had a place of their own.
+    """
     idle = tuple(f'{name}.weight_quantizer.' for name, _ in plan.float_layers)
-    for key in [k for k in state if k.startswith(idle)]:
-        del state[key]
+    for key in list(state):
+        if key.startswith(idle):
+            del state[key]
+        for old, new in AFFINE_NAMES.items():
+            if key.endswith(f'.{old}'):
+                state[key.removesuffix(old) + new] = state.pop(key)

@@ -17,7 +17,9 @@ from mmquant.models.layers import (
     quantize_output,
     use_channels_last,
 )
+from mmquant.models.old_plans import convert_state
 from mmquant.models.output_affine import OutputAffine, add_output_affine, output_affine_of
+from mmquant.models.plan import Plan
 from mmquant.observers import MinMaxObserver
 from mmquant.quantizers import UniformAffineQuantizer
 
@@ -161,7 +163,9 @@ def test_factors_and_biases_of_older_checkpoints():
     fresh = nn.Conv2d(3, 4, 3)
     quantize_layer(fresh, UniformAffineQuantizer(granularity='channel'))
     add_output_affine(fresh)
-    fresh.load_state_dict({old.get(k, k): v for k, v in layer.state_dict().items()})
+    state = {f'conv.{old.get(k, k)}': v for k, v in layer.state_dict().items()}
+    convert_state(state, Plan())
+    fresh.load_state_dict({k.removeprefix('conv.'): v for k, v in state.items()})
     assert torch.equal(fresh(x), layer(x))
     plain = nn.Conv2d(3, 4, 3)
     quantize_layer(plain, weight_quantizer(plain))
