@@ -2,6 +2,7 @@
 import argparse
 import json
 import os.path as osp
+import sys
 from functools import reduce
 
 import mmengine
@@ -14,8 +15,10 @@ from mmquant.apis.config import build_runner, check_data, check_quantized, load_
 from mmquant.datasets.identity import without_roots
 from mmquant.engine.evaluation import nothing_to_find
 from mmquant.utils.building import ConfigError, plain
-from mmquant.zoo.model_zoo import data_name, update_folder
-from mmquant.zoo.results import check_publishable, make_record, results_folder, write_json
+
+sys.path.append(osp.dirname(osp.abspath(__file__)))  # for model_zoo
+from model_zoo.results import check_publishable, make_record, results_folder, write_json
+from model_zoo.tables import data_name, update_folder
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,7 +3,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / 'tools' / 'analysis_tools')]
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT), str(ROOT / 'tools'), str(ROOT / 'tools/analysis_tools')]
 
 from generate import generate  # noqa: E402
 

@@ -129,7 +129,7 @@ def benchmarks() -> str:
 
 def timed():
     """A table row for each config with records."""
-    from mmquant.zoo.results import read_records
+    from model_zoo.results import read_records
     for config in sorted((ROOT / 'configs').glob('*/*.py')):
         records = read_records(str(config))
         if records:
@@ -140,5 +140,5 @@ def timed():
 
 
 if __name__ == '__main__':
-    sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / 'tools' / 'analysis_tools')]
+    sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / 'tools'), str(ROOT / 'tools/analysis_tools')]
     generate(Path(sys.argv[1]))

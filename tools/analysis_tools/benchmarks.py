@@ -12,7 +12,9 @@ import torch
 
 from mmquant.utils.hardware import device_name
 from mmquant.utils.tables import cell, render
-from mmquant.zoo.results import write_json
+
+sys.path.append(osp.dirname(osp.dirname(osp.abspath(__file__))))  # for model_zoo, in tools
+from model_zoo.results import write_json
 
 FILE = 'docs/en/notes/benchmarks.json'
 

@@ -6,6 +6,7 @@ Figures that are there already are not measured again. The checkpoint of a varia
 import argparse
 import copy
 import os.path as osp
+import sys
 
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -15,9 +16,11 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.utils.building import ConfigError, check_keys
 from mmquant.utils.tables import render
-from mmquant.zoo.model_zoo import data_name
-from mmquant.zoo.results import repository_path, results_folder, write_json
-from mmquant.zoo.variants import FILE, apply_variant, measurement, read_variants
+
+sys.path.append(osp.dirname(osp.dirname(osp.abspath(__file__))))  # for model_zoo, in tools
+from model_zoo.results import repository_path, results_folder, write_json
+from model_zoo.tables import data_name
+from model_zoo.variants import FILE, apply_variant, measurement, read_variants
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +51,7 @@ def main() -> None:
     cfg = calibration_config(merge_common(load_config(args.config, args.cfg_options), args))
     variants = load_config(args.variants).get('variants')
     if not isinstance(variants, dict) or not variants:
-        raise ConfigError(f'{args.variants} has no variants; see mmquant/zoo/variants.py')
+        raise ConfigError(f'{args.variants} has no variants; see tools/model_zoo/variants.py')
     check_keys(args.only or (), variants, '--only')
     if args.publish and args.cfg_options:
         raise ConfigError('--publish: leave out --cfg-options, so that the config as it stands gives the figures')

@@ -8,8 +8,10 @@ import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import calibration_config, load_config
 from mmquant.apis.dry_run import model_cost_of
-from mmquant.zoo.model_zoo import update_folder, updated_files
-from mmquant.zoo.results import results_folder, write_json
+
+sys.path.append(osp.dirname(osp.dirname(osp.abspath(__file__))))  # for model_zoo, in tools
+from model_zoo.results import results_folder, write_json
+from model_zoo.tables import update_folder, updated_files
 
 CONFIGS = osp.join(osp.dirname(osp.abspath(__file__)), '..', '..', 'configs')
 

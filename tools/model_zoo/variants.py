@@ -18,7 +18,8 @@ from mmengine.config import Config
 
 from mmquant.algorithms.step_list import merged, ordered_steps
 from mmquant.utils.building import ConfigError, check_keys, closest, plain
-from mmquant.zoo.results import read_json
+
+from .results import read_json
 
 FILE = 'variants.json'
 KEYS = ('algorithm', 'steps', 'quantizer')

@@ -15,8 +15,9 @@ import yaml
 from mmengine.config import Config
 
 from mmquant.utils.building import ConfigError, closest, plain
-from mmquant.zoo.results import FLOAT_BITS, read_cost, read_records, repository_path, results_folder, spread, values_of
-from mmquant.zoo.variants import read_variants
+
+from .results import FLOAT_BITS, read_cost, read_records, repository_path, results_folder, spread, values_of
+from .variants import read_variants
 
 TABLE = re.compile(r'(<!-- \[RESULTS\] (\S+) -->\n).*?(<!-- \[RESULTS END\] -->)', re.S)
 SUMMARY = re.compile(r'(<!-- \[SUMMARY\] -->\n).*?(<!-- \[SUMMARY END\] -->)', re.S)

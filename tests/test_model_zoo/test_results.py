@@ -3,9 +3,7 @@ import hashlib
 import json
 
 import pytest
-
-from mmquant.utils.building import ConfigError
-from mmquant.zoo.results import (
+from model_zoo.results import (
     baseline,
     check_publishable,
     make_record,
@@ -17,6 +15,8 @@ from mmquant.zoo.results import (
     values_of,
     write_json,
 )
+
+from mmquant.utils.building import ConfigError
 
 SETTINGS = dict(steps=[dict(type='a', lr=0.1)], quantizer=dict(weight=dict(bits=2), activation=dict(bits=None)))
 

@@ -3,11 +3,11 @@ import json
 
 import pytest
 from mmengine.config import Config
+from model_zoo.results import write_json
+from model_zoo.tables import Entry, variants_table
+from model_zoo.variants import apply_variant, measurement
 
 from mmquant.utils.building import ConfigError
-from mmquant.zoo.model_zoo import Entry, variants_table
-from mmquant.zoo.results import write_json
-from mmquant.zoo.variants import apply_variant, measurement
 
 
 def config():

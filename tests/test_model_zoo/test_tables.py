@@ -7,13 +7,8 @@ from pathlib import Path
 import modelindex
 import pytest
 import yaml
-from tools_for_tests import run_tool
-
-from mmquant.algorithms.step_list import listed_steps
-from mmquant.apis.config import calibration_config, load_config
-from mmquant.apis.dry_run import model_cost_of
-from mmquant.utils.building import ConfigError, differing_keys, plain
-from mmquant.zoo.model_zoo import (
+from model_zoo.results import write_json
+from model_zoo.tables import (
     SUMMARY,
     TABLE,
     TASKS,
@@ -25,7 +20,12 @@ from mmquant.zoo.model_zoo import (
     update_folder,
     updated_files,
 )
-from mmquant.zoo.results import write_json
+from tools_for_tests import run_tool
+
+from mmquant.algorithms.step_list import listed_steps
+from mmquant.apis.config import calibration_config, load_config
+from mmquant.apis.dry_run import model_cost_of
+from mmquant.utils.building import ConfigError, differing_keys, plain
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'

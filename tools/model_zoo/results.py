@@ -2,8 +2,7 @@
 
 One record is one evaluation by ``tools/test.py``: plain values, no path of a machine. Published records lie in
 ``records/<algorithm>/<config stem>/seed<N>.json``, beside ``cost.json`` with what needs no measurement
-(parameters, operations, size). Tables and metafiles are made from these files alone, by
-:mod:`mmquant.zoo.model_zoo`.
+(parameters, operations, size). Tables and metafiles are made from these files alone, by ``tables.py``.
 """
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What the tools share for publishing: records, tables made from them, variants. Add ``tools/`` to ``sys.path``."""
