@@ -21,12 +21,11 @@ from mmquant.models.dataflow import MOVEMENT, Call, DataFlow, Op
 from mmquant.models.layer_matrix import LayerMatrix
 from mmquant.models.layers import has_own_weight, is_depthwise, num_outputs, output_axis
 
-# f(s x) = s f(x) for every s > 0 and for each channel by itself
-POSITIVE = frozenset('relu leaky_relu prelu _prelu_kernel'.split())
+# f(s x) = s f(x) for every s > 0 and for each channel by itself; then operations that leave elements in their places
+CHANNELWISE = frozenset('relu leaky_relu prelu _prelu_kernel clone contiguous alias detach _to_copy lift_fresh '
+                        'constant_pad_nd roll'.split())
 WINDOWED = frozenset('max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d'.split())
-SAME_PLACE = frozenset('clone contiguous alias detach _to_copy lift_fresh constant_pad_nd roll'.split())
 FACTORED = frozenset('view _unsafe_view reshape _reshape_alias flatten squeeze unsqueeze'.split())
-PRODUCTS = frozenset('bmm matmul'.split())
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,20 @@ def fold_sites(model: nn.Module, flow: DataFlow, kinds: Iterable[str] = ('homoge
         run (Callable | None): Runs the model on some images and returns its outputs. ``'value'`` sites need it: heads
             may be cut from channels in any order, so each one is tried out.
     """
-    modules = dict(model.named_modules())
-    sites = []
+    modules, sites = dict(model.named_modules()), []
     for call in flow.calls:
         module = modules[call.name]
         if len(flow.calls_of[call.name]) > 1 or len(call.outputs) != 1:
             continue
         kind = 'norm' if isinstance(module, nn.LayerNorm) else 'homogeneous' if has_own_weight(module) else None
-        if kind in kinds and (site := _site(kind, modules, flow, call)):
-            sites.append(site)
-        if kind == 'homogeneous' and 'value' in kinds and (site := _value_site(modules, flow, call)):
-            sites += [site] if changes_nothing(model, site, run) else []
+        scaled = kind == 'homogeneous' or kind and module.weight is not None and len(module.normalized_shape) == 1
+        if kind in kinds and scaled:
+            value, shape = call.outputs[0], flow.shapes[call.outputs[0]]
+            axis = (-1 if kind == 'norm' else output_axis(module)) % len(shape)
+            if consumers := _readers(modules, flow, value, axis):
+                sites.append(FoldSite(kind, call.name, tuple(dict.fromkeys(consumers)), (0, shape[axis])))
+        if kind == 'homogeneous' and 'value' in kinds:
+            sites += [s for s in _value_sites(modules, flow, call) if changes_nothing(model, s, run)]
     return sites
 
 
@@ -78,60 +80,44 @@ def depthwise_chains(model: nn.Module, sites: Iterable[FoldSite]) -> list[tuple[
             if middle in following and is_depthwise(model.get_submodule(middle))]
 
 
-def _site(kind: str, modules: dict, flow: DataFlow, call: Call) -> FoldSite | None:
-    module, value = modules[call.name], call.outputs[0]
-    if kind == 'norm' and (module.weight is None or len(module.normalized_shape) > 1):
-        return None
-    axis = (-1 if kind == 'norm' else output_axis(module)) % len(flow.shapes[value])
-    consumers = _readers(modules, flow, value, axis)
-    return FoldSite(kind, call.name, tuple(consumers), (0, flow.shapes[value][axis])) if consumers else None
-
-
 def _readers(modules: dict, flow: DataFlow, value: int, axis: int) -> list[str] | None:
     """Layers that alone read the channels on ``axis`` of a value, as their input channels; None if anything else."""
     if value in flow.calls[0].outputs or value in flow.decoded or value in flow.mutated:
         return None
-    names: list[str] = []
+    names, shape = [], flow.shapes[value]
     for op in flow.readers.get(value, ()):
-        layer = flow.layer_around(op)
-        if layer is not None:
-            if not _reads_channels(modules, flow, layer, value, axis):
-                return None
-            names.append(layer.name)
-            continue
-        new_axis = _axis_after(flow, op, value, axis)
-        deeper = None if new_axis is None else _readers(modules, flow, op.outputs[0], new_axis)
-        if deeper is None or any(flow.readers.get(v) for v in op.outputs[1:]):
+        if layer := flow.layer_around(op):
+            module = modules[layer.name]
+            width = module.in_features if isinstance(module, nn.Linear) else getattr(module, 'in_channels', None)
+            deeper = [layer.name] if (has_own_weight(module) and len(flow.calls_of[layer.name]) == 1
+                                      and layer.inputs == (value, ) and axis == output_axis(module) % len(shape)
+                                      and shape[axis] == width) else None
+        else:
+            after = None if any(map(flow.readers.get, op.outputs[1:])) else _axis_after(flow, op, value, axis)
+            deeper = None if after is None else _readers(modules, flow, op.outputs[0], after)
+        if deeper is None:
             return None
         names += deeper
-    return list(dict.fromkeys(names))
-
-
-def _reads_channels(modules: dict, flow: DataFlow, layer: Call, value: int, axis: int) -> bool:
-    module, shape = modules[layer.name], flow.shapes[value]
-    width = module.in_features if isinstance(module, nn.Linear) else getattr(module, 'in_channels', None)
-    return (has_own_weight(module) and len(flow.calls_of[layer.name]) == 1 and layer.inputs == (value, )
-            and axis == output_axis(module) % len(shape) and shape[axis] == width)
+    return names
 
 
 def _axis_after(flow: DataFlow, op: Op, value: int, axis: int) -> int | None:
     """Axis of the channels after an operation; None where they are mixed, joined or cut."""
     before, after = flow.shapes[value], flow.shapes[op.outputs[0]]
-    axes = [x for x in op.args if type(x) is int]
     if op.inputs != (value, ):
         return None
-    if op.name in POSITIVE or op.name in SAME_PLACE or (op.name in WINDOWED and axis == len(before) - 3):
+    axes = [x % len(before) for x in op.args if type(x) is int]
+    if op.name in CHANNELWISE or (op.name in WINDOWED and axis == len(before) - 3):
         return axis if len(after) == len(before) and after[axis] == before[axis] else None
     if op.name in ('transpose', 't'):
-        first, second = (a % len(before) for a in (axes or (0, 1)))
+        first, second = axes or (0, 1)
         return {first: second, second: first}.get(axis, axis)
     if op.name == 'permute':
-        return [a % len(before) for a in axes].index(axis)
-    if op.name == 'mean' and axis not in [a % len(before) for a in axes or range(len(before))]:
-        kept = len(after) == len(before)
-        return axis if kept else axis - sum(a % len(before) < axis for a in axes)
-    if op.name in ('select', 'slice') and axes and axes[0] % len(before) != axis:
-        return axis - (op.name == 'select' and axes[0] % len(before) < axis)
+        return axes.index(axis)
+    if op.name == 'mean' and axis not in (axes or range(len(before))):
+        return axis if len(after) == len(before) else axis - sum(a < axis for a in axes)
+    if op.name in ('select', 'slice') and axes and axes[0] != axis:
+        return axis - (op.name == 'select' and axes[0] < axis)
     if op.name in FACTORED:
         matching = [k for k in range(len(after))
                     if after[k] == before[axis] and prod(after[:k]) == prod(before[:axis])]
@@ -139,42 +125,23 @@ def _axis_after(flow: DataFlow, op: Op, value: int, axis: int) -> int | None:
     return None
 
 
-def _value_site(modules: dict, flow: DataFlow, projection: Call) -> FoldSite | None:
-    """The site whose reader is ``projection``: what it multiplies is the product of an attention and its values."""
+def _value_sites(modules: dict, flow: DataFlow, projection: Call) -> list[FoldSite]:
+    """What may be the values that an attention multiplies before the layer ``projection``: parts of a layer's output."""
     product = flow.producer.get(flow.root(projection.inputs[0])) if len(projection.inputs) == 1 else None
     fused = product is not None and 'scaled_dot_product' in product.name
-    if product is None or not (fused or product.name in PRODUCTS) or len(product.inputs) != 2 + fused:
-        return None
+    if product is None or not (fused or product.name in ('bmm', 'matmul')) or len(product.inputs) != 2 + fused:
+        return []
     readers, others = flow.layers_reading(product.outputs[0])
-    value, part, parts = product.inputs[-1], 0, 1
-    while (op := flow.producer.get(value)) is not None and op.name in MOVEMENT and flow.layer_around(op) is None:
-        cut = _part(flow, op, value)
-        if cut is None or len(flow.readers[value]) > 1:
-            return None
-        part, parts = cut if cut[1] > 1 else (part, parts)
+    value = product.inputs[-1]
+    while (op := flow.producer.get(value)) and op.name in MOVEMENT and flow.layer_around(op) is None:
         value = op.inputs[0]
-    layer = flow.maker(value)
-    if others or [c.name for c in readers] != [projection.name] or layer is None or layer.name not in flow.layers:
-        return None
-    width = flow.shapes[value][output_axis(modules[layer.name])] // parts
-    if len(flow.calls_of[layer.name]) > 1 or width != getattr(modules[projection.name], 'in_features', None):
-        return None
-    return FoldSite('value', layer.name, (projection.name, ), (part * width, (part + 1) * width))
-
-
-def _part(flow: DataFlow, op: Op, value: int) -> tuple[int, int] | None:
-    """Which of how many equal parts of a fused projection ``value`` is, (0, 1) where it is all of it; None where the
-    parts do not lie one after another among its channels."""
-    before, after = flow.shapes[op.inputs[0]], flow.shapes[value]
-    parts = prod(before) // prod(after)
-    if parts == 1:
-        return 0, 1
-    if op.name in ('unbind', 'split', 'chunk', 'split_with_sizes') and len(op.outputs) == parts:
-        return op.outputs.index(value), parts
-    numbers = [x for x in op.args if type(x) is int]
-    if op.name == 'select' and before[numbers[0]] == parts:
-        return numbers[1] % parts, parts
-    return None
+    layer, width = flow.maker(value), getattr(modules[projection.name], 'in_features', None)
+    if others or [c.name for c in readers] != [projection.name] or not width or layer is None \
+            or layer.name not in flow.layers or len(flow.calls_of[layer.name]) > 1:
+        return []
+    parts, rest = divmod(num_outputs(modules[layer.name]), width)
+    return [FoldSite('value', layer.name, (projection.name, ), (k * width, (k + 1) * width))
+            for k in range(parts if rest == 0 else 0)]
 
 
 @torch.no_grad()
