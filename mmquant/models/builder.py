@@ -14,7 +14,6 @@ from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import decoders, no_tensors
 from mmquant.models.edits import CallsLayers, Edit, Folded, SplitAttention, planned_module
 from mmquant.models.folding import foldable_pairs
-from mmquant.models.functional_layers import find_functional_layers
 from mmquant.models.layers import PerCall, channel_axis, has_own_weight, quantize_layer, quantize_output
 from mmquant.models.matmul import quantize_matmuls
 from mmquant.models.packed_weight import PackedWeight
@@ -84,11 +83,10 @@ def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
     if splittable(model.architecture):
         model.edit((SplitAttention(), ), inputs, data_samples)
     flow = model.observe(inputs, data_samples)
-    if any(has_own_weight(m) and n not in flow.calls_of for n, m in model.architecture.named_modules()):
-        found = find_functional_layers(model.architecture, lambda: model.run(inputs, data_samples))
-        if found:
-            model.edit(tuple(CallsLayers(o, tuple(names)) for o, names in found.items()), inputs, data_samples)
-            flow = model.observe(inputs, data_samples)
+    uncalled = any(has_own_weight(m) and n not in flow.calls_of for n, m in model.architecture.named_modules())
+    if uncalled and flow.functional:
+        model.edit(tuple(CallsLayers(o, tuple(n)) for o, n in flow.functional.items()), inputs, data_samples)
+        flow = model.observe(inputs, data_samples)
     plan = place_quantizers(model.architecture, flow, model.policy)
     return replace(plan, edits=model.plan.edits if model.plan else ())
 

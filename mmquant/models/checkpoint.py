@@ -13,7 +13,7 @@ from torch import nn
 
 from mmquant.models.edits import PlanError
 from mmquant.models.layers import QuantizedLayer
-from mmquant.models.old_plans import convert_state, from_old_dict, is_old
+from mmquant.models.old_plans import convert_state, from_old_dict
 from mmquant.models.packed_state import PackedError, check_codes, grow, pack_state, shrink, unpack_state
 from mmquant.models.plan import Plan
 from mmquant.quantizers import Quantizer
@@ -246,7 +246,7 @@ def load(model, path: str, float_weights: bool = False) -> dict:
     data = read_quantized(path)
     state, absent = data['state_dict'], data['absent']
     try:
-        old = is_old(data['plan'])
+        old = 'format' not in data['plan']  # format 1
         plan = from_old_dict(data['plan'], model.policy) if old else Plan.from_dict(data['plan'])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '

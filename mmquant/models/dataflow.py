@@ -82,6 +82,7 @@ class DataFlow:
         decoded (set[int]): Values that a detector's float post-processing takes between its parts.
         matmuls (dict[str, dict[int, str]]): Module -> position among its own matrix products -> kind, for products of
             two tensors that both depend on the input.
+        functional (dict[str, list[str]]): Module -> linear layers below it whose weight it hands to ``F.linear``.
         layers (frozenset[str]): Names of convolution and linear layers.
     """
 
@@ -93,6 +94,7 @@ class DataFlow:
         self.mutated: set[int] = set()
         self.decoded: set[int] = set()
         self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
+        self.functional: dict[str, list[str]] = {}
         self.layers: frozenset[str] = frozenset()
         self._answers: dict[Hashable, object] = {}
 
@@ -142,11 +144,8 @@ class DataFlow:
         """Operations that read ``value``, looking through the operations named in ``through``."""
         found = []
         for op in self.readers.get(value, ()):
-            if op.name in through and len(op.inputs) == 1:
-                for out in op.outputs:
-                    found += self.final_readers(out, through)
-            else:
-                found.append(op)
+            passed = op.name in through and len(op.inputs) == 1
+            found += [x for out in op.outputs for x in self.final_readers(out, through)] if passed else [op]
         return found
 
     def maker(self, value: int) -> Call | None:
@@ -170,30 +169,38 @@ class DataFlow:
         names, stack, seen = set(), list(values), set()
         while stack:
             op = self.producer.get(stack.pop())
-            if op is None or op.tick in seen:
-                continue
-            seen.add(op.tick)
-            layer = self.layer_around(op)
-            names |= {layer.name} if layer else set()
-            stack += () if layer else op.inputs
+            if op is not None and op.tick not in seen:
+                seen.add(op.tick)
+                layer = self.layer_around(op)
+                names |= {layer.name} if layer else set()
+                stack += () if layer else op.inputs
         return names
 
     def path(self, first: Call, last: Call) -> list[Op] | None:
         """Operations that lead from what one call returned to what a later one was given, in order; None where that
         was not computed from it, and empty where it is the same tensor."""
-        reached, ops = set(first.outputs), []
-        for op in self.ops_between(first.exit, last.enter):
-            if not reached.isdisjoint(op.inputs):
-                reached.update(op.outputs)
-                ops.append(op)
-        if reached.isdisjoint(last.inputs):
+        reached, needed = self._computed_from(first.outputs, first.exit, last.enter), set(last.inputs)
+        if reached.isdisjoint(needed):
             return None
-        needed, path = set(last.inputs), []
-        for op in reversed(ops):
-            if not needed.isdisjoint(op.outputs):
+        path = []
+        for op in reversed(self.ops_between(first.exit, last.enter)):
+            if not needed.isdisjoint(op.outputs) and not reached.isdisjoint(op.inputs):
                 needed.update(op.inputs)
                 path.append(op)
         return path[::-1]
+
+    def _computed_from(self, values: Iterable[int], begin: float, end: float) -> set[int]:
+        """What is computed from some values between two ticks, and the values."""
+        reached = set(values)
+        for op in self.ops_between(begin, end):
+            if not reached.isdisjoint(op.inputs):
+                reached.update(op.outputs)
+        return reached
+
+    def computed_inside(self, call: Call) -> set[int]:
+        """Values that a closed call computes from its input, the input included."""
+        return self.once(('computed inside', call.index),
+                         lambda: self._computed_from(call.inputs[:1], call.enter, call.exit))
 
     def adds(self) -> list[Op]:
         """Additions of two different tensors of one shape, such as a shortcut and a branch."""
@@ -239,9 +246,8 @@ class DataFlow:
 
     def is_closed(self, call: Call, single: bool = True) -> bool:
         """One tensor in, one out (several if not ``single``), no other one read, and none inside read outside."""
-        if not call.inputs or not call.outputs or (single and len(call.inputs) + len(call.outputs) != 2):
-            return False
-        return self.once(('closed', call.index), lambda: self._keeps_to_itself(call))
+        fits = bool(call.inputs and call.outputs) and (not single or len(call.inputs) + len(call.outputs) == 2)
+        return fits and self.once(('closed', call.index), lambda: self._keeps_to_itself(call))
 
     def _keeps_to_itself(self, call: Call) -> bool:
         ops = self.ops_within(call)

@@ -126,7 +126,7 @@ def _axis_after(flow: DataFlow, op: Op, value: int, axis: int) -> int | None:
 
 
 def _value_sites(modules: dict, flow: DataFlow, projection: Call) -> list[FoldSite]:
-    """What may be the values that an attention multiplies before the layer ``projection``: parts of a layer's output."""
+    """Parts of a layer that may be the values which an attention multiplies before the layer ``projection``."""
     product = flow.producer.get(flow.root(projection.inputs[0])) if len(projection.inputs) == 1 else None
     fused = product is not None and 'scaled_dot_product' in product.name
     if product is None or not (fused or product.name in ('bmm', 'matmul')) or len(product.inputs) != 2 + fused:
@@ -177,9 +177,7 @@ def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
     else:
         scale = factor.new_ones(num_outputs(producer))
         scale[slice(*site.rows)] = factor
-        matrix = LayerMatrix(producer)
-        rows = matrix.matrix(producer.weight)
-        producer.weight.copy_(matrix.tensor(rows * scale.view(rows.shape[0], -1, 1)))
+        producer.weight.copy_(LayerMatrix(producer).scaled(producer.weight, scale))
     if producer.bias is not None:
         producer.bias.mul_(scale)
     if hasattr(producer, 'folded_bn'):

@@ -4,11 +4,12 @@ from __future__ import annotations
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.dataflow import DataFlow
-from mmquant.models.layers import LAYER_TYPES, channel_axis, num_outputs, output_axis
+from mmquant.models.layer_matrix import LayerMatrix
+from mmquant.models.layers import LAYER_TYPES, num_outputs, output_axis
 
 
 class FoldedBatchNorm(nn.Module):
@@ -19,8 +20,8 @@ class FoldedBatchNorm(nn.Module):
     not hold them, and all but ``beta`` where branches were merged, as the variance of a sum needs covariances.
     """
 
-    def __init__(self, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None,
-                 mean: torch.Tensor | None = None, sigma: torch.Tensor | None = None) -> None:
+    def __init__(self, gamma: Tensor | None = None, beta: Tensor | None = None, mean: Tensor | None = None,
+                 sigma: Tensor | None = None) -> None:
         super().__init__()
         for name, value in (('gamma', gamma), ('beta', beta), ('mean', mean), ('sigma', sigma)):
             self.register_buffer(name, None if value is None else value.detach().float().clone())
@@ -32,7 +33,7 @@ class FoldedBatchNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def scale(self, factor: torch.Tensor) -> None:
+    def scale(self, factor: Tensor) -> None:
         """Follow a factor of the layer's output channels (C_out,)."""
         for value in (self.gamma, self.beta):
             if value is not None:
@@ -90,18 +91,11 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
     gamma = bn.weight.double() if bn.affine else torch.ones_like(sigma)
     beta = bn.bias.double() if bn.affine else torch.zeros_like(sigma)
     factor = gamma / sigma
-    weight = layer.weight.double()
-    if channel_axis(layer) == 1:  # transposed convolution: (C_in, C_out / groups, ...)
-        per_group = factor.view(layer.groups, -1).repeat_interleave(weight.shape[0] // layer.groups, 0)
-        scaled = weight * per_group.view(*per_group.shape, *[1] * (weight.dim() - 2))
-    else:
-        scaled = weight * factor.view(-1, *[1] * (weight.dim() - 1))
-    bias = 0 if layer.bias is None else layer.bias.double()
-    bias = beta + (bias - bn.running_mean.double()) * factor
-    layer.weight.data = scaled.to(layer.weight.dtype)
     if layer.bias is None:
         layer.bias = nn.Parameter(layer.weight.new_zeros(num_outputs(layer)))
-    layer.bias.data = bias.to(layer.weight.dtype)
+    scaled = LayerMatrix(layer).scaled(layer.weight.double(), factor)
+    layer.weight.data = torch.empty_like(layer.weight).copy_(scaled)  # laid out in memory as before
+    layer.bias.data = (beta + (layer.bias.double() - bn.running_mean.double()) * factor).to(layer.weight.dtype)
     layer.folded_bn = FoldedBatchNorm(gamma, beta, bn.running_mean, sigma)
 
 

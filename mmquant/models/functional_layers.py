@@ -6,22 +6,19 @@ module is turned into a subclass whose ``forward`` runs under a ``TorchFunctionM
 """
 from __future__ import annotations
 
-from collections import defaultdict
-
-import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmquant.models.dataflow import wrapped_forwards
 from mmquant.models.layers import mixed_class
 
 
-def _arguments(input, weight, bias=None) -> tuple:  # names of F.linear
+def linear_arguments(input, weight, bias=None) -> tuple:
+    """Arguments of ``F.linear`` in order, by place or by name."""
     return input, weight, bias
 
 
-def _fits(layer: nn.Linear, bias) -> bool:
+def fits(layer: nn.Linear, bias) -> bool:
     """Whether calling the layer can stand for the function: its own bias, or none and maybe another one."""
     return layer.bias is bias or layer.bias is None
 
@@ -36,8 +33,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.linear:
             return func(*args, **(kwargs or {}))
-        x, weight, bias = _arguments(*args, **(kwargs or {}))
-        layer = next((m for m in self.layers if m.weight is weight and _fits(m, bias)), None)
+        x, weight, bias = linear_arguments(*args, **(kwargs or {}))
+        layer = next((m for m in self.layers if m.weight is weight and fits(m, bias)), None)
         if layer is None:
             return func(x, weight, bias)
         return layer(x) if layer.bias is bias else layer(x) + bias
@@ -51,46 +48,8 @@ class FunctionalLayerOwner:
             return super().forward(*args, **kwargs)
 
 
-class _Finder(TorchFunctionMode):
-    """Notes which module hands the weight of which layer below it to ``F.linear``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.layers = {id(m.weight): (n, m) for n, m in model.named_modules() if type(m) is nn.Linear}
-        self.stack: list[str] = []
-        self.found: dict[str, list[str]] = defaultdict(list)
-
-    def wrap(self, name, module, forward):
-        def scoped(*args, **kwargs):
-            self.stack.append(name)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.stack.pop()
-        return scoped
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.linear and self.stack:
-            _, weight, bias = _arguments(*args, **(kwargs or {}))
-            name, layer = self.layers.get(id(weight), (None, None))
-            owner = self.stack[-1]
-            if layer is not None and name.startswith(f'{owner}.' if owner else '') and name != owner \
-                    and _fits(layer, bias) and name not in self.found[owner]:
-                self.found[owner].append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def find_functional_layers(model: nn.Module, run) -> dict[str, list[str]]:
-    """Module -> layers below it whose weight it hands to ``F.linear``, seen while ``run()`` runs the model once."""
-    finder = _Finder(model)
-    with wrapped_forwards(model, finder.wrap), finder:
-        run()
-    return {owner: names for owner, names in finder.found.items() if names}
-
-
 def call_functional_layers(model: nn.Module, found: dict[str, list[str]]) -> None:
-    """Make modules call their layers, in place, once; ``found`` is what :func:`find_functional_layers` returns."""
+    """Make modules call their layers, in place, once; ``found`` is :attr:`DataFlow.functional`."""
     for owner, names in found.items():
         module = model.get_submodule(owner)
         if not isinstance(module, FunctionalLayerOwner):

@@ -119,6 +119,11 @@ class LayerMatrix:
             matrix = matrix.unflatten(2, (self.shape[0] // self._channel_groups, -1)).transpose(1, 2)
         return matrix.reshape(self.shape)
 
+    def scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """A weight whose output channels are multiplied by ``factor`` (C_out,)."""
+        rows = self.matrix(weight)
+        return self.tensor(rows * factor.view(self._channel_groups, -1, 1).repeat_interleave(self.blocks, 0))
+
     @contextlib.contextmanager
     def caught(self, see):
         """``see(windows)`` for each product that the layer computes inside a ``with`` block; see :meth:`pieces`."""

@@ -12,11 +12,6 @@ from mmquant.models.policy import QuantizerPolicy
 AT = 'quantized at '
 
 
-def is_old(d: dict) -> bool:
-    """Whether a plan is of format 1."""
-    return 'format' not in d
-
-
 def from_old_dict(d: dict, policy: QuantizerPolicy) -> Plan:
     """The plan that ``d``, of format 1, stands for; any error of a wrong key, type or value if it is damaged.
 
@@ -38,12 +33,11 @@ def from_old_dict(d: dict, policy: QuantizerPolicy) -> Plan:
 
 
 def _inputs(layer: dict, sharers: list[str], policy: QuantizerPolicy):
-    quantizer, shape = {**policy.activations, 'bits': layer['a_bits']}, None
-    if channels := layer.get('channels', 0):
-        quantizer, shape = {**quantizer, 'granularity': 'channel'}, (1, channels, 1, 1)
-    name, calls = layer['name'], layer.get('calls', 1)
+    name, calls, channels = layer['name'], layer.get('calls', 1), layer.get('channels', 0)
+    quantizer = {**policy.activations, 'bits': layer['a_bits'], **({'granularity': 'channel'} if channels else {})}
     for call in range(calls):
-        yield Place(name, 'input', quantizer, (name, *sharers), call if calls > 1 else None, shape=shape)
+        yield Place(name, 'input', quantizer, (name, *sharers), call if calls > 1 else None,
+                    shape=(1, channels, 1, 1) if channels else None)
 
 
 def _edits(d: dict):

@@ -6,6 +6,7 @@ tables are mostly equal bytes. Statistics of folded BatchNorms, which no output 
 """
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
 from collections import OrderedDict, defaultdict
@@ -49,7 +50,8 @@ def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str
         elif value.dtype not in NAMES:
             raise PackedError(f'{key} has dtype {value.dtype}, which a checkpoint does not hold; it holds '
                               f'{", ".join(DTYPES)}')
-        elif (same := seen.setdefault(_place(value), key)) != key and value.numel():
+        elif (same := seen.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), key)) != key \
+                and value.numel():
             entries.append(['same', key, same])
         elif name == 'codes' and isinstance(module, Quantizer):
             order = sorted(range(value.dim()), key=value.stride, reverse=True)  # codes keep their order in memory
@@ -66,23 +68,19 @@ def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str
     return dict(entries=entries, versions=dict(getattr(state, '_metadata', {}))), blobs
 
 
-def _place(x: Tensor) -> tuple:
-    return x.data_ptr(), x.dtype, tuple(x.shape), x.stride()
-
-
 def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, set[str]]:
     """The inverse of :func:`pack_state`: the state dict, and the keys of float weights that are absent.
 
     Raises a PackedError if parts are missing, too long or too short.
     """
-    state, absent, entries = OrderedDict(), set(), about['entries']
+    state, absent, entries, begin = OrderedDict(), set(), about['entries'], 0
     state._metadata = about['versions']
-    sizes: dict[str, int] = defaultdict(int)
-    for entry in entries:
-        if entry[0] == 'number':
-            sizes[entry[2]] += prod(entry[3])
-    numbers = {name: _inflated(blobs.get(f'numbers.{name}'), size, name) for name, size in sizes.items()}
-    begin: dict[str, int] = defaultdict(int)
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for kind, _, *facts in entries:
+        if kind == 'number':
+            sizes[facts[0]].append(prod(facts[1]))
+    numbers = {name: iter(_inflated(blobs.get(f'numbers.{name}'), sum(counts), name).split(counts))
+               for name, counts in sizes.items()}
     for kind, key, *facts in entries:
         if kind == 'absent':
             absent.add(key)
@@ -92,20 +90,18 @@ def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, se
             state[key] = state[facts[0]]
         elif kind == 'codes':
             dtype, shape, order, bits, first = facts
-            end = begin['codes'] + packed_bytes(prod(shape), bits)
-            stream = blobs['codes'][begin['codes']:end]
-            if len(stream) < end - begin['codes']:
+            end = begin + packed_bytes(prod(shape), bits)
+            stream = blobs['codes'][begin:end]
+            if len(stream) < end - begin:
                 raise PackedError(f'the packed codes end within {key}: {len(blobs["codes"])} bytes, {end} expected')
             turned = unpack_bits(stream, bits, tuple(shape[i] for i in order), first, DTYPES[dtype])
             state[key] = turned.permute([order.index(i) for i in range(len(shape))])
-            begin['codes'] = end
+            begin = end
         else:
             dtype, shape = facts
-            end = begin[dtype] + prod(shape)
-            state[key] = numbers[dtype][begin[dtype]:end].view(shape).clone()
-            begin[dtype] = end
-    if begin['codes'] != len(blobs['codes']):
-        raise PackedError(f'{len(blobs["codes"])} bytes of packed codes, but the layers take {begin["codes"]}')
+            state[key] = next(numbers[dtype]).view(shape).clone()
+    if begin != len(blobs['codes']):
+        raise PackedError(f'{len(blobs["codes"])} bytes of packed codes, but the layers take {begin}')
     return state, absent
 
 
@@ -119,17 +115,13 @@ def check_codes(model: nn.Module) -> None:
         if low < first or high > last:
             raise PackedError(f'{name} has codes in {low}..{high}, its {quantizer.bit_width}-bit quantizer takes '
                               f'{first}..{last}')
-        shape = tuple(layer._parameters['weight'].shape)
-        if tuple(quantizer.codes.shape) != shape and _decoded_shape(quantizer) != shape:
-            raise PackedError(f'{name} has codes of shape {tuple(quantizer.codes.shape)}, its weight has {shape}')
-
-
-def _decoded_shape(quantizer: Quantizer) -> tuple[int, ...] | None:
-    """Grids may have one code for several weights."""
-    try:
-        return tuple(quantizer.decode(quantizer.codes).shape)
-    except RuntimeError:
-        return None
+        shape, given = layer._parameters['weight'].shape, quantizer.codes.shape
+        decoded = given
+        if given != shape:  # grids may have one code for several weights
+            with contextlib.suppress(RuntimeError):
+                decoded = quantizer.decode(quantizer.codes).shape
+        if decoded != shape:
+            raise PackedError(f'{name} has codes of shape {tuple(given)}, its weight has {tuple(shape)}')
 
 
 def shrink(value) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from mmquant.models.edits import Edit, PlanError, edit_from_dict
-from mmquant.utils.building import check_keys
+from mmquant.utils.building import check_keys, plain
 
 FORMAT = 2
 WHAT = ('weight', 'input', 'output', 'operand')
@@ -17,8 +17,7 @@ class Place:
 
     Attributes:
         name (str): Path of the module that holds the quantizer.
-        what (str): Of this module, the ``'weight'``, the ``'input'``, the ``'output'``, or an ``'operand'`` of one of
-            its own matrix products.
+        what (str): Its ``'weight'``, ``'input'`` or ``'output'``, or an ``'operand'`` of one of its matrix products.
         quantizer (dict): Whole config, with ``type`` and ``bits``.
         readers (tuple[str, ...]): Layers (in the scope) that read the tensor; those of an ``'input'`` share the
             quantizer.
@@ -77,9 +76,8 @@ class Plan:
 
     def to_dict(self) -> dict:
         """Plain containers, loadable with ``weights_only=True``."""
-        return dict(format=FORMAT, places=[_lists(asdict(p)) for p in self.places],
-                    float_layers=[list(x) for x in self.float_layers],
-                    edits=[_lists(edit.to_dict()) for edit in self.edits])
+        return plain(dict(format=FORMAT, places=[asdict(p) for p in self.places], float_layers=self.float_layers,
+                          edits=[edit.to_dict() for edit in self.edits]))
 
     @classmethod
     def from_dict(cls, d: dict) -> Plan:
@@ -91,8 +89,3 @@ class Plan:
                        for p in d['places'])
         return cls(places, tuple((name, why) for name, why in d['float_layers']),
                    tuple(edit_from_dict(x) for x in d['edits']))
-
-
-def _lists(d: dict) -> dict:
-    """Tuples as lists: what JSON gives back."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in d.items()}

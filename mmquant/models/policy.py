@@ -17,7 +17,7 @@ _RULE_KEYS = ('position', 'pattern', *_SHORT, *_SHORT.values())
 class QuantizerPolicy:
     """Answers which quantizer a weight, an activation or an operand gets: a whole config, or None for float.
 
-    Every config that the policy can hand out is tried when it is made: the grid itself says which bits it takes.
+    Every config that it can hand out is tried when it is made: the grid itself says which bits it takes.
 
     Args:
         quantizer (dict): ``weight`` and ``activation``: configs of quantizers; ``bits=None`` keeps that kind float.
@@ -89,7 +89,7 @@ class QuantizerPolicy:
         for rule in self.rules:
             if rule.selects(name) or {'first': first, 'last': last}.get(rule.position):
                 cfg = rule.over(cfg, 'weight')
-        return self._quantizes(cfg, name) if self.covers(name) else None
+        return _bits_or_none(cfg, name) if self.covers(name) else None
 
     def activation(self, readers: list[str], from_first: bool, into_last: bool) -> dict | None:
         """Quantizer of a tensor read by the layers ``readers``.
@@ -108,10 +108,10 @@ class QuantizerPolicy:
             wish = cfg
             for rule in self.rules:
                 wish = rule.over(wish, 'activation') if rule.selects(name) else wish
-            wishes += [self._quantizes(wish, name)] if wish is not cfg else []
+            wishes += [_bits_or_none(wish, name)] if wish is not cfg else []
         if not readers or None in wishes:
             return None
-        return max(wishes, key=lambda wish: wish['bits']) if wishes else self._quantizes(cfg, readers[0])
+        return max(wishes, key=lambda wish: wish['bits']) if wishes else _bits_or_none(cfg, readers[0])
 
     def operand(self, name: str) -> dict | None:
         """Quantizer of the operands of a module's own matrix products."""
@@ -119,13 +119,13 @@ class QuantizerPolicy:
         for rule in self.rules:
             if rule.selects(name):
                 cfg = rule.over(cfg, 'matmul' if 'matmul' in rule.changes else 'activation')
-        return self._quantizes(cfg, name) if self.covers(name) else None
+        return _bits_or_none(cfg, name) if self.covers(name) else None
 
-    @staticmethod
-    def _quantizes(cfg: dict, name: str) -> dict | None:
-        """A merged config with its bits, None where they are None."""
-        cfg = whole_config(cfg, f'the quantizer of {name}')
-        return None if cfg['bits'] is None else cfg
+
+def _bits_or_none(cfg: dict, name: str) -> dict | None:
+    """A merged config with its bits, None where they are None."""
+    cfg = whole_config(cfg, f'the quantizer of {name}')
+    return None if cfg['bits'] is None else cfg
 
 
 class _Rule:
@@ -135,17 +135,16 @@ class _Rule:
         self.where = where
         if not isinstance(rule, dict):
             raise ConfigError(f'{where} must be a dict such as dict(position="first", w_bits=8), got {rule!r}')
-        for key in rule:
-            if key not in _RULE_KEYS:
-                near = difflib.get_close_matches(key, _RULE_KEYS, 1)
-                raise ConfigError(f'{where} has the unknown key {key!r}' + (
-                    f'; did you mean {near[0]!r}?' if near else f'; known keys: {", ".join(_RULE_KEYS)}'))
+        check_keys(rule, _RULE_KEYS, where)
         if ('position' in rule) == ('pattern' in rule):
             raise ConfigError(f'{where} needs exactly one of the selectors "position" and "pattern", got {dict(rule)}')
         self.position = rule.get('position')
         if 'position' in rule and self.position not in ('first', 'last'):
             raise ConfigError(f'{where}.position must be "first" or "last", got {self.position!r}')
-        self.pattern = _compiled(rule['pattern'], where) if 'pattern' in rule else None
+        try:
+            self.pattern = re.compile(rule['pattern']) if 'pattern' in rule else None
+        except (re.error, TypeError) as error:
+            raise ConfigError(f'{where}.pattern {rule["pattern"]!r} is no regular expression: {error}') from error
         self.changes: dict[str, dict] = {}
         takes = _SELECTORS[self.position or 'pattern']
         for key, value in rule.items():
@@ -206,10 +205,3 @@ def _scope(scope) -> tuple[str, ...] | None:
     if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
         raise ConfigError(f'quantizer.scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
     return None if scope is None else tuple(scope)
-
-
-def _compiled(pattern: str, where: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ConfigError(f'{where}.pattern {pattern!r} is no regular expression: {error}') from error

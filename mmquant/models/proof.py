@@ -17,11 +17,8 @@ SAMPLES = 256  # values of each module's output that are compared, to name the f
 class Proof:
     """Runs a model before and after a change, in float mode; a detector keeps the proposals of the first run.
 
-    Args:
-        model (QuantizedModel): The model.
-        inputs, data_samples: As for ``QuantizedModel.run``.
-        tolerance (float): Largest allowed change of an output, relative to its largest magnitude, in float32; of
-            outputs in half precision 8 units in the last place are allowed.
+    ``tolerance`` is the largest allowed change of an output, relative to its largest magnitude, in float32; of outputs
+    in half precision 8 units in the last place are allowed. Other arguments: as for ``QuantizedModel.run``.
     """
 
     def __init__(self, model, inputs, data_samples=None, tolerance: float = 1e-4) -> None:
@@ -76,7 +73,7 @@ class Proof:
         model = self.model
         handles = [m.register_forward_hook(hook(n)) for n, m in model.architecture.named_modules()]
         try:
-            with model.quantization(weights=False, activations=False), exact_products(), \
+            with model.quantization(weights=False, activations=False), _exact_products(), \
                     self.decisions.pinned(model.architecture, 0):
                 returned = model.run(self.inputs if inputs is None else inputs, self.data_samples)
         finally:
@@ -99,11 +96,8 @@ def _change(before: list, after: list, tolerance: float) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def exact_products():
+def _exact_products():
     """Products in full float32: TensorFloat-32 alone differs by more than any exact change does."""
-    if not torch.cuda.is_available():
-        yield
-        return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False

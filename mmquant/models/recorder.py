@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import TensorWeakRef
 
 from mmquant.models.dataflow import Call, DataFlow, Op, wrapped_forwards
+from mmquant.models.functional_layers import fits, linear_arguments
 from mmquant.models.layers import is_layer
 
 # Products of two tensors, by the place of their operands.
@@ -115,22 +116,31 @@ class _Recorder(TorchDispatchMode):
         self.stack.pop()
 
 
-class _MatmulRecorder(TorchFunctionMode):
-    """Counts each module's own matrix products."""
+class _FunctionRecorder(TorchFunctionMode):
+    """Counts each module's own matrix products, and notes layers below a module whose weight it gives ``F.linear``."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: _Recorder, model: nn.Module) -> None:
         super().__init__()
-        self.recorder, self.positions = recorder, defaultdict(int)
+        self.recorder, self.flow, self.positions = recorder, recorder.flow, defaultdict(int)
+        self.linear = {id(m.weight): (n, m) for n, m in model.named_modules() if type(m) is nn.Linear}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kind = MATMULS.get(func)
-        if kind is not None and self.recorder.stack:
-            call = self.recorder.stack[-1]
-            position = self.positions[call]
-            self.positions[call] += 1
-            if all(self.recorder.lookup(x) for x in operands(args, kwargs or {})):
-                self.recorder.flow.matmuls[self.recorder.flow.calls[call].name][position] = kind
-        return func(*args, **(kwargs or {}))
+        kwargs, kind = kwargs or {}, MATMULS.get(func)
+        if self.recorder.stack and (kind is not None or func is F.linear):
+            call = self.flow.calls[self.recorder.stack[-1]]
+            if func is F.linear:
+                _, weight, bias = linear_arguments(*args, **kwargs)
+                name, layer = self.linear.get(id(weight), ('', None))
+                below = name != call.name and name.startswith(f'{call.name}.' if call.name else '')
+                if layer is not None and below and fits(layer, bias):
+                    names = self.flow.functional.setdefault(call.name, [])
+                    names += [name] * (name not in names)
+            else:
+                position = self.positions[call.index]
+                self.positions[call.index] += 1
+                if all(self.recorder.lookup(x) for x in operands(args, kwargs)):
+                    self.flow.matmuls[call.name][position] = kind
+        return func(*args, **kwargs)
 
 
 def make_out_of_place(model: nn.Module) -> None:
@@ -169,7 +179,7 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
             return method(*args, **kwargs)
         return noted
 
-    with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _MatmulRecorder(recorder):
+    with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _FunctionRecorder(recorder, model):
         for module, name in decoders:
             stack.callback(module.__dict__.pop, name)
             module.__dict__[name] = noting(getattr(module, name))

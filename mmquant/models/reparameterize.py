@@ -43,7 +43,7 @@ def reparameterize(model: nn.Module) -> int:
     found = [(n, m) for n, m in model.named_modules() if hasattr(m, 'switch_to_deploy') and not is_deployed(m)]
     for name, module in found:
         _check_statistics(name, module)
-        known = {block: (_dense_scale(block), _mean(block)) for block in module.modules() if _dense_norms(block)}
+        known = {block: _kept(norms, block) for block in module.modules() if (norms := _dense_norms(block))}
         trained = any(p.requires_grad for p in module.parameters())
         if not is_deployed(module):  # an outer module may have merged it
             try:
@@ -85,13 +85,11 @@ def _dense_norms(block: nn.Module) -> list[nn.Module]:
     return [block.lkb_origin.bn] if hasattr(block, 'lkb_origin') else []
 
 
-def _dense_scale(block: nn.Module) -> torch.Tensor:
-    return torch.stack([(bn.weight / (bn.running_var + bn.eps).sqrt()).abs() for bn in _dense_norms(block)]).mean(0)
-
-
-def _mean(block: nn.Module) -> torch.Tensor:
-    """Mean of the sum of the branches, each of which ends in a BatchNorm."""
-    return torch.stack([bn.bias for bn in block.modules() if isinstance(bn, _BatchNorm)]).sum(0)
+def _kept(norms: list[nn.Module], block: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """``dense_scale``, and the mean of the sum of the branches, each of which ends in a BatchNorm."""
+    scales = [(bn.weight / (bn.running_var + bn.eps).sqrt()).abs() for bn in norms]
+    betas = [bn.bias for bn in block.modules() if isinstance(bn, _BatchNorm)]
+    return torch.stack(scales).mean(0), torch.stack(betas).sum(0)
 
 
 def _check_statistics(name: str, module: nn.Module) -> None:

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from dataclasses import replace
 
 from torch import nn
 
-from mmquant.models.dataflow import Call, DataFlow, Op
+from mmquant.models.dataflow import Call, DataFlow
 from mmquant.models.layers import has_own_weight, output_axis
 from mmquant.structures.unit import GRANULARITIES, Unit
 
@@ -17,24 +18,16 @@ FOREIGN = frozenset(('native_batch_norm', 'native_layer_norm', 'mul', 'mean'))  
 
 def layer_calls(model: nn.Module, flow: DataFlow) -> list[Call]:
     """Calls of modules whose weights can be quantized, in execution order."""
-
-    def find() -> list[Call]:
-        modules = dict(model.named_modules())
-        return [c for c in flow.calls if has_own_weight(modules[c.name]) and c.inputs and c.outputs]
-
-    return flow.once('layer calls', find)
+    return flow.once('layer calls', lambda: [c for c in flow.calls if has_own_weight(model.get_submodule(c.name))
+                                             and c.inputs and c.outputs])
 
 
 def layers_within(model: nn.Module, flow: DataFlow, call: Call) -> tuple[str, ...]:
     """Distinct layers called inside a call, in execution order."""
-
-    def find() -> tuple[str, ...]:
-        calls = layer_calls(model, flow)
-        begins = flow.once('entries of layer calls', lambda: [c.enter for c in calls])
-        inside = calls[bisect_left(begins, call.enter):bisect_left(begins, call.exit)]
-        return tuple(dict.fromkeys(c.name for c in inside))
-
-    return flow.once(('layers within', call.index), find)
+    calls = layer_calls(model, flow)
+    begins = flow.once('entries of layer calls', lambda: [c.enter for c in calls])
+    inside = slice(bisect_left(begins, call.enter), bisect_left(begins, call.exit))
+    return flow.once(('layers within', call.index), lambda: tuple(dict.fromkeys(c.name for c in calls[inside])))
 
 
 def first_layers(model: nn.Module, flow: DataFlow) -> set[str]:
@@ -53,25 +46,6 @@ def _is_unit_call(model: nn.Module, flow: DataFlow, call: Call, times: int = 1, 
             and bool(layers_within(model, flow, call)))
 
 
-def _computed_inside(flow: DataFlow, call: Call) -> set[int]:
-    """Values that a closed call computes from its input, the input included."""
-
-    def find() -> set[int]:
-        values = {call.inputs[0]}
-        for op in flow.ops_within(call):
-            if not values.isdisjoint(op.inputs):
-                values.update(op.outputs)
-        return values
-
-    return flow.once(('computed inside', call.index), find)
-
-
-def _smallest_block(model: nn.Module, flow: DataFlow, op: Op) -> Call | None:
-    """The innermost closed call around an add both of whose operands come from the call's input."""
-    return next((call for call in flow.ancestors(op.call) if _is_unit_call(model, flow, call)
-                 and _computed_inside(flow, call).issuperset(op.inputs)), None)
-
-
 def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] = ()) -> list[Call]:
     """Calls that are blocks, in execution order.
 
@@ -85,7 +59,13 @@ def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] =
 
 def _find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...]) -> list[Call]:
     modules = dict(model.named_modules())
-    found = _without_outer({c.index: c for op in flow.adds() if (c := _smallest_block(model, flow, op)) is not None})
+    found = {}
+    for op in flow.adds():  # the innermost closed call around an add both of whose operands come from its input
+        for call in flow.ancestors(op.call):
+            if _is_unit_call(model, flow, call) and flow.computed_inside(call).issuperset(op.inputs):
+                found[call.index] = call
+                break
+    found = _without_outer(found)
     classes = {type(modules[c.name]) for c in found.values()} - {nn.Sequential, nn.ModuleList}
     declared = {c.index: c for c in flow.calls if c.index not in found
                 and (type(modules[c.name]) in classes or type(modules[c.name]).__name__ in block_types)
@@ -153,13 +133,12 @@ def _call_unit(model: nn.Module, flow: DataFlow, call: Call, kind: str) -> Unit:
 
 def _stage_calls(model: nn.Module, flow: DataFlow, blocks: list[Call]) -> list[Call]:
     """The closed call around consecutive blocks; a block without one, or only with one around all, stays alone."""
-    stages = {}
+    stages = []
     for block in blocks:
         around = flow.calls[block.parent]
         holds_all = around.enter < blocks[0].enter and blocks[-1].enter < around.exit
-        stage = around if _is_unit_call(model, flow, around) and not holds_all else block
-        stages[stage.index] = stage
-    return list(_without_outer(stages).values())
+        stages.append(around if _is_unit_call(model, flow, around) and not holds_all else block)
+    return list(_without_outer({c.index: c for c in stages}).values())
 
 
 def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
@@ -171,8 +150,8 @@ def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f'unknown unit granularity {granularity!r}; choose one of {", ".join(GRANULARITIES)}')
-    return list(flow.once(('units', granularity, block_types),
-                          lambda: _find_units(model, flow, granularity, block_types)))
+    key = 'units', granularity, block_types
+    return list(flow.once(key, lambda: _find_units(model, flow, granularity, block_types)))
 
 
 def _find_units(model: nn.Module, flow: DataFlow, granularity: str, block_types: tuple[str, ...]) -> list[Unit]:
@@ -183,23 +162,17 @@ def _find_units(model: nn.Module, flow: DataFlow, granularity: str, block_types:
         calls = _stage_calls(model, flow, calls)
     units = [_call_unit(model, flow, c, granularity) for c in calls]
     covered = {name for unit in units for name in unit.layers}
-    called: dict[str, list[Call]] = {}
+    called = defaultdict(list)
     for call in layer_calls(model, flow):
         if call.name not in covered:
-            called.setdefault(call.name, []).append(call)
+            called[call.name].append(call)
     modules = dict(model.named_modules())
     units += [_layer_unit(model, modules, flow, _together(flow, calls)) for calls in called.values()]
-    return _each_layer_once(sorted(units, key=lambda u: u.enter))
-
-
-def _each_layer_once(units: list[Unit]) -> list[Unit]:
-    """A layer shared by several units belongs to the first; a unit left without layers is none."""
     seen, kept = set(), []
-    for unit in units:
-        own = tuple(n for n in unit.layers if n not in seen)
-        seen |= set(own)
-        if own:
-            kept.append(replace(unit, layers=own))
+    for unit in sorted(units, key=lambda u: u.enter):
+        own = tuple(n for n in unit.layers if n not in seen)  # a layer of several units belongs to the first
+        seen.update(own)
+        kept += [replace(unit, layers=own)] if own else []
     return kept
 
 

@@ -2,12 +2,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models_for_tests import calibrated, images
+from models_for_tests import calibrated, flow_of, images
 from torch import nn
 
 from mmquant.models import QuantizedModel
 from mmquant.models.edits import CallsLayers
-from mmquant.models.functional_layers import FunctionalLayerOwner, call_functional_layers, find_functional_layers
+from mmquant.models.functional_layers import FunctionalLayerOwner, call_functional_layers
+from mmquant.models.recorder import record
 
 
 class Attention(nn.Module):
@@ -40,7 +41,7 @@ def test_found_and_called_with_the_same_numbers():
     torch.manual_seed(0)
     net, x = Net().eval(), images(6, 5, 8)
     expected = net(x)
-    found = find_functional_layers(net, lambda: net(x))
+    found = flow_of(net, x).functional
     assert found == {'attn': ['attn.qkv']}
     called = []
     net.attn.qkv.register_forward_hook(lambda *args: called.append(1))
@@ -53,7 +54,7 @@ def test_found_and_called_with_the_same_numbers():
 @torch.no_grad()
 def test_a_layer_with_another_bias_of_its_own_is_left_alone():
     net, x = Net(qkv_bias=True).eval(), images(6, 5, 8)
-    assert find_functional_layers(net, lambda: net(x)) == {}
+    assert flow_of(net, x).functional == {}
 
 
 @torch.no_grad()
@@ -85,5 +86,5 @@ def test_swin_v2_of_mmpretrain():
         arch=dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4, extra_norm_every_n_blocks=0), img_size=64,
         window_size=[4, 4, 4, 2])
     model.eval()  # of mmpretrain's backbones, returns None
-    found = find_functional_layers(model, lambda: model(images(1, 3, 64, 64)))
+    found = record(model, model, images(1, 3, 64, 64)).functional
     assert len(found) == 4 and all(names == [f'{owner}.qkv'] for owner, names in found.items())

@@ -99,8 +99,8 @@ def test_bits_that_the_grid_does_not_take(bits, text):
 
 
 @pytest.mark.parametrize('rule, text', [
-    (dict(pattern='a', w_bit=4), r"quantizer\.overrides\[0\] has the unknown key 'w_bit'; did you mean 'w_bits'\?"),
-    (dict(pattern='a', zzz=4), "unknown key 'zzz'; known keys: position, pattern, w_bits"),
+    (dict(pattern='a', w_bit=4), r"quantizer\.overrides\[0\]: unknown key 'w_bit'; did you mean 'w_bits'\?"),
+    (dict(pattern='a', zzz=4), "unknown key 'zzz'; valid ones: a_bits, activation, in_bits"),
     (dict(w_bits=4), 'needs exactly one of the selectors "position" and "pattern"'),
     (dict(pattern='a', position='first'), 'needs exactly one of the selectors'),
     (dict(position='middle'), 'position must be "first" or "last", got \'middle\''),

@@ -126,7 +126,7 @@ def test_architecture_by_config():
      r"quantizer\.weight \(UniformAffineQuantizer\): unknown key 'bit'; did you mean 'bits'\?"),
     (dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=1)), r'bits=1 is not supported: .* 2\.\.16'),
     (dict(activation=dict(type='mmquant.UniformAffineQuantizer', bits=32)), r'2\.\.16'),
-    (dict(overrides=[dict(position='first', bits=8)]), r"overrides\[0\] has the unknown key 'bits'; did you mean"),
+    (dict(overrides=[dict(position='first', bits=8)]), r"overrides\[0\]: unknown key 'bits'; did you mean"),
 ])
 def test_wrong_configs(change, text):
     with pytest.raises(ConfigError, match=text):
