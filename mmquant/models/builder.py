@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from mmquant.models.attention import splittable
 from mmquant.models.dataflow import DataFlow
-from mmquant.models.detection import decoders, no_tensors
+from mmquant.models.detection import DECODE, decoders, no_tensors
 from mmquant.models.edits import CallsLayers, Edit, Folded, SplitAttention, planned_module
 from mmquant.models.folding import foldable_pairs
 from mmquant.models.layers import PerCall, channel_axis, has_own_weight, quantize_layer, quantize_output
@@ -30,8 +30,7 @@ from mmquant.utils.building import ConfigError, build, closest
 def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
     """Record the data flow of one small batch in float mode, as ``model.flow``; arguments as of ``run``.
 
-    Raises:
-        ValueError: If the model returns no tensor that it computed from the inputs.
+    Raises a ValueError if the model returns no tensor that it computed from the inputs.
     """
     returned = []
     with model.quantization(weights=False, activations=False):
@@ -39,7 +38,7 @@ def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
         if model.flow is None:  # it may fail and lay out its memory anew, which is no part of its data flow
             model.run(inputs, data_samples)
         flow = record(model.architecture, lambda x: returned.append(model.raw(x, data_samples)), copied,
-                      decoders(model.architecture))
+                      [(head, DECODE) for head in decoders(model.architecture).values()])
     if not flow.calls[0].outputs:
         raise ValueError(no_tensors(model.architecture, returned[0]))
     model.flow = flow
@@ -49,10 +48,7 @@ def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
 def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
     """Change the structure in order, prove on one small batch that the float outputs stay, note it in the plan.
 
-    Args:
-        edits (tuple[Edit, ...]): What to change.
-        inputs, data_samples: As of ``run``.
-        tolerance (float): Largest allowed change, relative to the largest output.
+    ``inputs``, ``data_samples`` and ``tolerance`` as of :class:`Proof`.
 
     Raises:
         PlanError: If a module that an edit needs is not there.
@@ -94,19 +90,18 @@ def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
 def insert_quantizers(model, plan: Plan) -> None:
     """Make the edits still to be made, and put a quantizer at each place; PlanError if a module is not there."""
     todo = [change for change in plan.edits if model.plan is None or change not in model.plan.edits]
-    for after_places in (False, True):
-        if after_places:
-            install(model.architecture, plan.places)
-        for change in todo:
-            if change.after_places == after_places:
-                change.apply(model.architecture)
+    for change in (x for x in todo if not x.after_places):
+        change.apply(model.architecture)
+    _install(model.architecture, plan.places)
+    for change in (x for x in todo if x.after_places):
+        change.apply(model.architecture)
     model.plan = plan
     model.index = QuantizerIndex(model.architecture, plan)
     model.train(False)
     model.to(next(model.architecture.parameters()).device)
 
 
-def install(model: nn.Module, places: tuple[Place, ...]) -> None:
+def _install(model: nn.Module, places: tuple[Place, ...]) -> None:
     """Build the quantizers and hand them to the modules; layers become quantized ones."""
     weights: dict[str, Place] = {}
     inputs: dict[str, list[Quantizer]] = defaultdict(list)  # layer -> quantizers of its input, by call
@@ -125,9 +120,9 @@ def install(model: nn.Module, places: tuple[Place, ...]) -> None:
             operands[place.name][str(place.call)][place.role] = _quantizer(place)
     for name in dict.fromkeys((*weights, *inputs)):
         layer = planned_module(model, name, f'place of the input of {name}')
-        sources = inputs.get(name, ())
+        sources = inputs.get(name, [None])
         quantize_layer(layer, _quantizer(weights[name], layer) if name in weights else None,
-                       PerCall(sources) if len(sources) > 1 else next(iter(sources), None))
+                       PerCall(sources) if len(sources) > 1 else sources[0])
     for name, sites in operands.items():
         quantize_matmuls(model.get_submodule(name), sites)
 
@@ -145,12 +140,9 @@ def _quantizer(place: Place, layer: nn.Module | None = None) -> Quantizer:
 def set_bits(model, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
     """Change the widths of inserted quantizers; the plan, and with it costs and tables, follow.
 
-    Codes are dropped, and ranges must be set again where a width changed.
-
-    Args:
-        bits (Mapping): Layer -> (bits of its weights, bits of its input); None leaves a width as it is. An input that
-            several layers read takes the widest wish; layers that are not named wish what it has. The name of a module
-            with matrix products stands for its operands.
+    Codes are dropped, and ranges must be set again where a width changed. ``bits``: layer -> (bits of its weights, bits
+    of its input); None leaves a width as it is. An input that several layers read takes the widest wish; layers that
+    are not named wish what it has. The name of a module with matrix products stands for its operands.
 
     Raises: (nothing is changed then)
         ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take.
@@ -164,19 +156,19 @@ def set_bits(model, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
             raise ConfigError(f'set_bits: no layer {name!r} is planned; {closest(name, names)}')
         for what, value in (('weight', w_bits), ('activation', a_bits)):
             found = [i for i, p in enumerate(plan.places) if (p.what == 'weight') == (what == 'weight')
-                     and (name in p.readers or p.what == 'operand' and p.name == name)] if value is not None else []
+                     and (name in p.readers or p.what == 'operand' and p.name == name)]
             if value is not None and not found:
                 raise ConfigError(f'set_bits: the {what} of {name} is float, so that it takes no bits (got {value!r}); '
                                   'quantize it by the config, or give None')
-            for i in found:
+            for i in found if value is not None else ():
                 wanted[i][name] = value
     changed = {}
     for i, wishes in wanted.items():
         place = plan.places[i]
         for value in wishes.values():  # the grid says which it takes, before anything is changed
             build(QUANTIZERS, place.with_bits(value).quantizer, f'set_bits, {place.what} of {place.name}')
-        silent = [place.bits] * (len(set(place.readers) - set(wishes)) > 0)
-        changed[i] = place.with_bits(max([*wishes.values(), *silent]))
+        silent = set() if wishes.keys() >= set(place.readers) else {place.bits}
+        changed[i] = place.with_bits(max({*wishes.values(), *silent}))
     for place in changed.values():
         weight = model.architecture.get_submodule(place.name)._parameters.get('weight')
         if place.what == 'weight' and isinstance(weight, PackedWeight):

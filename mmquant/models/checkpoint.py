@@ -96,14 +96,8 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
                        absent: Collection[str] = ()) -> None:
     """Load float weights into a model, strictly, after its own conversion of the names and shapes of older versions.
 
-    Args:
-        model (nn.Module): Where to.
-        source (str | None): Path or URL; ``'random'`` leaves the model as it is.
-        state (dict | None): The state, when it was read from ``source`` already.
-        absent (Collection[str]): Keys that it may lack.
-
-    Raises:
-        CheckpointError: If there is no source, or keys, shapes or values do not fit.
+    ``source`` is a path or URL; ``'random'`` leaves the model as it is. ``state`` was read from there, if given; it
+    may lack the keys ``absent``. Raises a CheckpointError if there is no source, or keys, shapes or values do not fit.
     """
     if source == 'random':
         return
@@ -119,17 +113,19 @@ def load_float_weights(model: nn.Module, source: str | None, state: dict | None 
     try:
         (missing, extra), wrong = model.load_state_dict(given, strict=False), []
     except RuntimeError as error:
-        missing, extra, wrong = _differences(model, given)
+        own = model.state_dict()
+        missing, extra = [k for k in own if k not in given], [k for k in given if k not in own]
+        adopted = {f'{n}.{b}' for n, m in model.named_modules() if isinstance(m, Quantizer) for b in m._buffers}
+        wrong = [f'{k}: {tuple(given[k].shape)} instead of {tuple(own[k].shape)}' for k in own
+                 if k in given and given[k].shape != own[k].shape and k not in adopted]
         wrong = wrong or [str(error).splitlines()[-1].strip()]
     # statistics of a merged branch have no place in a model that was built merged
     extra = [k for k in extra if not k.endswith('.codes') and '.folded_bn.' not in k]
     missing = [k for k in missing if k not in absent]
     if missing or extra or wrong:
-        parts = [f'{len(missing)} missing keys (first: {missing[0]})' if missing else '',
-                 f'{len(extra)} unexpected keys (first: {extra[0]})' if extra else '',
-                 f'{len(wrong)} wrong shapes (first: {wrong[0]})' if wrong else '']
-        raise CheckpointError(f'{source} does not fit the model: {"; ".join(p for p in parts if p)}. Is it the '
-                              'checkpoint of another architecture?')
+        kinds = ('missing keys', missing), ('unexpected keys', extra), ('wrong shapes', wrong)
+        told = '; '.join(f'{len(keys)} {kind} (first: {keys[0]})' for kind, keys in kinds if keys)
+        raise CheckpointError(f'{source} does not fit the model: {told}. Is it the checkpoint of another architecture?')
 
 
 def _read_state(source: str) -> dict:
@@ -150,15 +146,6 @@ def _read_state(source: str) -> dict:
     return found
 
 
-def _differences(model: nn.Module, state: dict) -> tuple[list[str], list[str], list[str]]:
-    """Missing keys, unexpected keys, and keys of another shape."""
-    own = model.state_dict()
-    adopted = {f'{n}.{b}' for n, m in model.named_modules() if isinstance(m, Quantizer) for b in m._buffers}
-    wrong = [f'{k}: {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in own
-             if k in state and state[k].shape != own[k].shape and k not in adopted]
-    return [k for k in own if k not in state], [k for k in state if k not in own], wrong
-
-
 def write_atomically(path: str, data: dict) -> str:
     """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path.
 
@@ -174,7 +161,11 @@ def write_atomically(path: str, data: dict) -> str:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        _flush_folder(folder)
+        handle = os.open(folder, os.O_RDONLY)  # the rename itself is on disk only when its folder is
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'cannot write {path} ({error}); free some disk space or choose another --work-dir. '
                               'The previous file is untouched') from error
@@ -182,15 +173,6 @@ def write_atomically(path: str, data: dict) -> str:
         if os.path.exists(temporary):
             os.remove(temporary)
     return path
-
-
-def _flush_folder(folder: str) -> None:
-    """The rename itself is on disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save(model, path: str, meta: dict | None = None) -> str:
@@ -212,11 +194,12 @@ def read_quantized(path: str) -> dict:
     a CheckpointError if it is missing, damaged, a float checkpoint, or of a newer format.
     """
     data = read_tensors(path)
-    if isinstance(data, dict) and isinstance(data.get('format'), int) and data['format'] > FORMAT:
+    keys = set(data) if isinstance(data, dict) else set()
+    if 'format' in keys and isinstance(data['format'], int) and data['format'] > FORMAT:
         raise CheckpointError(f'{path} has format {data["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
-    if isinstance(data, dict) and {'format', 'plan', 'state_dict', 'meta'} <= set(data):
+    if {'format', 'plan', 'state_dict', 'meta'} <= keys:
         return dict(data, absent=set())
-    if not isinstance(data, dict) or not {'format', 'about', 'codes'} <= set(data):
+    if not {'format', 'about', 'codes'} <= keys:
         raise CheckpointError(f'{path} is no checkpoint of mmquant (no quantization plan inside); quantize the model '
                               'with tools/ptq.py and give the quantized.pth from its work directory')
     try:
@@ -235,13 +218,9 @@ def _altered(path: str, error: Exception) -> CheckpointError:
 def load(model, path: str, float_weights: bool = False) -> dict:
     """Rebuild quantizers from a checkpoint of ``save`` and load their state; returns its meta.
 
-    Args:
-        path (str): The checkpoint.
-        float_weights (bool): Keep the model's own float weights, for comparisons with the float net. Default: give
-            them up where the checkpoint holds none, so that asking for them is an error.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or of another model.
+    ``float_weights`` keeps the model's own float weights, for comparisons with the float net. Default: they are given
+    up where the checkpoint holds none, so that asking for them is an error. Raises a CheckpointError if the file is
+    missing, damaged, or of another model.
     """
     data = read_quantized(path)
     state, absent = data['state_dict'], data['absent']

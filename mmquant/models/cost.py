@@ -1,6 +1,7 @@
 """What a quantized model costs: parameters, multiply-accumulates, bit operations, bytes."""
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from math import prod
 
@@ -16,9 +17,8 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer with weights.
+    """One layer with weights: multiply-accumulates for one image, bits of weights and input (32: float).
 
-    ``macs`` are multiply-accumulates for one image; ``w_bits`` and ``a_bits`` those of weights and input (32: float);
     ``note`` tells where its input is quantized, or why it is float: a column of a table, that nothing reads.
     """
     name: str
@@ -57,34 +57,32 @@ def macs_of_calls(model: nn.Module, flow: DataFlow, batch: int = 1) -> list[tupl
 
     ``batch`` is the number of images in the recorded batch; windows and tokens then count for one image.
     """
-    modules, found = dict(model.named_modules()), []
+    found = []
     for call in layer_calls(model, flow):
-        layer, before, after = modules[call.name], flow.shapes[call.inputs[0]], flow.shapes[call.outputs[0]]
+        layer, before = model.get_submodule(call.name), flow.shapes[call.inputs[0]]
         if isinstance(layer, TRANSPOSED_TYPES):  # every element of the input meets all weights of its channel
             places = prod(before[1:]) // layer.in_channels
         else:
-            places = prod(after[1:]) // num_outputs(layer)
+            places = prod(flow.shapes[call.outputs[0]][1:]) // num_outputs(layer)
         found.append((call, places * layer.weight.numel() * before[0] // batch))
     return found
 
 
 def model_cost(model: QuantizedModel, batch: int = 1) -> ModelCost:
     """Cost of a model with quantizers whose data flow is recorded; ``batch`` as for :func:`macs_of_calls`."""
-    modules = dict(model.architecture.named_modules())
-    macs: dict[str, int] = {}
+    macs = Counter()
     for call, count in macs_of_calls(model.architecture, model.flow, batch):
-        macs[call.name] = macs.get(call.name, 0) + count
+        macs[call.name] += count
     plan, reasons = model.plan, dict(model.plan.float_layers)
     order = {name: i for i, name in reversed([*enumerate(c.name for c in model.flow.calls)])}
     layers, bits_saved = [], 0
     for name in sorted(plan.layers, key=lambda n: order.get(n, len(order))):
-        weight, source = plan.weights.get(name), plan.inputs.get(name)
-        own = modules[name].parameters(recurse=False)
-        layers.append(LayerCost(name, sum(p.numel() for p in own), macs.get(name, 0),
-                                weight.bits if weight else FLOAT_BITS, source.bits if source else FLOAT_BITS,
-                                reasons.get(name) or _input_note(model, name)))
+        weight, source, layer = plan.weights.get(name), plan.inputs.get(name), model.architecture.get_submodule(name)
+        own = sum(p.numel() for p in layer.parameters(recurse=False))
+        layers.append(LayerCost(name, own, macs[name], weight.bits if weight else FLOAT_BITS,
+                                source.bits if source else FLOAT_BITS, reasons.get(name) or _input_note(model, name)))
         if weight:
-            layer, count = modules[name], modules[name]._parameters['weight'].numel()
+            count = layer._parameters['weight'].numel()
             stored = layer.weight_quantizer.stored_bits(count) + sum(x.stored_bits() for x in layer.adapters)
             bits_saved += count * FLOAT_BITS - stored
     params = sum(p.numel() for p in model.architecture.parameters())

@@ -15,22 +15,20 @@ def is_detector(model: nn.Module) -> bool:
     return any(c.__name__ == 'BaseDetector' and c.__module__.startswith('mmdet.') for c in type(model).__mro__)
 
 
-def decoders(model: nn.Module) -> tuple[tuple[nn.Module, str], ...]:
-    """Heads that decode their raw outputs to boxes, with the name of the method."""
-    return tuple((m, DECODE) for m in model.modules() if callable(getattr(type(m), DECODE, None)))
+def decoders(model: nn.Module) -> dict[str, nn.Module]:
+    """Heads that decode their raw outputs to boxes, by the method ``DECODE``."""
+    return {n: m for n, m in model.named_modules() if callable(getattr(type(m), DECODE, None))}
 
 
 def plain_samples(images: torch.Tensor) -> list:
     """Data samples for images (N, C, H, W) that fill their whole area.
 
-    Each holds one object of the first class, in the middle: some heads for instance segmentation (CondInst, YOLACT) ask
-    for the places of objects before they make masks. Other detectors do not look at it.
+    Each holds one object of the first class, in the middle: CondInst and YOLACT ask for places before they make masks.
     """
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
     height, width = size = tuple(images.shape[-2:])
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
-                scale_factor=(1.0, 1.0), img_id=0)
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1., 1.), img_id=0)
     box = images.new_tensor([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]])
     label = torch.zeros(1, dtype=torch.long, device=images.device)
     return [DetDataSample(metainfo=meta, gt_instances=InstanceData(bboxes=box, labels=label)) for _ in images]
@@ -56,7 +54,7 @@ class Decisions:
     def __init__(self) -> None:
         self.settled = False  # whether the float model has run on every batch
         self._kept: dict = {}
-        self._heads: list | None = None
+        self._heads: dict[str, nn.Module] | None = None
 
     @property
     def made(self) -> bool:
@@ -67,13 +65,13 @@ class Decisions:
     def pinned(self, model: nn.Module, batch: int):
         """Pin the selections while ``model`` runs batch number ``batch`` in tensor mode."""
         if self._heads is None:
-            self._heads = [(n, m) for n, m in model.named_modules() if callable(getattr(type(m), DECODE, None))]
+            self._heads = decoders(model)
         try:
-            for name, head in self._heads:
+            for name, head in self._heads.items():
                 head.__dict__[DECODE] = self._answer(head, (batch, name))
             yield
         finally:
-            for _, head in self._heads:
+            for head in self._heads.values():
                 head.__dict__.pop(DECODE, None)
 
     def _answer(self, head: nn.Module, key):

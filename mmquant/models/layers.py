@@ -21,13 +21,13 @@ TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 DEFORMABLE_TYPES = ('DeformConv2d', 'ModulatedDeformConv2d')
 
 
+def _operators(module: nn.Module) -> list[str]:
+    return [c.__name__ for c in type(module).__mro__ if c.__module__.startswith('mmcv.ops')]
+
+
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a convolution or linear layer; subclasses and deformable convolutions included."""
-    return isinstance(module, LAYER_TYPES) or any(c.__name__ in DEFORMABLE_TYPES for c in _operator_classes(module))
-
-
-def _operator_classes(module: nn.Module) -> list[type]:
-    return [c for c in type(module).__mro__ if c.__module__.startswith('mmcv.ops')]
+    return isinstance(module, LAYER_TYPES) or not set(DEFORMABLE_TYPES).isdisjoint(_operators(module))
 
 
 class Adapter(nn.Module):
@@ -77,7 +77,7 @@ class QuantizedLayer:
     Attributes:
         weight_quantizer (Quantizer | None): Of ``weight``, whose parameter stays float. ``None``: float weights.
         input_quantizer (Quantizer | None): Of the layer's input; ``None`` where the producer did it.
-        adapters (nn.ModuleList): Each an :class:`Adapter`, around the weight quantizer; none by default.
+        adapters (nn.ModuleList): :class:`Adapter` objects around the weight quantizer; none by default.
         quantized_bias (Tensor | None): Buffer, the bias while weights are quantized; None: the float one.
     """
 
@@ -117,8 +117,7 @@ class QuantizedLayer:
         self.__dict__['_active_weight'] = self.__dict__['_active_bias'] = None
 
     def forward(self, x, *args, **kwargs):
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
+        x = x if self.input_quantizer is None else self.input_quantizer(x)
         if self.weight_quantizer is None or not self.weight_quantizer.enabled:
             return super().forward(x, *args, **kwargs)
         self.activate()
@@ -152,11 +151,8 @@ class QuantizedLayer:
 
 
 class PerCall(nn.ModuleList):
-    """One input quantizer for each call of a layer in a forward pass: one a pyramid level of a shared head.
-
-    ``position`` is the number of the next call; the model sets it to 0 when a forward pass begins.
-    """
-    position = 0
+    """One input quantizer for each call of a layer in a forward pass: one a pyramid level of a shared head."""
+    position = 0  # number of the next call; the model sets it to 0 when a forward pass begins
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         quantizer = self[self.position % len(self)]
@@ -176,11 +172,9 @@ def has_own_weight(module: nn.Module) -> bool:
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Keep weights of 2-D convolutions as (O, H, W, I) in memory, which is fastest with images kept alike.
-
-    Layers with a ``forward`` of their own are left alone: it may look at the weight through a view.
-    """
+    """Keep weights of 2-D convolutions as (O, H, W, I) in memory, which is fastest with images kept alike."""
     for module in model.modules():
+        # a layer's own forward may look at the weight through a view
         plain = type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward)
         if plain and module._parameters.get('weight') is not None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -198,7 +192,7 @@ def use_plain_memory(model: nn.Module) -> None:
 
 def mmcv_operators(model: nn.Module) -> list[nn.Module]:
     """Modules of mmcv's compiled operators: RoIAlign, deformable convolutions, ..."""
-    return [m for m in model.modules() if _operator_classes(m)]
+    return [m for m in model.modules() if _operators(m)]
 
 
 def give_plain_memory(model: nn.Module) -> None:

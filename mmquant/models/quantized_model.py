@@ -28,7 +28,7 @@ class QuantizedModel(BaseModel):
 
     Args:
         architecture (dict | nn.Module): The float model or its config.
-        quantizer (dict): Which tensors get which quantizers: see :class:`QuantizerPolicy`.
+        quantizer (dict): Which tensors get which quantizers: see :class:`QuantizerPolicy`, also for errors.
         float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
 
@@ -36,19 +36,14 @@ class QuantizedModel(BaseModel):
         plan (Plan | None): Quantized tensors and structural changes so far.
         flow (DataFlow | None): The latest record of :meth:`observe`.
         index (QuantizerIndex): The inserted quantizers.
-
-    Raises:
-        ConfigError: For unknown keys or types and bits that a grid does not take.
     """
 
     def __init__(self, architecture, quantizer: dict, float_checkpoint: str | None = None,
                  data_preprocessor: dict | None = None) -> None:
         policy = QuantizerPolicy(quantizer)  # first: its errors come before a model is built
         if isinstance(architecture, dict):
-            architecture = dict(architecture)
-            if data_preprocessor is not None:
-                architecture.setdefault('data_preprocessor', data_preprocessor)
-            architecture = MODELS.build(architecture)
+            default = {} if data_preprocessor is None else dict(data_preprocessor=data_preprocessor)
+            architecture = MODELS.build(default | dict(architecture))
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
         layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just the same
@@ -62,7 +57,6 @@ class QuantizedModel(BaseModel):
         self._plain_memory = False
         self.train(False)
 
-    # ---- running -------------------------------------------------------------------------------------------------
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """The wrapped model's forward.
 
@@ -88,11 +82,9 @@ class QuantizedModel(BaseModel):
         return self.architecture(inputs)
 
     def run(self, inputs, data_samples: list | None = None):
-        """Raw outputs, without labels and post-processing.
+        """Raw outputs, without labels and post-processing, for what the data preprocessor returns as ``inputs``.
 
-        Args:
-            inputs: What the data preprocessor returns as ``inputs``; they stay as they are.
-            data_samples (list | None): Image sizes for detectors; without them, images fill their whole area.
+        ``data_samples`` give detectors the sizes of images; without them, images fill their whole area.
         """
         if self.flow is None or self.flow.mutated & set(self.flow.network_inputs):  # the model may write into them
             inputs = tree_map_only(torch.Tensor, torch.clone, inputs)
@@ -111,7 +103,6 @@ class QuantizedModel(BaseModel):
     def init_weights(self) -> None:
         """Nothing: weights come from ``float_checkpoint``."""
 
-    # ---- building and saving -------------------------------------------------------------------------------------
     observe, edit, fold_batch_norm = builder.observe, builder.edit, builder.fold_batch_norm
     make_plan, insert_quantizers, set_bits = builder.make_plan, builder.insert_quantizers, builder.set_bits
     save, load = checkpoint.save, checkpoint.load
@@ -120,7 +111,6 @@ class QuantizedModel(BaseModel):
         """Load the float weights; CheckpointError if they are missing, damaged or of another model."""
         checkpoint.load_float_weights(self.architecture, self.float_checkpoint)
 
-    # ---- looking inside ------------------------------------------------------------------------------------------
     def units(self, granularity: str = 'block') -> list[Unit]:
         """Reconstruction units in execution order; needs a recorded data flow."""
         return find_units(self.architecture, self.flow, granularity, self.block_types)
@@ -141,10 +131,7 @@ class QuantizedModel(BaseModel):
         return {n: m.weight_quantizer for n, m in self.index.layers.items()}
 
     def activation_quantizers(self, unit: Unit | None = None) -> dict[str, Quantizer]:
-        """Path of the owner -> quantizer of its input, output or operands; shared ones once.
-
-        With a unit: those inside it, that of the activation after it included.
-        """
+        """Path of the owner -> quantizer of its input, output or operands, shared ones once; or those of a unit."""
         return dict(self.index.activations) if unit is None else self.index.within(self.architecture, unit)
 
     @property

@@ -6,6 +6,7 @@ calls and a ``TorchDispatchMode`` records each ATen call with its scope and its 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import defaultdict
 
 import torch
@@ -36,23 +37,17 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, flow: DataFlow) -> None:
         super().__init__()
-        self.flow, self.clock, self.stack = flow, 0, []
+        self.flow, self.tick, self.stack = flow, itertools.count(1).__next__, []
         self.values: dict[int, tuple[TensorWeakRef, int]] = {}  # by identity of the tensor
         # by identity of the storage: what keeps the identity from being reused, but no content; what was seen in it
         self.memories: dict[int, tuple[object, list[tuple[TensorWeakRef, int]]]] = {}
-        self.next_value = 0
         self.counts: dict[str, int] = defaultdict(int)
 
-    def tick(self) -> int:
-        self.clock += 1
-        return self.clock
-
     def new_value(self, tensor: torch.Tensor) -> int:
-        seen = self.values[id(tensor)] = TensorWeakRef(tensor), self.next_value
-        self.flow.shapes[self.next_value] = tuple(tensor.shape)
+        seen = self.values[id(tensor)] = TensorWeakRef(tensor), len(self.flow.shapes)
+        self.flow.shapes[seen[1]] = tuple(tensor.shape)
         self.seen_with(tensor).append(seen)
-        self.next_value += 1
-        return self.next_value - 1
+        return seen[1]
 
     def known(self, tensor: torch.Tensor) -> int | None:
         """The latest value of a tensor seen before; a dead tensor's identity may belong to another one."""
@@ -110,11 +105,6 @@ class _Recorder(TorchDispatchMode):
         self.stack.append(call.index)
         return call
 
-    def leave(self, call: Call, output) -> None:
-        call.outputs, call.exit = self.lookup(output), self.tick()
-        call.bare = isinstance(output, torch.Tensor)
-        self.stack.pop()
-
 
 class _FunctionRecorder(TorchFunctionMode):
     """Counts each module's own matrix products, and notes layers below a module whose weight it gives ``F.linear``."""
@@ -151,13 +141,11 @@ def make_out_of_place(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
+def record(model: nn.Module, run, inputs, decoders=()) -> DataFlow:
     """Run the model once, in eval mode, and record its data flow; in-place activations are switched off for good.
 
-    Args:
-        run (Callable): ``run(inputs)`` runs the whole model.
-        inputs: Tensors of the network's input, in nested containers; a batch of one or two is enough.
-        decoders (tuple): (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
+    ``run(inputs)`` runs the whole model on tensors in nested containers; a batch of one or two is enough. ``decoders``:
+    (module, name of a method) whose arguments are noted in :attr:`DataFlow.decoded`.
     """
     make_out_of_place(model)
     flow = DataFlow()
@@ -169,7 +157,9 @@ def record(model: nn.Module, run, inputs, decoders: tuple = ()) -> DataFlow:
         def recorded(*args, **kwargs):
             call = recorder.enter(name, args, kwargs)
             output = forward(*args, **kwargs)
-            recorder.leave(call, output)
+            call.outputs, call.exit = recorder.lookup(output), recorder.tick()
+            call.bare = isinstance(output, torch.Tensor)
+            recorder.stack.pop()
             return output
         return recorded
 
