@@ -1,6 +1,4 @@
 """``nn.MultiheadAttention`` with its projections as layers of their own, so that they can be quantized."""
-from __future__ import annotations
-
 import torch
 from torch import nn
 

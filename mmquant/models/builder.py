@@ -1,6 +1,4 @@
 """From a float model to a quantized one: observe, edit, plan, insert; methods of QuantizedModel, all in place."""
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace

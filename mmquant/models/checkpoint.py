@@ -1,6 +1,4 @@
 """Reading and writing checkpoints without ever executing code from them; two methods of QuantizedModel."""
-from __future__ import annotations
-
 import os
 import urllib.error
 import zipfile

@@ -1,6 +1,4 @@
 """What a quantized model costs: parameters, multiply-accumulates, bit operations, bytes."""
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass
 from math import prod

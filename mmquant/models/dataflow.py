@@ -1,8 +1,4 @@
-"""The data-flow record of one forward pass, and the questions it answers: what made a tensor, who reads it, what lies
-between two calls. :mod:`mmquant.models.recorder` makes it.
-"""
-from __future__ import annotations
-
+"""The data-flow record of one forward pass: what made a tensor, who reads it, what lies between two calls."""
 import contextlib
 from bisect import bisect_left
 from collections import defaultdict
@@ -24,26 +20,18 @@ POOLING = frozenset('mean _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d ma
 
 @dataclass(frozen=True)
 class Op:
-    """One ATen call.
-
-    ``inputs`` and ``outputs`` are value numbers of tensors that depend on the network's input; ``args`` are its
-    arguments that are no tensors, in order.
-    """
+    """One ATen call."""
     tick: int
     name: str  # without namespace and overload, in-place mark removed: 'add', 'convolution', ...
     call: int
-    inputs: tuple[int, ...]
+    inputs: tuple[int, ...]  # value numbers of tensors that depend on the network's input
     outputs: tuple[int, ...]
-    args: tuple = ()
+    args: tuple = ()  # arguments that are no tensors, in order
 
 
 @dataclass
 class Call:
-    """One call of one module; ``enter`` and ``exit`` are ticks on the same clock as :attr:`Op.tick`.
-
-    ``leaves`` are the places of its inputs among the leaves of its (args, kwargs); ``bare`` tells that it returned one
-    tensor itself, not a container.
-    """
+    """One call of one module; ``enter`` and ``exit`` are ticks on the same clock as :attr:`Op.tick`."""
     index: int
     name: str
     occurrence: int
@@ -52,8 +40,8 @@ class Call:
     exit: int = -1
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
-    leaves: tuple[int, ...] = ()
-    bare: bool = False
+    leaves: tuple[int, ...] = ()  # places of its inputs among the leaves of its (args, kwargs)
+    bare: bool = False  # whether it returned one tensor itself, not a container
     children: list[int] = field(default_factory=list)
 
     @property
@@ -71,31 +59,19 @@ def _table(pairs: Iterable[tuple[object, Iterable]]) -> dict[Hashable, list]:
 
 
 class DataFlow:
-    """Record of one forward pass.
-
-    Attributes:
-        ops (list[Op]): Calls that read or made data, in execution order.
-        calls (list[Call]): Module calls in order of entry; ``calls[0]`` is the model itself.
-        shapes (dict[int, tuple[int, ...]]): Shape of each value.
-        network_inputs (tuple[int, ...]): Values of the network's own inputs.
-        mutated (set[int]): Values that a later in-place operation overwrote.
-        decoded (set[int]): Values that a detector's float post-processing takes between its parts.
-        matmuls (dict[str, dict[int, str]]): Module -> position among its own matrix products -> kind, for products of
-            two tensors that both depend on the input.
-        functional (dict[str, list[str]]): Module -> linear layers below it whose weight it hands to ``F.linear``.
-        layers (frozenset[str]): Names of convolution and linear layers.
-    """
+    """Record of one forward pass."""
 
     def __init__(self) -> None:
-        self.ops: list[Op] = []
-        self.calls: list[Call] = []
-        self.shapes: dict[int, tuple[int, ...]] = {}
-        self.network_inputs: tuple[int, ...] = ()
-        self.mutated: set[int] = set()
-        self.decoded: set[int] = set()
+        self.ops: list[Op] = []  # what read or made data, in execution order
+        self.calls: list[Call] = []  # of modules, in order of entry; calls[0] is the model itself
+        self.shapes: dict[int, tuple[int, ...]] = {}  # by value
+        self.network_inputs: tuple[int, ...] = ()  # values
+        self.mutated: set[int] = set()  # values that a later in-place operation overwrote
+        self.decoded: set[int] = set()  # values that a detector's float post-processing takes between its parts
+        # module -> position among its own products of two tensors that both depend on the input -> kind
         self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
-        self.functional: dict[str, list[str]] = {}
-        self.layers: frozenset[str] = frozenset()
+        self.functional: dict[str, list[str]] = {}  # module -> linear layers below it whose weight it gives F.linear
+        self.layers: frozenset[str] = frozenset()  # names of convolution and linear layers
         self._answers: dict[Hashable, object] = {}
 
     def once(self, key: Hashable, find: Callable[[], object]):

@@ -1,6 +1,4 @@
 """What detectors need: data samples with image sizes; proposals that stay, so that outputs compare row by row."""
-from __future__ import annotations
-
 import contextlib
 
 import torch

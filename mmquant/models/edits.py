@@ -4,8 +4,6 @@ An edit leaves the float outputs as they are; ``QuantizedModel.edit`` proves tha
 branches are merged before BatchNorm is folded into what they became. A new kind of edit is a frozen dataclass of plain
 fields, registered in ``EDITS``, with ``apply``; nothing else needs to know it.
 """
-from __future__ import annotations
-
 import difflib
 from dataclasses import asdict, dataclass
 from typing import ClassVar

@@ -7,8 +7,6 @@
 A site is sound where the producer's channels are the readers' input channels, one to one, and nothing else reads them;
 :func:`scale_channels` then changes no output.
 """
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
@@ -30,11 +28,7 @@ FACTORED = frozenset('view _unsafe_view reshape _reshape_alias flatten squeeze u
 
 @dataclass(frozen=True)
 class FoldSite:
-    """Channels of one tensor: a site of a ``kind`` (``'homogeneous'``, ``'norm'``, ``'value'``).
-
-    The layer or LayerNorm ``producer`` makes them, as its output channels ``rows`` (begin, end); the ``consumers`` are
-    the layers that read them, and nothing else does.
-    """
+    """Channels ``rows`` (begin, end) of what a layer or LayerNorm makes, and the layers that alone read them."""
     kind: str
     producer: str
     consumers: tuple[str, ...]
@@ -47,14 +41,10 @@ class FoldSite:
 
 def fold_sites(model: nn.Module, flow: DataFlow, kinds: Iterable[str] = ('homogeneous', 'norm'),
                run: Callable[[], object] | None = None) -> list[FoldSite]:
-    """All sites of some kinds, producers in execution order; each module in them is called once.
+    """All sites of some kinds in a float model, BatchNorms folded; producers in execution order, each called once.
 
-    Args:
-        model (nn.Module): The float model, BatchNorms folded.
-        flow (DataFlow): Its record.
-        kinds (Iterable[str]): Which.
-        run (Callable | None): Runs the model on some images and returns its outputs. ``'value'`` sites need it: heads
-            may be cut from channels in any order, so each one is tried out.
+    ``run`` runs the model on some images and returns its outputs. ``'value'`` sites need it: heads may be cut from
+    channels in any order, so each one is tried out.
     """
     modules, sites = dict(model.named_modules()), []
     for call in flow.calls:
@@ -162,10 +152,7 @@ def changes_nothing(model: nn.Module, site: FoldSite, run: Callable[[], object])
 def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
     """Multiply the producer's channels by ``factor`` and divide the readers' by it: the function stays what it was.
 
-    Args:
-        model (nn.Module): The model the site was found in, without quantizers.
-        site (FoldSite): Where.
-        factor (Tensor): (channels,), positive and finite; a ValueError if not.
+    The model has no quantizers. ``factor`` (channels,) is positive and finite, else a ValueError is raised.
     """
     if factor.shape != (site.channels, ) or not bool((torch.isfinite(factor) & (factor > 0)).all()):
         raise ValueError(f'{site.producer} takes {site.channels} positive factors, got {tuple(factor.shape)} with '

@@ -1,6 +1,4 @@
 """Folding of batch normalisation into the convolution or linear layer before it, found by data flow."""
-from __future__ import annotations
-
 from math import prod
 
 import torch

@@ -4,8 +4,6 @@ mmpretrain's BEiT and Swin V2 compute ``F.linear(x, self.qkv.weight, bias)`` wit
 module is turned into a subclass whose ``forward`` runs under a ``TorchFunctionMode`` that answers this function with
 ``self.qkv(x) + bias``, so that the layer shows in the data flow and is quantized like every other.
 """
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode

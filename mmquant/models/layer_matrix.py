@@ -5,8 +5,6 @@
 The rows are caught in the layer's own ``forward``, where it calls ``F.conv*d`` or ``F.linear``: behind its input
 quantizer, adaptive or reflected padding and whatever else its class does.
 """
-from __future__ import annotations
-
 import contextlib
 from math import prod
 
@@ -86,16 +84,11 @@ class _Catch(TorchFunctionMode):
 
 
 class LayerMatrix:
-    """Views of one layer.
+    """Views of a convolution, transposed convolution or linear layer, quantized or not.
 
-    Args:
-        layer (nn.Module): A convolution, transposed convolution or linear layer, quantized or not.
-        max_columns (int | None): Columns beyond which a matrix falls into blocks, as if the layer had more groups: what
-            their products have in common is then lost to solvers. Default: never.
-
-    Attributes:
-        groups (int): g below: groups of channels times blocks of columns.
-        columns (int): C below: input channels of a group times places of the kernel, kernel last, of one block.
+    With more than ``max_columns`` (default: any number) a matrix falls into blocks of columns, as if the layer had more
+    groups: what their products have in common is then lost to solvers. ``groups`` is g below: groups of channels times
+    blocks; ``columns`` is C: input channels of a group times places of the kernel, kernel last, of one block.
     """
 
     def __init__(self, layer: nn.Module, max_columns: int | None = None) -> None:

@@ -3,8 +3,6 @@
 A quantized layer *is* the float layer: its class is a subclass made on the fly, so ``forward`` (padding of
 ``Conv2dAdaptivePadding``, weight standardisation, ...), parameters, names and ``isinstance`` stay what they were.
 """
-from __future__ import annotations
-
 import contextlib
 from functools import lru_cache
 

@@ -3,8 +3,6 @@
 The module that computes ``q @ k`` or ``scaled_dot_product_attention`` in its own ``forward`` is turned into a subclass
 whose ``forward`` runs under a ``TorchFunctionMode`` that quantizes the operands.
 """
-from __future__ import annotations
-
 import math
 
 import torch

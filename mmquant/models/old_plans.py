@@ -2,8 +2,6 @@
 
 Such a plan names the quantizer of a layer's input in prose (``note``), and its quantizers in the model's config alone.
 """
-from __future__ import annotations
-
 from mmquant.models.edits import AddOutputAffine, CallsLayers, Folded, Merged, SplitAttention
 from mmquant.models.matmul import OPERANDS
 from mmquant.models.plan import Place, Plan

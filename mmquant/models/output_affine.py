@@ -6,8 +6,6 @@
 factor of the weight, so the layer stays one convolution and its activations are touched once; ``c`` and ``d`` only
 count together. Both act while weights are quantized: the float layer does not know them.
 """
-from __future__ import annotations
-
 import torch
 
 from mmquant.models.layers import Adapter, QuantizedLayer, own_bias

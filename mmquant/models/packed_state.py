@@ -4,8 +4,6 @@ Codes take the bits that their grid needs. Of a layer whose codes are decided no
 several names share are kept once. Numbers lie together by dtype, byte by byte, and are deflated: zero points, flags and
 tables are mostly equal bytes. Statistics of folded BatchNorms, which no output depends on, are kept in half precision.
 """
-from __future__ import annotations
-
 import contextlib
 import io
 import zlib

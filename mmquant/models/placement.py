@@ -3,8 +3,6 @@
 A quantized layer quantizes its input; a block quantizes its output; a tensor is quantized once, where it is produced,
 however many readers it has. For a ResNet these are BRECQ's points: after each inner ReLU and after add + ReLU.
 """
-from __future__ import annotations
-
 from collections import defaultdict
 
 from torch import nn
@@ -66,8 +64,8 @@ class _Placer:
     def place(self) -> Plan:
         """All quantizers: first those of blocks, then where layers read what no block made.
 
-        Blocks come first since what a block returns must be quantized there, whoever reads it: the shortcut of the next
-        block then sees the same values as its convolutions.
+        What a block returns must be quantized there, whoever reads it: the shortcut of the next block then sees the
+        same values as its convolutions.
         """
         outputs: dict[str, Place] = {}
         inputs: dict[str, tuple[dict, list[str]]] = {}  # owner -> quantizer, layers that share it
@@ -75,15 +73,15 @@ class _Placer:
         for value, block in self.blocks.items():
             readers, _ = self._readers(value, MOVEMENT | POOLING)
             if readers and (quantizer := self._quantizer(value, readers)) is not None:
-                covered = tuple(self._covered(self._readers(value)[0]))
-                outputs[block.name] = Place(block.name, 'output', quantizer, covered)
+                covered = filter(self.policy.covers, self._readers(value)[0])
+                outputs[block.name] = Place(block.name, 'output', quantizer, tuple(covered))
         for value, calls in self.by_input.items():
             made_by_block = value in self.blocks and self.blocks[value].name in outputs
             names = list(dict.fromkeys(c.name for c in calls))
             if (made_by_block or value in self.flow.network_inputs
                     or (quantizer := self._quantizer(value, names)) is None):
                 continue
-            covered = self._covered(names)
+            covered = list(filter(self.policy.covers, names))
             once = covered == names and all(len(self.flow.calls_of[n]) == 1 for n in names)
             alone = len(covered) == 1 and not self._readers(value)[1]
             producer = self._producer(value)
@@ -98,9 +96,6 @@ class _Placer:
         weights, float_layers = self._weights()
         own = (p for owner, found in inputs.items() for p in self._inputs(owner, *found))
         return Plan((*outputs.values(), *weights, *own, *self._operands()), tuple(float_layers))
-
-    def _covered(self, names: list[str]) -> list[str]:
-        return [n for n in names if self.policy.covers(n)]
 
     def _inputs(self, owner: str, quantizer: dict, readers: list[str]):
         """The place of an input quantizer; one for each call of its owner where the policy wants that."""
@@ -136,18 +131,13 @@ class _Placer:
 
 
 def place_quantizers(model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) -> Plan:
-    """Decide where quantizers sit, and which.
+    """Decide where quantizers of a (folded) float model sit, and which.
 
-    Args:
-        model (nn.Module): The (folded) float model.
-        flow (DataFlow): Its record.
-        policy (QuantizerPolicy): With ``per_call``, a layer called several times (a head shared over pyramid levels)
-            gets an input quantizer for each call instead of one for all. With ``depthwise_channels``, a tensor that
-            depthwise convolutions alone read gets a scale for each channel: these multiply the weights' scales, so
-            integer arithmetic stays exact, where a tensor-wide scale wastes most levels if channels differ.
-
-    Raises:
-        ConfigError: If a part of the policy's scope names no module, or a pattern no module.
+    With the policy's ``per_call``, a layer called several times (a head shared over pyramid levels) gets an input
+    quantizer for each call instead of one for all. With ``depthwise_channels``, a tensor that depthwise convolutions
+    alone read gets a scale for each channel: these multiply the weights' scales, so integer arithmetic stays exact,
+    where a tensor-wide scale wastes most levels if channels differ. Raises a ConfigError if a part of the policy's
+    scope, or a pattern, names no module.
     """
     names = [name for name, _ in model.named_modules()]
     policy.check_scope(names)

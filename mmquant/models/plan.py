@@ -13,25 +13,14 @@ WHAT = ('weight', 'input', 'output', 'operand')
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor that is quantized.
-
-    Attributes:
-        name (str): Path of the module that holds the quantizer.
-        what (str): Its ``'weight'``, ``'input'`` or ``'output'``, or an ``'operand'`` of one of its matrix products.
-        quantizer (dict): Whole config, with ``type`` and ``bits``.
-        readers (tuple[str, ...]): Layers (in the scope) that read the tensor; those of an ``'input'`` share the
-            quantizer.
-        call (int | None): Number of the call, where a layer has an input quantizer for each; of an operand's product.
-        role (str): Of an operand: ``'left'``, ``'right'``, ``'query'``, ...
-        shape (tuple[int, ...] | None): Of an activation with more than one scale; channels lie on axis 1.
-    """
-    name: str
-    what: str
-    quantizer: dict
-    readers: tuple[str, ...] = ()
-    call: int | None = None
-    role: str = ''
-    shape: tuple[int, ...] | None = None
+    """One tensor that is quantized."""
+    name: str  # path of the module that holds the quantizer
+    what: str  # its 'weight', 'input' or 'output', or an 'operand' of one of its matrix products
+    quantizer: dict  # whole config, with type and bits
+    readers: tuple[str, ...] = ()  # layers (in the scope) that read the tensor; those of an 'input' share the quantizer
+    call: int | None = None  # number of the call, if a layer has an input quantizer for each; of an operand's product
+    role: str = ''  # of an operand: 'left', 'right', 'query', ...
+    shape: tuple[int, ...] | None = None  # of an activation with more than one scale; channels lie on axis 1
 
     def __post_init__(self) -> None:
         if self.what not in WHAT:
@@ -50,14 +39,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """All quantizers of a model and its structural changes, as plain values that a checkpoint can hold.
-
-    ``float_layers`` are layers whose weights stay float, and why: prose for a table; ``edits`` stand in the order in
-    which they were made.
-    """
+    """All quantizers of a model and its structural changes, as plain values that a checkpoint can hold."""
     places: tuple[Place, ...] = ()
-    float_layers: tuple[tuple[str, str], ...] = ()
-    edits: tuple[Edit, ...] = ()
+    float_layers: tuple[tuple[str, str], ...] = ()  # layers whose weights stay float, and why: prose for a table
+    edits: tuple[Edit, ...] = ()  # in the order in which they were made
 
     @cached_property
     def weights(self) -> dict[str, Place]:

@@ -1,6 +1,4 @@
 """Which quantizer a tensor gets: a default, overridden by position (first, last) and by name pattern."""
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -1,6 +1,4 @@
 """Proof that a structural change leaves the float outputs as they are, on one batch."""
-from __future__ import annotations
-
 import contextlib
 from collections import defaultdict
 

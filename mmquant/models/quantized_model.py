@@ -1,6 +1,4 @@
 """The quantized model: wraps a float model of mmpretrain, mmdet or plain PyTorch."""
-from __future__ import annotations
-
 import contextlib
 
 import torch

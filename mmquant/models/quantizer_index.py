@@ -1,6 +1,4 @@
 """Where a model's quantizers are: looked up once, when they are inserted."""
-from __future__ import annotations
-
 from collections import defaultdict
 
 from torch import nn
@@ -16,11 +14,9 @@ from mmquant.structures.unit import Unit
 class QuantizerIndex:
     """Quantizers of a model in which a plan was inserted, by the paths of what holds them, in the order of its modules.
 
-    Attributes:
-        layers (dict[str, nn.Module]): Layers with quantized weights.
-        activations (dict[str, Quantizer]): ``'conv.input'``, ``'conv.input.0'`` (for each call), ``'block.output'``,
-            ``'attn.matmul0.left'``; one that several layers share stands at the first of them.
-        per_call (dict[str, PerCall]): Layers with an input quantizer for each call.
+    ``layers`` are those with quantized weights, ``per_call`` the quantizers of layers with one for each call. Keys of
+    ``activations``: ``'conv.input'``, ``'conv.input.0'`` (for each call), ``'block.output'``, ``'attn.matmul0.left'``;
+    a quantizer that several layers share stands at the first of them.
     """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
@@ -49,10 +45,11 @@ class QuantizerIndex:
 
 def _of(module: nn.Module):
     """(what, quantizer) of the activations that a module quantizes."""
-    if isinstance(module, QuantizedLayer) and isinstance(module.input_quantizer, PerCall):
-        yield from ((f'input.{k}', q) for k, q in enumerate(module.input_quantizer))
-    elif isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
-        yield 'input', module.input_quantizer
+    own = module.input_quantizer if isinstance(module, QuantizedLayer) else None
+    if isinstance(own, PerCall):
+        yield from ((f'input.{k}', q) for k, q in enumerate(own))
+    elif own is not None:
+        yield 'input', own
     if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
         yield 'output', module.output_quantizer
     if isinstance(module, QuantizedMatmulOwner):
@@ -63,10 +60,7 @@ def _of(module: nn.Module):
 def quantizer_at(model: nn.Module, place: Place) -> Quantizer:
     """The inserted quantizer of a place."""
     module = model.get_submodule(place.name)
-    if place.what == 'weight':
-        return module.weight_quantizer
-    if place.what == 'output':
-        return module.output_quantizer
     if place.what == 'operand':
         return module.matmul_quantizers[str(place.call)][place.role]
-    return module.input_quantizer if place.call is None else module.input_quantizer[place.call]
+    quantizer = getattr(module, f'{place.what}_quantizer')
+    return quantizer if place.call is None else quantizer[place.call]

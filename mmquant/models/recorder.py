@@ -3,8 +3,6 @@
 No symbolic tracing: the float model runs once, in eval mode, on real inputs. Forward wrappers keep the stack of module
 calls and a ``TorchDispatchMode`` records each ATen call with its scope and its input and output tensors by identity.
 """
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections import defaultdict

@@ -4,8 +4,6 @@ The modules merge themselves; here stands what their own conversion gets wrong. 
 squeeze-and-excitation layer once merged, and the conversions of RepVGG and MobileOne leave every parameter of a block
 without gradient.
 """
-from __future__ import annotations
-
 import logging
 
 import torch

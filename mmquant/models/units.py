@@ -1,6 +1,4 @@
 """Discovery of reconstruction units from the data flow: layer, block, stage, net."""
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import replace
