@@ -46,11 +46,8 @@ def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
 def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = None, tolerance: float = 1e-4) -> None:
     """Change the structure in order, prove on one small batch that the float outputs stay, note it in the plan.
 
-    ``inputs``, ``data_samples`` and ``tolerance`` as of :class:`Proof`.
-
-    Raises:
-        PlanError: If a module that an edit needs is not there.
-        RuntimeError: If the outputs change by more; the model is left changed.
+    ``inputs``, ``data_samples`` and ``tolerance`` as of :class:`Proof`. Raises a PlanError if a module that an edit
+    needs is not there, a RuntimeError if the outputs change by more; the model is left changed.
     """
     if not edits:
         return
@@ -142,9 +139,8 @@ def set_bits(model, bits: Mapping[str, tuple[int | None, int | None]]) -> None:
     of its input); None leaves a width as it is. An input that several layers read takes the widest wish; layers that
     are not named wish what it has. The name of a module with matrix products stands for its operands.
 
-    Raises: (nothing is changed then)
-        ConfigError: For an unknown layer, a float tensor, or bits that the grid does not take.
-        NoFloatWeight: For weights of a packed checkpoint.
+    Raises, with nothing changed, a ConfigError for an unknown layer, a float tensor, or bits that the grid does not
+    take, and NoFloatWeight for weights of a packed checkpoint.
     """
     plan = model.plan or Plan()
     wanted: dict[int, dict[str, int]] = defaultdict(dict)  # number of the place -> wishes by layer

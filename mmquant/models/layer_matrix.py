@@ -5,7 +5,6 @@
 The rows are caught in the layer's own ``forward``, where it calls ``F.conv*d`` or ``F.linear``: behind its input
 quantizer, adaptive or reflected padding and whatever else its class does.
 """
-import contextlib
 from math import prod
 
 import torch
@@ -117,18 +116,14 @@ class LayerMatrix:
         rows = self.matrix(weight)
         return self.tensor(rows * factor.view(self._channel_groups, -1, 1).repeat_interleave(self.blocks, 0))
 
-    @contextlib.contextmanager
     def caught(self, see):
         """``see(windows)`` for each product that the layer computes inside a ``with`` block; see :meth:`pieces`."""
-
         def wrap(name, module, forward):
             def watched(*args, **kwargs):
                 with _Catch(self.shape, see):
                     return forward(*args, **kwargs)
             return watched
-
-        with wrapped_forwards(self.layer, wrap, ('', )):
-            yield
+        return wrapped_forwards(self.layer, wrap, ('', ))
 
     def pieces(self, windows: Tensor, limit: int = PIECE):
         """Rows (g, m, C) of what :meth:`caught` saw, in pieces of at most about ``limit`` elements."""
@@ -142,10 +137,7 @@ class LayerMatrix:
 
     @torch.no_grad()
     def rows(self, *args, **kwargs) -> Tensor:
-        """Rows (g, m, C) that the layer multiplies when it is called so, in the quantization mode that is active.
-
-        ValueError if the layer calls neither ``F.conv*d`` nor ``F.linear`` with its weight.
-        """
+        """Rows (g, m, C) that the layer multiplies when it is called so, in the active mode; ValueError without any."""
         found = []
         with self.caught(found.append):
             self.layer(*args, **kwargs)

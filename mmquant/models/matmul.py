@@ -25,14 +25,6 @@ class _OperandMode(TorchFunctionMode):
         super().__init__()
         self.sites, self.position = sites, 0
 
-    def __enter__(self):
-        _ACTIVE.append(self)
-        return super().__enter__()
-
-    def __exit__(self, *exc):
-        _ACTIVE.pop()
-        return super().__exit__(*exc)
-
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, site = kwargs or {}, None
         if func in MATMULS and _ACTIVE[-1] is self:
@@ -51,10 +43,9 @@ class _OperandMode(TorchFunctionMode):
 
 def quantized_attention(quantizers, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
                         enable_gqa=False):
-    """``scaled_dot_product_attention`` with its four operands quantized (eval mode: no dropout).
+    """``scaled_dot_product_attention`` with its operands quantized: (..., L, E), (..., S, E), (..., S, V); no dropout.
 
-    ``quantizers`` are those of ``query``, ``key``, ``probabilities``, ``value``; shapes (..., L, E), (..., S, E),
-    (..., S, V). ValueError for grouped-query attention.
+    ``quantizers``: of ``query``, ``key``, ``probabilities``, ``value``. ValueError for grouped-query attention.
     """
     if enable_gqa:
         raise ValueError('quantized attention does not support enable_gqa=True; exclude this module by a quantizer '
@@ -72,8 +63,12 @@ class QuantizedMatmulOwner:
     """Mix-in: runs ``forward`` with the operands of its own matrix products quantized."""
 
     def forward(self, *args, **kwargs):
-        with _OperandMode(self.matmul_quantizers):
-            return super().forward(*args, **kwargs)
+        _ACTIVE.append(_OperandMode(self.matmul_quantizers))
+        try:
+            with _ACTIVE[-1]:
+                return super().forward(*args, **kwargs)
+        finally:
+            _ACTIVE.pop()
 
 
 def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None:

@@ -18,8 +18,8 @@ SMALLEST_DENSE_SCALE = 1e-4
 class OutputAffine(Adapter):
     """Factor of each output channel: quantizes ``w / a_0``, computes with ``a`` times that, ``a`` kept positive.
 
-    Buffers ``scale`` and ``initial_scale`` (C_out,): ``a`` (role ``affine``) and ``a_0``, 1 by default. The bias that
-    goes with it is the layer's ``quantized_bias``. ``weight`` is the layer's; its first axis counts output channels.
+    Buffers ``scale`` and ``initial_scale`` (C_out,): ``a`` (role ``affine``) and ``a_0``, 1 by default. The bias is the
+    layer's ``quantized_bias``. ``weight`` is the layer's; its first axis counts output channels.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:

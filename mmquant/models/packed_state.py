@@ -67,10 +67,7 @@ def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str
 
 
 def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, set[str]]:
-    """The inverse of :func:`pack_state`: the state dict, and the keys of float weights that are absent.
-
-    Raises a PackedError if parts are missing, too long or too short.
-    """
+    """Inverse of :func:`pack_state`: state dict, keys of absent float weights; PackedError if parts do not fit."""
     state, absent, entries, begin = OrderedDict(), set(), about['entries'], 0
     state._metadata = about['versions']
     sizes: dict[str, list[int]] = defaultdict(list)

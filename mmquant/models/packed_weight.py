@@ -18,10 +18,7 @@ class NoFloatWeight(RuntimeError):
 
 
 class PackedWeight(nn.Parameter):
-    """A parameter with shape, dtype and device of a weight, no memory, and an error for whoever computes with it.
-
-    ``like`` is a scalar of the dtype and device, ``shape`` the weight's, ``layer`` the name for the error.
-    """
+    """A parameter like a weight (scalar ``like``: dtype, device), without memory; whoever computes with it is told."""
 
     def __new__(cls, like: torch.Tensor, shape: tuple[int, ...], layer: str) -> PackedWeight:
         return torch.Tensor._make_subclass(cls, like.detach().new_zeros(()).expand(shape), False)

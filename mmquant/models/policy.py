@@ -34,14 +34,17 @@ class QuantizerPolicy:
             that are units beside those found by their residual add. ``per_call``, ``depthwise_channels``: see
             :func:`place_quantizers`.
 
-    Raises:
-        ConfigError: For an unknown key, type or position, bits that a grid does not take, or a pattern that is no
-            regular expression; names the place in the config.
+    Raises a ConfigError, which names the place in the config, for an unknown key, type or position, bits that a grid
+    does not take, or a pattern that is no regular expression.
     """
 
     def __init__(self, quantizer: dict) -> None:
         check_keys(quantizer, KEYS, 'quantizer')
-        self.scope = _scope(quantizer.get('scope'))
+        scope = quantizer.get('scope')
+        if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
+            raise ConfigError('quantizer.scope must be a list of module paths such as ["backbone", "neck"], got '
+                              f'{scope!r}')
+        self.scope = None if scope is None else tuple(scope)
         blocks = quantizer.get('block_types', ())
         if not isinstance(blocks, (list, tuple)) or not all(isinstance(x, str) for x in blocks):
             raise ConfigError(f'quantizer.block_types must be a list of class names, got {blocks!r}')
@@ -178,8 +181,7 @@ def merged_config(cfg: dict, change: dict) -> dict:
 def whole_config(cfg: dict, where: str) -> dict:
     """A quantizer's config as plain values, with its bits; tried by building it, but for ``bits=None``.
 
-    Raises:
-        ConfigError: If the grid refuses a value, or a checkpoint cannot hold one.
+    Raises a ConfigError if the grid refuses a value, or a checkpoint cannot hold one.
     """
     given = {k: v for k, v in cfg.items() if k != 'bits' or v is not None}
     bits = int(build(QUANTIZERS, given, where).bits)
@@ -197,9 +199,3 @@ def _default(quantizer: dict, key: str) -> dict:
         raise ConfigError(f'quantizer.{key}: expected dict(type=..., bits=...), got {quantizer.get(key)!r}; write '
                           'bits=None to keep it float')
     return whole_config(quantizer[key], f'quantizer.{key}')
-
-
-def _scope(scope) -> tuple[str, ...] | None:
-    if isinstance(scope, str) or (scope is not None and not all(isinstance(x, str) for x in scope)):
-        raise ConfigError(f'quantizer.scope must be a list of module paths such as ["backbone", "neck"], got {scope!r}')
-    return None if scope is None else tuple(scope)

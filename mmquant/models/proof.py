@@ -59,7 +59,6 @@ class Proof:
     def _run(self, inputs=None) -> tuple[list, dict]:
         """Tensors that the model returns, and a few values of what each module call returned."""
         traces, counts = {}, defaultdict(int)  # by name and number of the call; calls by name
-
         def hook(name):
             def note(module, args, output):
                 if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
@@ -67,16 +66,12 @@ class Proof:
                     traces[name, counts[name]] = flat[::max(1, flat.numel() // SAMPLES)].clone()
                 counts[name] += 1
             return note
-
         model = self.model
-        handles = [m.register_forward_hook(hook(n)) for n, m in model.architecture.named_modules()]
-        try:
-            with model.quantization(weights=False, activations=False), _exact_products(), \
-                    self.decisions.pinned(model.architecture, 0):
-                returned = model.run(self.inputs if inputs is None else inputs, self.data_samples)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with model.quantization(weights=False, activations=False), _exact_products(), \
+                self.decisions.pinned(model.architecture, 0), contextlib.ExitStack() as stack:
+            for name, module in model.architecture.named_modules():
+                stack.enter_context(module.register_forward_hook(hook(name)))
+            returned = model.run(self.inputs if inputs is None else inputs, self.data_samples)
         return [x for x in tree_leaves(returned) if isinstance(x, torch.Tensor)], traces
 
 

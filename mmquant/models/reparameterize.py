@@ -33,10 +33,8 @@ def reparameterize(model: nn.Module) -> int:
 
     Each merged convolution gets ``dense_scale`` (C_out,): ``|gamma / sigma|`` of the BatchNorm after its largest
     kernel, the mean over several such branches; and ``folded_bn``, of which the mean of the output survives: the sum of
-    the branches' ``beta``. Models built in deployed form are corrected too, but have neither.
-
-    Raises:
-        ValueError: If a module refuses, or the variance of a BatchNorm to be merged is negative, NaN or infinite.
+    the branches' ``beta``. Models built in deployed form are corrected too, but have neither. Raises a ValueError if a
+    module refuses, or the variance of a BatchNorm to be merged is negative, NaN or infinite.
     """
     found = [(n, m) for n, m in model.named_modules() if hasattr(m, 'switch_to_deploy') and not is_deployed(m)]
     for name, module in found:

@@ -48,9 +48,8 @@ def find_blocks(model: nn.Module, flow: DataFlow, block_types: tuple[str, ...] =
     """Calls that are blocks, in execution order.
 
     A block is the smallest subtree that holds a residual add, with one tensor in, one out, and inner tensors read by
-    nobody outside; and every other module of the same class that fits (MobileNetV2's inverted residuals without a
-    shortcut). A candidate around another block is no block. ``block_types`` names further classes, which may have
-    several tensors in and out (a feature pyramid).
+    nobody outside; and every other module of its class that fits (inverted residuals without a shortcut) and holds no
+    other block. ``block_types`` names further classes, which may have several tensors in and out (a feature pyramid).
     """
     return list(flow.once(('blocks', block_types), lambda: _find_blocks(model, flow, block_types)))
 
@@ -129,16 +128,6 @@ def _call_unit(model: nn.Module, flow: DataFlow, call: Call, kind: str) -> Unit:
     return Unit(call.name, kind, layers_within(model, flow, call), call.enter, call.exit, dim)
 
 
-def _stage_calls(model: nn.Module, flow: DataFlow, blocks: list[Call]) -> list[Call]:
-    """The closed call around consecutive blocks; a block without one, or only with one around all, stays alone."""
-    stages = []
-    for block in blocks:
-        around = flow.calls[block.parent]
-        holds_all = around.enter < blocks[0].enter and blocks[-1].enter < around.exit
-        stages.append(around if _is_unit_call(model, flow, around) and not holds_all else block)
-    return list(_without_outer({c.index: c for c in stages}).values())
-
-
 def find_units(model: nn.Module, flow: DataFlow, granularity: str = 'block',
                block_types: tuple[str, ...] = ()) -> list[Unit]:
     """Ordered units that together hold every reachable layer exactly once.
@@ -157,7 +146,12 @@ def _find_units(model: nn.Module, flow: DataFlow, granularity: str, block_types:
         return [_call_unit(model, flow, flow.calls[0], 'net')]
     calls = [] if granularity == 'layer' else find_blocks(model, flow, block_types)
     if granularity == 'stage':
-        calls = _stage_calls(model, flow, calls)
+        stages = []  # the closed call around consecutive blocks; without one, or only with one around all, the block
+        for block in calls:
+            around = flow.calls[block.parent]
+            holds_all = around.enter < calls[0].enter and calls[-1].enter < around.exit
+            stages.append(around if _is_unit_call(model, flow, around) and not holds_all else block)
+        calls = _without_outer({c.index: c for c in stages}).values()
     units = [_call_unit(model, flow, c, granularity) for c in calls]
     covered = {name for unit in units for name in unit.layers}
     called = defaultdict(list)
