@@ -16,7 +16,8 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         q, k, v = (x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value))
         if not self.batch_first:
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (N, L, E)
-        q, k, v = (self._heads(layer(x)) for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, L, E / heads)
+                   for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
         scores = torch.matmul(q * q.shape[-1]**-0.5, k.transpose(-2, -1))  # (N, heads, L, S)
         for mask, shape in ((attn_mask, None), (key_padding_mask, (-1, 1, 1, k.shape[2]))):
             if mask is not None:
@@ -31,10 +32,6 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         if not batched:
             out, weights = out.squeeze(0 if self.batch_first else 1), weights.squeeze(0)
         return out, weights if need_weights else None
-
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L, E) to (N, heads, L, E / heads)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 def splittable(model: nn.Module) -> list[nn.MultiheadAttention]:

@@ -123,6 +123,7 @@ class LayerMatrix:
                 with _Catch(self.shape, see):
                     return forward(*args, **kwargs)
             return watched
+
         return wrapped_forwards(self.layer, wrap, ('', ))
 
     def pieces(self, windows: Tensor, limit: int = PIECE):

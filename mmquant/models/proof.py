@@ -59,6 +59,7 @@ class Proof:
     def _run(self, inputs=None) -> tuple[list, dict]:
         """Tensors that the model returns, and a few values of what each module call returned."""
         traces, counts = {}, defaultdict(int)  # by name and number of the call; calls by name
+
         def hook(name):
             def note(module, args, output):
                 if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
@@ -66,6 +67,7 @@ class Proof:
                     traces[name, counts[name]] = flat[::max(1, flat.numel() // SAMPLES)].clone()
                 counts[name] += 1
             return note
+
         model = self.model
         with model.quantization(weights=False, activations=False), _exact_products(), \
                 self.decisions.pinned(model.architecture, 0), contextlib.ExitStack() as stack:

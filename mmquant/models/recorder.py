@@ -150,6 +150,7 @@ def record(model: nn.Module, run, inputs, decoders=()) -> DataFlow:
     flow.layers = frozenset(name for name, module in model.named_modules() if is_layer(module))
     recorder = _Recorder(flow)
     flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
+
     def wrap(name, module, forward):
         def recorded(*args, **kwargs):
             call = recorder.enter(name, args, kwargs)
@@ -159,11 +160,13 @@ def record(model: nn.Module, run, inputs, decoders=()) -> DataFlow:
             recorder.stack.pop()
             return output
         return recorded
+
     def noting(method):
         def noted(*args, **kwargs):
             flow.decoded |= set(recorder.lookup((args, kwargs)))
             return method(*args, **kwargs)
         return noted
+
     with wrapped_forwards(model, wrap), contextlib.ExitStack() as stack, recorder, _FunctionRecorder(recorder, model):
         for module, name in decoders:
             stack.callback(module.__dict__.pop, name)

@@ -1,8 +1,7 @@
 """Merging of training-time branches: RepVGG, MobileOne, RepLKNet and others that bring ``switch_to_deploy``.
 
-The modules merge themselves; here stands what their own conversion gets wrong. mmpretrain's RepVGG block drops its
-squeeze-and-excitation layer once merged, and the conversions of RepVGG and MobileOne leave every parameter of a block
-without gradient.
+The modules merge themselves; here stands what that gets wrong. mmpretrain's RepVGG block drops its squeeze-and-
+excitation layer once merged, and the conversions of RepVGG and MobileOne leave every parameter of a block without gradient.
 """
 import logging
 
@@ -90,10 +89,10 @@ def _kept(norms: list[nn.Module], block: nn.Module) -> tuple[torch.Tensor, torch
 
 def _check_statistics(name: str, module: nn.Module) -> None:
     flat = []
-    for inner, bn in module.named_modules():
-        if not isinstance(bn, _BatchNorm) or bn.running_var is None:
+    for path, bn in module.named_modules(prefix=name):
+        var = bn.running_var if isinstance(bn, _BatchNorm) else None
+        if var is None:
             continue
-        path, var = '.'.join(p for p in (name, inner) if p), bn.running_var
         if not (torch.isfinite(var) & (var + bn.eps > 0)).all():
             raise ValueError(f'running variance of {path} is negative, NaN or infinite (least value {var.min():.4g}, '
                              f'eps {bn.eps:g}), so its branch cannot be merged; check the float checkpoint')
