@@ -1,7 +1,7 @@
 """Merging of training-time branches: RepVGG, MobileOne, RepLKNet and others that bring ``switch_to_deploy``.
 
-The modules merge themselves; here stands what that gets wrong. mmpretrain's RepVGG block drops its squeeze-and-
-excitation layer once merged, and the conversions of RepVGG and MobileOne leave every parameter of a block without gradient.
+The modules merge themselves, with two errors mended here. mmpretrain's RepVGG block drops its squeeze-and-excitation
+layer once merged, and the conversions of RepVGG and MobileOne leave every parameter of a block without gradient.
 """
 import logging
 
