@@ -115,6 +115,20 @@ def test_heads_cut_in_another_order_are_no_value_site():
     assert sites_of(Odd(), images(2, 5, 8)) == []
 
 
+def test_values_taken_by_index():
+    """As in mmpretrain's attention: three operations read the joint projection."""
+
+    class Indexed(Attention):
+
+        def forward(self, x):
+            b, n, c = x.shape
+            qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+            out = (qkv[0] @ qkv[1].transpose(-2, -1)).softmax(-1) @ qkv[2]
+            return self.proj(out.transpose(1, 2).reshape(b, n, c))
+
+    assert sites_of(Indexed(), images(2, 5, 8)) == [('qkv', ('proj', ), (16, 24))]
+
+
 def test_separate_projections_of_attention():
 
     def forward(self, x):
