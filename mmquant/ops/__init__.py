@@ -1,10 +1,8 @@
 from .affine_errors import affine_errors
 from .affine_parameters import SCALE_FLOOR, affine_parameters
 from .bit_packing import pack_bits, packed_bytes, unpack_bits, width_of
-from .clamp import clamp
+from .elementwise import clamp, pieces, power_
 from .fake_quantize import dequantize, fake_quantize, quantize
-from .pieces import pieces
-from .power import power_
 from .power_distance import power_distance
 from .soft_round import rectified_sigmoid, regularized_soft_weight, rounding_regularizer, soft_weight
 

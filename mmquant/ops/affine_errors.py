@@ -3,8 +3,7 @@ import torch
 from torch import Tensor
 
 from . import c_kernels
-from .clamp import clamp
-from .power import power_
+from .elementwise import clamp, power_
 
 # Elements worked on at once: what a CPU core's cache holds; a GPU wants few large launches.
 CHUNK_ELEMENTS = dict(cpu=2**16, cuda=2**24)

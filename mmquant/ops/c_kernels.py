@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .elementwise import one_order
+
 CHUNK = 16384  # as in c_kernels.c
 SOURCE = Path(__file__).with_suffix('.c')
 FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared',
@@ -30,7 +32,9 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get('CC', 'cc')) or shutil.which('gcc')
     try:
         key = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + _processor()).hexdigest()[:16]
-        path = _cache_folder() / f'kernels-{key}.so'
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmquant' / 'kernels'
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f'kernels-{key}.so'
         if not path.is_file():
             if compiler is None:
                 return None
@@ -38,12 +42,6 @@ def library() -> ctypes.CDLL | None:
         return _declare(ctypes.CDLL(str(path)))
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmquant' / 'kernels'
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _processor() -> bytes:
@@ -75,14 +73,12 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
 
 def usable(*tensors: Tensor, half: Tensor | None = None) -> ctypes.CDLL | None:
     """The kernels, if all tensors are float32 on a CPU, dense, and of one memory order; ``half`` may be bfloat16."""
-    first = tensors[0]
-    for t in tensors if half is None else (half, *tensors):
+    everything = tensors if half is None else (half, *tensors)
+    for t in everything:
         known = t.dtype == torch.float32 or (t is half and t.dtype == torch.bfloat16)
-        if t.device.type != 'cpu' or not known or t.stride() != first.stride():
+        if t.device.type != 'cpu' or not known:
             return None
-    if not (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))):
-        return None
-    return library()
+    return library() if one_order(*everything) else None
 
 
 def kernel(name: str, dtype: torch.dtype):

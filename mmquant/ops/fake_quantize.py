@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import c_kernels, triton_kernels
-from .clamp import clamp
-from .pieces import pieces
+from .elementwise import clamp, like, pieces
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
@@ -72,9 +71,7 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grid is not None and grad.is_cuda:
             x, = ctx.saved_tensors
-            if grad.stride() != x.stride():
-                grad = torch.empty_like(x).copy_(grad)
-            grad_x, grad_scale = triton_kernels.fake_quantize_backward(x, *ctx.grid, grad)
+            grad_x, grad_scale = triton_kernels.fake_quantize_backward(x, *ctx.grid, like(grad, x))
             return grad_x, grad_scale.reshape(ctx.scale_shape).to(ctx.scale_dtype), None, None, None
         if ctx.grid is not None:
             return *_backward_natively(ctx, ctx.saved_tensors[0], grad), None, None, None
@@ -97,8 +94,7 @@ def _scalars(scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> tuple
 
 def _backward_natively(ctx, x: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Gradients by the compiled kernel, one pass over ``x`` and ``grad``."""
-    if grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
+    grad = like(grad, x)
     grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
     sums = c_kernels.chunk_sums(x.numel()) if ctx.needs_input_grad[1] else None
     results = (None if t is None else t.data_ptr() for t in (grad_x, sums))

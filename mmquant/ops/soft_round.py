@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import c_kernels, triton_kernels
-from .clamp import clamp
-from .pieces import pieces
-from .power import power_
+from .elementwise import clamp, like, pieces, power_
 
 GAMMA, ZETA = -0.1, 1.1
 _hardtanh_backward = torch.ops.aten.hardtanh_backward  # (grad, x, low, high): grad if low < x < high, else exactly 0
@@ -91,8 +89,7 @@ class _RegularizedSoftWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor, factor: Tensor) -> tuple:
         slope, pull = ctx.saved_tensors
-        if grad.stride() != slope.stride():
-            grad = torch.empty_like(slope).copy_(grad)
+        grad = like(grad, slope)
         if slope.is_cuda:
             triton_kernels.combine(slope, grad, pull, factor)
             return (slope, ) + (None, ) * 7  # in place: a second backward is refused by autograd

@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .elementwise import one_order
+
 BLOCK = 1024
 
 
@@ -99,10 +101,8 @@ def usable(*tensors: Tensor) -> bool:
 
 def dense(*tensors: Tensor) -> bool:
     """As :func:`usable`, of any floating-point type."""
-    first = tensors[0]
-    same = all(t.is_cuda and t.is_floating_point() and t.stride() == first.stride() for t in tensors)
-    whole = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    return bool(same and whole and first.numel() and _works())
+    fitting = all(t.is_cuda and t.is_floating_point() for t in tensors) and one_order(*tensors)
+    return bool(fitting and tensors[0].numel() and _works())
 
 
 def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, gamma: float, zeta: float,
