@@ -1,7 +1,6 @@
 from .histogram_kl import HistogramKLObserver
 from .lp_norm import LpNormObserver
-from .min_max import MinMaxObserver
-from .observer import Observer
+from .observer import MinMaxObserver, Observer
 from .percentile import PercentileObserver
 from .sampled import SampledObserver
 

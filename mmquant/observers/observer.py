@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from mmquant.registry import OBSERVERS
 from mmquant.structures import Granularity, PerTensor, build_granularity
 
 
@@ -48,7 +49,7 @@ class Observer(ABC):
         if isinstance(self.granularity, PerTensor):
             low, high = (end.reshape(1).float() for end in x.detach().aminmax())
         else:
-            low, high = (end.float() for end in self.granularity.to_groups(x.detach())[0].aminmax(dim=1))
+            low, high = (end.float() for end in self.granularity.to_groups(x.detach()).aminmax(dim=1))
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
             bad = int((~torch.isfinite(x)).sum())
             raise ValueError(f'Observed a tensor of shape {tuple(x.shape)} with {bad} NaN or Inf values, for which no '
@@ -94,7 +95,7 @@ class Observer(ABC):
             if importance.shape != x.shape or not bool((torch.isfinite(importance) & (importance >= 0)).all()):
                 raise ValueError(f'importance of shape {tuple(importance.shape)} for a tensor of {tuple(x.shape)}: '
                                  'expected finite values >= 0, one per element')
-            self.importance = self.granularity.to_groups(importance.float())[0].contiguous()
+            self.importance = self.granularity.to_groups(importance.float()).contiguous()
         low_high = self.range(quantizer)
         self.reset()
         return low_high
@@ -105,3 +106,11 @@ class Observer(ABC):
     @abstractmethod
     def _range(self, low: Tensor, high: Tensor, quantizer) -> tuple[Tensor, Tensor]:
         """The range, given the exact one (widened to 0), shapes (num_scales,)."""
+
+
+@OBSERVERS.register_module()
+class MinMaxObserver(Observer):
+    """Exact minimum and maximum: nothing is clipped, outliers cost resolution. ``granularity``: See ``Observer``."""
+
+    def _range(self, low: Tensor, high: Tensor, quantizer) -> tuple[Tensor, Tensor]:
+        return low, high

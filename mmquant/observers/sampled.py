@@ -58,7 +58,7 @@ class SampledObserver(Observer):
         return self._chunks[0]
 
     def _collect(self, x: Tensor) -> None:
-        rows, _ = self.granularity.to_groups(x)
+        rows = self.granularity.to_groups(x)
         if self.max_samples is not None:
             while rows.shape[1] / self._stride > self.max_samples:
                 self._stride *= GROWTH

@@ -227,11 +227,9 @@ class Quantizer(nn.Module):
         """Sorted values of a scale of 1, one per code; None where they are no fixed list."""
         return None
 
-    def columns(self, shape: tuple[int, ...], as_matrix: Callable[[Tensor], Tensor], begin: int = 0,
-                end: int | None = None) -> Columns:
-        """View for solvers: this grid on columns ``begin..end`` of ``as_matrix(weight)``, (groups, rows, columns), for
-        a weight of ``shape``."""
-        return Columns.of(self, shape, as_matrix)[begin:end]
+    def columns(self, shape: tuple[int, ...], as_matrix: Callable[[Tensor], Tensor]) -> Columns:
+        """View for solvers: this grid on ``as_matrix(weight)``, (groups, rows, columns), for a weight of ``shape``."""
+        return Columns.of(self, shape, as_matrix)
 
     def twin(self) -> Quantizer:
         """The same grid and parameters in buffers of its own; without codes, rounding, mixing and kept mean."""

@@ -1,5 +1,4 @@
 """Which elements of a tensor share one scale."""
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -7,19 +6,17 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
-Restore = Callable[[Tensor], Tensor]
 
 
 class Granularity:
-    """Which elements share a scale: the contract, and what channels with scales of their own (``axis``) have in common.
-    """
+    """Which elements share a scale: the contract, and what scales along an ``axis`` have in common."""
 
     def scale_shape(self, x_shape: Shape) -> Shape:
         """Shape in which the scale of a tensor of ``x_shape`` is stored."""
         raise NotImplementedError
 
-    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
-        """View ``x`` with one row per scale, (num_scales, n); and what brings such a tensor back to ``x``'s shape."""
+    def to_groups(self, x: Tensor) -> Tensor:
+        """``x`` with one row per scale, (num_scales, n); a view where that is possible."""
         raise NotImplementedError
 
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
@@ -42,9 +39,8 @@ class PerTensor(Granularity):
     def scale_shape(self, x_shape: Shape) -> Shape:
         return ()
 
-    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
-        shape = x.shape
-        return x.reshape(1, -1), lambda rows: rows.reshape(shape)
+    def to_groups(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1)
 
     def on_axis(self, axis: int) -> 'PerTensor':
         return self
@@ -64,11 +60,9 @@ class PerChannel(Granularity):
         axis = _checked_axis(self.axis, x_shape)
         return tuple(size if dim == axis else 1 for dim, size in enumerate(x_shape))
 
-    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
+    def to_groups(self, x: Tensor) -> Tensor:
         axis = _checked_axis(self.axis, x.shape)
-        moved = x.movedim(axis, 0)
-        shape = moved.shape
-        return moved.reshape(shape[0], -1), lambda rows: rows.reshape(shape).movedim(0, axis)
+        return x.movedim(axis, 0).reshape(x.shape[axis], -1)
 
     def of_channels(self, values: Tensor, dim: int) -> Tensor:
         return values.view([-1 if d == self.axis % dim else 1 for d in range(dim)])
@@ -100,19 +94,16 @@ class PerGroup(Granularity):
         axis = _checked_axis(self.axis, x_shape)
         return x_shape[axis], -(-prod((*x_shape[:axis], *x_shape[axis + 1:])) // self.group_size)
 
-    def to_groups(self, x: Tensor) -> tuple[Tensor, Restore]:
+    def to_groups(self, x: Tensor) -> Tensor:
         """As the base; a shorter last group is filled up with repetitions of its own elements."""
-        channels = self.scale_shape(tuple(x.shape))[0]
-        axis = _checked_axis(self.axis, x.shape)
-        moved = x.movedim(axis, 0)
-        shape, row = moved.shape, x.numel() // channels
+        moved = x.movedim(_checked_axis(self.axis, x.shape), 0)
+        row = x.numel() // len(moved)
         rest = row % self.group_size
         if not rest:
-            return moved.reshape(-1, self.group_size), lambda rows: rows.reshape(shape).movedim(0, axis)
+            return moved.reshape(-1, self.group_size)
         last = row - rest + torch.arange(self.group_size - rest, device=x.device) % rest
-        flat = moved.reshape(channels, row)
-        filled = torch.cat([flat, flat[:, last]], dim=1).reshape(-1, self.group_size)
-        return filled, lambda rows: rows.reshape(channels, -1)[:, :row].reshape(shape).movedim(0, axis)
+        flat = moved.reshape(len(moved), row)
+        return torch.cat([flat, flat[:, last]], dim=1).reshape(-1, self.group_size)
 
     def expand(self, scale: Tensor, x_shape: Shape) -> Tensor:
         """As the base; as large as ``x``."""

@@ -32,7 +32,7 @@ def layer_of(granularity='channel', dtype=torch.float32, seed=0, make=None, **qu
 
 
 def set_range(layer):
-    rows, _ = layer.weight_quantizer.granularity.to_groups(layer.quantized_tensor.detach())
+    rows = layer.weight_quantizer.granularity.to_groups(layer.quantized_tensor.detach())
     layer.weight_quantizer.set_range(rows.amin(1), rows.amax(1))
 
 
