@@ -4,12 +4,7 @@ A type written ``mmquant.Name`` in a config is found without ``import mmquant``:
 scope's name, and each registry imports its ``locations`` on first use. Keep this file free of heavy imports, because
 mmengine swallows an ImportError raised here and then reports "not in the registry".
 """
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+import mmengine.registry as roots
 from mmengine.registry import Registry
 
 # Tensors in, representable values out.
@@ -24,7 +19,7 @@ OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'
 TERMS = Registry('term', scope='mmquant', locations=['mmquant.reconstruction'])
 MIXERS = Registry('mixer', scope='mmquant', locations=['mmquant.reconstruction'])
 FIT_HOOKS = Registry('fit_hook', scope='mmquant', locations=['mmquant.reconstruction'])
-OPTIMIZERS = Registry('optimizer', parent=MMENGINE_OPTIMIZERS, scope='mmquant', locations=['mmquant.reconstruction'])
+OPTIMIZERS = Registry('optimizer', parent=roots.OPTIMIZERS, scope='mmquant', locations=['mmquant.reconstruction'])
 # Codes of a layer's weight, without back-propagation.
 SOLVERS = Registry('solver', scope='mmquant', locations=['mmquant.solvers'])
 # What a search over clips minimises, and how it searches.
@@ -35,9 +30,8 @@ SOURCES = Registry('source', scope='mmquant', locations=['mmquant.engine'])
 # One stage of an algorithm.
 STEPS = Registry('step', scope='mmquant', locations=['mmquant.algorithms'])
 
-LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmquant', locations=['mmquant.engine'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmquant', locations=['mmquant.engine'])
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmquant',
-                  locations=['mmquant.models', 'mmquant.architectures'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmquant', locations=['mmquant.datasets'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmquant', locations=['mmquant.datasets'])
+LOOPS = Registry('loop', parent=roots.LOOPS, scope='mmquant', locations=['mmquant.engine'])
+HOOKS = Registry('hook', parent=roots.HOOKS, scope='mmquant', locations=['mmquant.engine'])
+MODELS = Registry('model', parent=roots.MODELS, scope='mmquant', locations=['mmquant.models', 'mmquant.architectures'])
+DATASETS = Registry('dataset', parent=roots.DATASETS, scope='mmquant', locations=['mmquant.datasets'])
+TRANSFORMS = Registry('transform', parent=roots.TRANSFORMS, scope='mmquant', locations=['mmquant.datasets'])

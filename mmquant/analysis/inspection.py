@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_leaves
 
-from mmquant.analysis.sqnr import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.quantizers import Quantizer
-from mmquant.utils.hooks import hooked
+from mmquant.utils.contexts import hooked
 
 BINS = 64
 SAMPLES = 2**14  # values of one call that a histogram looks at
@@ -37,6 +36,14 @@ class Inspection:
     output_sqnr: dict[str, float | None]
     weights: tuple[Histogram, ...]
     activations: tuple[Histogram, ...]
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)`` of two sums of squares: inf without noise, -inf without signal, NaN where one is."""
+    if noise == 0:
+        return math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
 
 
 def _finite(x: float) -> float | None:
@@ -101,50 +108,28 @@ def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], 
     quantizers = {n: q for n, q in model.activation_quantizers().items() if q.initialized}
     sums = {name: [0.0, 0.0] for name in layers}  # signal, noise
     met: dict[str, list[torch.Tensor]] = defaultdict(list)
+    references: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def keep(name, module, args, output):
+        # cloned: activations behind a layer may write into its output
+        references[name].append(tree_leaves(output)[0].detach().clone())
+
+    def compare(name, module, args, output):
+        reference = references[name].pop(0)  # a layer called several times is compared call by call
+        noise = (tree_leaves(output)[0] - reference).double().square().sum().item()
+        sums[name][0] += reference.double().square().sum().item()
+        sums[name][1] += noise
+
+    def watch(name, module, args):
+        steps = module.positions(args[0].detach()).flatten()
+        met[name].append(steps[::max(1, len(steps) // SAMPLES)].float())
+
     for chunk in images:
         for part in chunk.split(CHUNK):
-            references: dict[str, list[torch.Tensor]] = defaultdict(list)
-            with model.quantization(weights=False, activations=False), hooked(layers, _keep(references)):
+            references.clear()
+            with model.quantization(weights=False, activations=False), hooked(layers, keep):
                 model.run(part)
-            with (model.frozen(*model.ready), hooked(layers, _compare(references, sums)),
-                  hooked(quantizers, _watch(met), before=True)):
+            with model.frozen(*model.ready), hooked(layers, compare), hooked(quantizers, watch, before=True):
                 model.run(part)
     histograms = [_histogram(n, torch.cat(met[n]), quantizers[n]) for n in quantizers if met[n]]
     return {n: _finite(sqnr_db(*s)) for n, s in sums.items() if s[0]}, histograms
-
-
-def _keep(references):
-
-    def make(name):
-        # cloned: activations behind a layer may write into its output
-        return lambda module, args, output: references[name].append(tree_leaves(output)[0].detach().clone())
-
-    return make
-
-
-def _compare(references, sums):
-
-    def make(name):
-
-        def hook(module, args, output):
-            reference = references[name].pop(0)  # a layer called several times is compared call by call
-            noise = (tree_leaves(output)[0] - reference).double().square().sum().item()
-            sums[name][0] += reference.double().square().sum().item()
-            sums[name][1] += noise
-
-        return hook
-
-    return make
-
-
-def _watch(met):
-
-    def make(name):
-
-        def hook(module, args):
-            steps = module.positions(args[0].detach()).flatten()
-            met[name].append(steps[::max(1, len(steps) // SAMPLES)].float())
-
-        return hook
-
-    return make

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mmquant.analysis.sqnr import sqnr_db
+from mmquant.analysis.inspection import sqnr_db
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import PerCall, enabled
 from mmquant.models.quantizer_index import quantizer_at
 from mmquant.quantizers import Quantizer
-from mmquant.utils.hooks import hooked
+from mmquant.utils.contexts import hooked
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,20 @@ def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
     layers = quantizers_of(model)
     power = {name: [0.0, 0.0] for name in layers}
 
-    def measure(name):
-        calls, own = [0], layers[name]
+    calls = dict.fromkeys(layers, 0)
 
-        def hook(module, args, output):
-            if calls[0] < 0:  # the quantized run below
-                return
-            position, calls[0] = calls[0], -1
-            x = args[0]
-            if len(own.inputs) > 1:
-                module.input_quantizer.position = position
-            with enabled(own.all, True):
-                noisy = module(own.inputs[0](x) if own.at_producer else x, *args[1:])
-            calls[0] = position + 1
-            power[name][0] += output.double().square().sum().item()
-            power[name][1] += (noisy.double() - output.double()).square().sum().item()
-
-        return hook
+    def measure(name, module, args, output):
+        if calls[name] < 0:  # the quantized run below
+            return
+        own, position, x = layers[name], calls[name], args[0]
+        calls[name] = -1
+        if len(own.inputs) > 1:
+            module.input_quantizer.position = position
+        with enabled(own.all, True):
+            noisy = module(own.inputs[0](x) if own.at_producer else x, *args[1:])
+        calls[name] = position + 1
+        power[name][0] += output.double().square().sum().item()
+        power[name][1] += (noisy.double() - output.double()).square().sum().item()
 
     modules = {name: model.architecture.get_submodule(name) for name in layers}
     with hooked(modules, measure), model.quantization(weights=False, activations=False):

@@ -25,12 +25,5 @@ class ResNetCifar(ResNet_CIFAR):
     arch_settings = {6 * n + 2: (BasicBlock, (n, n, n)) for n in (3, 5, 7, 9, 18)}
 
     def __init__(self, depth: int, norm_eval: bool = False):
-        super().__init__(
-            depth=depth,
-            num_stages=3,
-            stem_channels=16,
-            base_channels=16,
-            strides=(1, 2, 2),
-            dilations=(1, 1, 1),
-            out_indices=(2, ),
-            norm_eval=norm_eval)
+        super().__init__(depth=depth, num_stages=3, stem_channels=16, base_channels=16, strides=(1, 2, 2),
+                         dilations=(1, 1, 1), out_indices=(2, ), norm_eval=norm_eval)

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_map_only
 from mmquant.losses.objectives import Objective
 from mmquant.registry import OBJECTIVES
 from mmquant.utils.building import ConfigError
-from mmquant.utils.random import seeded
+from mmquant.utils.contexts import seeded
 
 INSTEAD = ('use objective=dict(type="mmquant.OutputDivergence"), which compares with the float network and needs no '
            'labels')

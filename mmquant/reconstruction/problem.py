@@ -7,8 +7,8 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from mmquant.calibration.unit_inputs import pick
-from mmquant.utils.amp import autocast, in_bfloat16
 from mmquant.utils.distributed import mean_over_ranks
+from mmquant.utils.hardware import autocast, in_bfloat16
 
 _NOTHING = contextlib.nullcontext()
 

@@ -16,7 +16,7 @@ from mmquant.reconstruction.settings import Settings
 from mmquant.reconstruction.several_sizes import RaggedProblem
 from mmquant.reconstruction.terms import UnitData
 from mmquant.reconstruction.variables import State, UnitVariables
-from mmquant.utils.random import seeded
+from mmquant.utils.contexts import seeded
 
 
 class UnitFit:

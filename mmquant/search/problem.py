@@ -21,9 +21,9 @@ from mmquant.calibration.context import CalibrationContext
 from mmquant.losses.objectives import Objective
 from mmquant.models.layers import enabled, fix_weight, fixed_weights
 from mmquant.search.clips import find_clips, shares_behind
-from mmquant.utils.amp import autocast
 from mmquant.utils.building import ConfigError
 from mmquant.utils.distributed import sum_over_ranks
+from mmquant.utils.hardware import autocast
 
 GRADIENT_COST = 3  # image-forwards that one image costs forward and backward
 

@@ -20,9 +20,7 @@ def interleave(parts: list[list]) -> list:
 
 def gather_list(items: list) -> list:
     """All processes' lists of plain items, interleaved; the same everywhere."""
-    if alone():
-        return items
-    return interleave(dist.all_gather_object(items))
+    return items if alone() else interleave(dist.all_gather_object(items))
 
 
 def gather_rows(x: torch.Tensor, images: int) -> torch.Tensor:

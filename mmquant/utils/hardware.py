@@ -1,6 +1,7 @@
-"""What the processor is, and what it can do."""
+"""What the processor is, and what it can do; bfloat16, where it is wanted."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import resource
@@ -24,21 +25,29 @@ def computes_bfloat16(device: torch.device) -> bool:
     return bool(known.get('bf16') or known.get('sve_bf16') or known.get('arm_bf16'))
 
 
+def autocast(device: torch.device, on: bool):
+    """bfloat16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
+
+
+def in_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in bfloat16 if it is float32, else itself."""
+    return x.to(torch.bfloat16) if x.dtype == torch.float32 else x
+
+
 def device_name(device: torch.device) -> str:
     """Kind of the device, such as ``'NVIDIA H100 80GB HBM3'``, or the processor's name with the threads in use."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f'{_processor()} ({threads} thread{"s" * (threads > 1)})' if device.type == 'cpu' else device.type
-
-
-def _processor() -> str:
+    if device.type != 'cpu':
+        return device.type
     try:
         with open('/proc/cpuinfo') as f:
             names = [line.split(':', 1)[1].strip() for line in f if line.startswith('model name')]
     except OSError:
         names = []
-    return names[0] if names else platform.machine()
+    threads = torch.get_num_threads()
+    return f'{names[0] if names else platform.machine()} ({threads} thread{"s" * (threads > 1)})'
 
 
 def peak_memory_bytes() -> int:

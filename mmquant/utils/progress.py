@@ -10,38 +10,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class _Bar:
-
-    def __init__(self, description: str, total: int, bar: Progress | None) -> None:
-        self.description, self.total, self.bar = description, total, bar
-        self.task = bar.add_task(description, total=total, note='') if bar else None
-        self.started = self.logged = time.monotonic()
-
-    def update(self, done: int, text: str = '') -> None:
-        """``done`` of ``total`` parts are finished; ``text`` says on what."""
-        if self.bar:
-            self.bar.update(self.task, completed=done, note=text)
-            return
-        now = time.monotonic()
-        if done and (now - self.logged > 15 or done == self.total):
-            self.logged = now
-            left = (now - self.started) / done * (self.total - done)
-            MMLogger.get_current_instance().info(
-                f'{self.description}: {done / self.total:.0%}, {text}, elapsed {now - self.started:.0f} s, '
-                f'left {left:.0f} s')
-
-
 @contextlib.contextmanager
 def progress(description: str, total: int):
-    """A bar for ``total`` parts of work; yields an object with ``update(done, text)``."""
+    """A bar for ``total`` parts of work; yields an object with ``update(done, text)``, ``text`` saying on what."""
     console = Console(stderr=True)
+    started = logged = time.monotonic()
+
+    def log(done: int, text: str = '') -> None:
+        nonlocal logged
+        now = time.monotonic()
+        if done and (now - logged > 15 or done == total):
+            logged = now
+            left = (now - started) / done * (total - done)
+            MMLogger.get_current_instance().info(f'{description}: {done / total:.0%}, {text}, elapsed '
+                                                 f'{now - started:.0f} s, left {left:.0f} s')
+
     if not console.is_terminal:
-        yield _Bar(description, total, None)
+        yield SimpleNamespace(update=log)
         return
-    columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:>3.0f}%'), \
-        TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), TextColumn('{task.fields[note]}')
+    columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:>3.0f}%'),
+               TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=console) as bar:
-        yield _Bar(description, total, bar)
+        task = bar.add_task(description, total=total, note='')
+        yield SimpleNamespace(update=lambda done, text='': bar.update(task, completed=done, note=text))
 
 
 def silent(description: str, total: int):

@@ -65,18 +65,13 @@ def _registries() -> Iterator[Registry]:
 
 def _type_names(kind: str) -> set[str]:
     """Names of the registered types of a kind, bare and with their prefix."""
-    found = set()
-    for registry in _registries():
-        if registry.name == kind:
-            found |= {name for n in registry.module_dict for name in (n, f'{registry.scope}.{n}')}
-    return found
+    return {name for registry in _registries() if registry.name == kind
+            for n in registry.module_dict for name in (n, f'{registry.scope}.{n}')}
 
 
 def _keys(class_name: str) -> set[str]:
     """Arguments of the registered classes of a name, and of their bases."""
-    found = set()
-    for registry in _registries():
-        for cls in registry.module_dict.values():
-            if inspect.isclass(cls) and cls.__name__ == class_name:
-                found |= {p for base in cls.__mro__[:-1] for p in inspect.signature(base.__init__).parameters}
+    named = [cls for registry in _registries() for cls in registry.module_dict.values()
+             if inspect.isclass(cls) and cls.__name__ == class_name]
+    found = {p for cls in named for base in cls.__mro__[:-1] for p in inspect.signature(base.__init__).parameters}
     return found - {'self', 'args', 'kwargs'}

@@ -6,17 +6,11 @@ operator torchvision::nms does not exist``, because torchvision attaches shape f
 defined. Defining the two schemas first is enough. The operators themselves stay missing: calling one still raises
 torchvision's own error.
 """
+import functools
 import importlib.abc
 import importlib.machinery
 import sys
 from pathlib import Path
-
-SCHEMAS = (
-    'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-    'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-)
-
-_libraries = []  # torch drops the schemas when the library object is collected
 
 
 def compiled_part_loads(package_dir: Path) -> bool:
@@ -33,14 +27,14 @@ def compiled_part_loads(package_dir: Path) -> bool:
     return False
 
 
-def define_schemas() -> None:
-    """Define the schemas of the two operators, once per process."""
+@functools.cache  # once per process; torch would drop the schemas with the library object
+def define_schemas():
+    """Define the schemas of the two operators; returns the library that holds them."""
     import torch
-    if not _libraries:
-        library = torch.library.Library('torchvision', 'FRAGMENT')
-        for schema in SCHEMAS:
-            library.define(schema)
-        _libraries.append(library)
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    for name in ('nms', 'qnms'):
+        library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    return library
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):

@@ -98,9 +98,8 @@ def check_package(package: PackageRange) -> None:
             warnings.warn(text, stacklevel=2)
         return
     if len(found) > 1:
-        warnings.warn(
-            f'{" and ".join(found)} are installed together; they overwrite each other\'s files in the folder '
-            f'{package.module}. Keep one, e.g. {install}', stacklevel=2)
+        warnings.warn(f'{" and ".join(found)} are installed together; they overwrite each other\'s files in the folder '
+                      f'{package.module}. Keep one, e.g. {install}', stacklevel=2)
     try:
         number = Version(version)
     except InvalidVersion:  # a build that names no usable version; nothing to compare
@@ -109,9 +108,8 @@ def check_package(package: PackageRange) -> None:
         raise ImportError(f'mmquant needs {package.module}>={package.minimum}, but found {version}. '
                           f'Upgrade it, e.g. {install}')
     if number >= Version(package.below):
-        warnings.warn(
-            f'{package.module} {version} is newer than mmquant knows (tested with {package.tested}, expected '
-            f'<{package.below}). It may work; if it does not, try {install}', stacklevel=2)
+        warnings.warn(f'{package.module} {version} is newer than mmquant knows (tested with {package.tested}, expected '
+                      f'<{package.below}). It may work; if it does not, try {install}', stacklevel=2)
 
 
 def check_versions(packages: Sequence[PackageRange] = PACKAGES) -> None:

@@ -5,8 +5,7 @@ import torch
 from models_for_tests import MLP, Chain, ResNet, ViT, calibrated, images, inserted, randomize
 from torch import nn
 
-from mmquant.analysis.inspection import BINS, histogram, inspect
-from mmquant.analysis.sqnr import sqnr_db
+from mmquant.analysis.inspection import BINS, histogram, inspect, sqnr_db
 from mmquant.quantizers import NoZeroQuantizer, UniformAffineQuantizer
 
 

@@ -5,7 +5,7 @@ from models_for_tests import images
 from mmquant.reconstruction import ElementMix
 from mmquant.registry import MIXERS
 from mmquant.utils.building import ConfigError, build
-from mmquant.utils.random import seeded
+from mmquant.utils.contexts import seeded
 
 
 @pytest.mark.parametrize('p', [0.1, 0.5, 0.9])

@@ -9,7 +9,7 @@ from mmquant.quantizers import UniformAffineQuantizer
 from mmquant.reconstruction import ElementMix
 from mmquant.reconstruction.problem import Comparison, Problem
 from mmquant.reconstruction.terms import UnitLoss
-from mmquant.utils.random import seeded
+from mmquant.utils.contexts import seeded
 
 RATES = dict(rounding=1e-2, activation_scale=1e-3)
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
 from mmquant.algorithms.step import CalibrationContext
-from mmquant.analysis.sqnr import sqnr_db
+from mmquant.analysis.inspection import sqnr_db
 from mmquant.losses.divergence import float_tensors
 from mmquant.models import QuantizedModel
 from mmquant.models.layers import has_own_weight, is_layer
