@@ -4,7 +4,7 @@ import argparse
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
-from mmquant.apis.dry_run import dry_run
+from mmquant.apis.prepare import dry_run
 
 HOOKS = ('mmquant.EvaluationHook', 'mmquant.ReportHook')  # of every run, unless the config has its own
 

@@ -1,6 +1,4 @@
 """What a look inside a quantized model shows: errors of weights and outputs by layer, histograms with clip lines."""
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from dataclasses import dataclass

@@ -1,6 +1,4 @@
 """Which layer costs how much: its own output error, and the metric with only it quantized or only it float."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,6 +1,4 @@
 """The tables a user sees: coverage, units, summary."""
-from __future__ import annotations
-
 from collections import Counter
 
 from mmquant.models.cost import FLOAT_BITS, ModelCost

@@ -1,6 +1,4 @@
 """What the command-line tools share."""
-from __future__ import annotations
-
 import argparse
 import errno
 import os

@@ -1,6 +1,4 @@
 """From a config file to a Runner."""
-from __future__ import annotations
-
 import inspect
 import os.path as osp
 

@@ -1,6 +1,4 @@
 """Quantize any ``torch.nn.Module`` from Python: no config, no Runner, the same engine."""
-from __future__ import annotations
-
 import os
 import os.path as osp
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,4 @@
 """Handwritten digits that come with scikit-learn: 1797 grey images of 8x8 pixels, no download, no file of ours."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,6 +1,4 @@
 """Digits to detect: scenes composed from the handwritten digits of scikit-learn, in COCO format, made on first use."""
-from __future__ import annotations
-
 import json
 import os
 import os.path as osp
@@ -58,11 +56,6 @@ def _colour(behind: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
             return colour
 
 
-def _overlaps(box: Sequence[int], boxes: list[Sequence[int]]) -> bool:
-    x, y, w, h = box
-    return any(x < a + c and a < x + w and y < b + d and b < y + h for a, b, c, d in boxes)
-
-
 def compose(digits: list[dict], rng: np.random.RandomState) -> tuple[np.ndarray, list[dict]]:
     """One scene.
 
@@ -88,13 +81,13 @@ def compose(digits: list[dict], rng: np.random.RandomState) -> tuple[np.ndarray,
         alpha = np.clip(_enlarged(digit['img'][..., 0] / 255., height, width), 0, 1)  # (height, width)
         y, x = rng.randint(shape[0] - height + 1), rng.randint(shape[1] - width + 1)
         rows, columns = (np.flatnonzero((alpha > INK / 255).any(axis)) for axis in (1, 0))
-        box = (x + columns[0], y + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
-        if _overlaps(box, boxes):
+        x0, y0, w, h = x + columns[0], y + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+        if any(x0 < a + c and a < x0 + w and y0 < b + d and b < y0 + h for a, b, c, d in boxes):
             continue
         place = img[y:y + height, x:x + width]
         place += alpha[..., None] * (_colour(place.mean((0, 1)), rng) - place)
-        boxes.append(box)
-        objects.append(dict(bbox=[int(v) for v in box], category_id=digit['gt_label'] + 1))
+        boxes.append((x0, y0, w, h))
+        objects.append(dict(bbox=[int(v) for v in boxes[-1]], category_id=digit['gt_label'] + 1))
     return np.clip(np.rint(img), 0, 255).astype(np.uint8), objects
 
 
@@ -144,10 +137,7 @@ class DigitsDetDataset(BaseDataset):
         split: ``'train'``, ``'calibration'`` or ``'test'``.
         data_root: Folder for images and annotations. Default: ``'data/digitsdet'``.
         pipeline: Transforms of mmdet, such as ``LoadImageFromFile`` and ``PackDetInputs``. Default: none.
-        indices: Take only the first n samples, or these samples, of the split. Default: all.
-        metainfo: Additions to ``METAINFO``. Default: none.
-        test_mode: True lets a failing sample raise instead of being replaced by another one. Default: False.
-        lazy_init: True leaves loading to the first use. Default: False.
+        indices, metainfo, test_mode, lazy_init: As in :class:`DigitsDataset`.
 
     Raises:
         ValueError: Unknown split, or files of another version of this data set below ``data_root``.

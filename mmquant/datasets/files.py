@@ -1,6 +1,4 @@
 """Whether the files that a data set config names are there, before anything is built."""
-from __future__ import annotations
-
 import os
 import os.path as osp
 from collections.abc import Iterator

@@ -1,6 +1,4 @@
 """Which samples a data set holds: shared with another one, the same as elsewhere."""
-from __future__ import annotations
-
 import hashlib
 import os.path as osp
 from collections.abc import Iterator

@@ -1,6 +1,4 @@
 """A fixed random part of another data set."""
-from __future__ import annotations
-
 import copy
 
 import numpy as np

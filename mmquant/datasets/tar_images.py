@@ -1,6 +1,4 @@
 """Images read straight from an uncompressed tar archive."""
-from __future__ import annotations
-
 import os.path as osp
 import tarfile
 from collections.abc import Sequence
@@ -24,11 +22,8 @@ class TarImageDataset(BaseDataset):
         tar_file: Path of the archive, relative to ``data_root`` unless absolute.
         data_root: Folder of the archive. Default: the working directory.
         extensions: Endings of members that are images, lower case. Default: JPEG and PNG.
-        pipeline: Transforms. Default: none.
-        indices: Take only the first n samples, or these samples. Default: all.
         metainfo: May hold ``classes``, the folder names in the order of their labels. Default: none.
-        test_mode: True lets a failing sample raise instead of being replaced by another one. Default: False.
-        lazy_init: True leaves reading the index to the first use. Default: False.
+        pipeline, indices, test_mode, lazy_init: As in :class:`DigitsDataset`.
 
     Raises:
         FileNotFoundError: The archive does not exist.

@@ -1,5 +1,4 @@
-from .affine_errors import affine_errors
-from .affine_parameters import SCALE_FLOOR, affine_parameters
+from .affine_ranges import SCALE_FLOOR, affine_errors, affine_parameters
 from .bit_packing import pack_bits, packed_bytes, unpack_bits, width_of
 from .elementwise import clamp, pieces, power_
 from .fake_quantize import dequantize, fake_quantize, quantize

@@ -1,6 +1,5 @@
 from .adaround import AdaRound
-from .nearest import NearestRounding
-from .rounding import Rounding
+from .rounding import NearestRounding, Rounding
 from .straight_through import StraightThrough
 
 __all__ = ['AdaRound', 'NearestRounding', 'Rounding', 'StraightThrough']

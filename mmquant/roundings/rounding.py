@@ -1,8 +1,10 @@
-"""How a weight picks its level: the contract."""
+"""How a weight picks its level: the contract, and the nearest one, where nothing is learned."""
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+
+from mmquant.registry import ROUNDINGS
 
 
 class Rounding(nn.Module):
@@ -62,3 +64,23 @@ class Rounding(nn.Module):
 
     def constrain(self) -> None:  # noqa: B027 (optional)
         """Bring what trains back to valid values; called after each training step."""
+
+
+@ROUNDINGS.register_module()
+class NearestRounding(Rounding):
+    """Each weight takes the nearest level; the baseline of all other roundings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid: nn.Module | None = None
+        self.register_buffer('nearest', None, persistent=False)
+
+    def _start(self, weight: Tensor, quantizer: nn.Module) -> None:
+        self.grid = quantizer.twin()
+        self.nearest = quantizer.encode(weight)
+
+    def forward(self) -> Tensor:
+        return self.grid.decode(self.nearest).to(self.weight_dtype)
+
+    def codes(self) -> Tensor:
+        return self.nearest.clone()

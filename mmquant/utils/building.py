@@ -1,6 +1,4 @@
 """Building from configs with errors that name the closest valid key or type."""
-from __future__ import annotations
-
 import difflib
 import inspect
 import json

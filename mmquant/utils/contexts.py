@@ -1,6 +1,4 @@
 """What holds for a while: a seed, hooks of modules."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import partial

@@ -1,6 +1,4 @@
 """What several processes share: calibration images lie scattered, every process has the whole model."""
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -1,6 +1,4 @@
 """What the processor is, and what it can do; bfloat16, where it is wanted."""
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import platform

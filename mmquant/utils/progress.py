@@ -1,6 +1,4 @@
 """Progress bars with an estimate of the time left; plain log lines where no terminal shows them."""
-from __future__ import annotations
-
 import contextlib
 import time
 from types import SimpleNamespace

@@ -1,6 +1,4 @@
 """What mmengine raises for an unknown type or key of a config, told with the closest valid one."""
-from __future__ import annotations
-
 import difflib
 import inspect
 import re

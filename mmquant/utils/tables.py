@@ -1,6 +1,4 @@
 """Tables for the console and the log."""
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 

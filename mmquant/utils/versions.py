@@ -3,8 +3,6 @@
 The originals and the maintained onedl-* forks share their import names and differ in the names of their
 distributions, so a version is looked up for an import name, whichever distribution it came with.
 """
-from __future__ import annotations
-
 import re
 import sys
 import warnings

@@ -1,6 +1,4 @@
 """Figures of a finished run, for the report and for visualizers. Plain matplotlib, without its global state."""
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Sequence
@@ -27,19 +25,13 @@ ABOVE = dict(loc='lower left', bbox_to_anchor=(0, 1))  # of a legend
 NAMED = 40  # layers whose names fit below a figure
 
 
-def canvas(height: float) -> Figure:
-    """An empty figure of the common width."""
-    figure = Figure(figsize=(WIDTH, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure
-
-
 @contextlib.contextmanager
-def _drawing(height: float):
-    """A figure and its axes, while the common style holds."""
+def _drawing(height: float, panels: int = 0, **shared):
+    """A figure of the common width and its axes (of a row of panels, if asked for), while the common style holds."""
     with rc_context(STYLE):
-        figure = canvas(height)
-        yield figure, figure.add_subplot()
+        figure = Figure(figsize=(WIDTH, height), layout='constrained')
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(1, panels, squeeze=False, **shared)[0] if panels else figure.add_subplot()
 
 
 def to_array(figure: Figure) -> np.ndarray:
@@ -110,9 +102,7 @@ def flipped_figure(units: list[dict]) -> Figure:
 def loss_figure(units: list[dict]) -> Figure:
     """Reconstruction loss of each unit over its steps, relative to its first value; one panel a stage."""
     stages = list(dict.fromkeys(u['step'] for u in units))
-    with rc_context(STYLE):
-        figure = canvas(3.2)
-        panels = figure.subplots(1, len(stages), squeeze=False)[0]
+    with _drawing(3.2, len(stages)) as (figure, panels):
         for axes, stage in zip(panels, stages):
             own = [u for u in units if u['step'] == stage]
             lowest = 1.0
@@ -156,18 +146,15 @@ def sensitivity_figure(rows: Sequence[LayerSensitivity]) -> Figure:
     if any(row.drop is not None for row in rows):
         panels += [('drop', 'drop, only this layer quantized', ACTIVATIONS),
                    ('gain', 'gain, only this layer float', ACTIVATIONS)]
-    with rc_context(STYLE):
-        figure = canvas(0.8 + 0.19 * len(rows))
-        for index, (axes, (key, title, color)) in enumerate(zip(figure.subplots(1, len(panels), sharey=True,
-                                                                                squeeze=False)[0], panels)):
+    with _drawing(0.8 + 0.19 * len(rows), len(panels), sharey=True) as (figure, every):
+        for axes, (key, title, color) in zip(every, panels):
             values = [getattr(row, key) for row in rows]
             axes.barh(range(len(rows)), [math.nan if v is None else v for v in values], color=color, height=0.7)
             axes.set_title(title)
             axes.locator_params(axis='x', nbins=5)
             axes.grid(axis='x', color=FAINT, alpha=0.35, lw=0.6)
-            if index == 0:
-                axes.set_yticks(range(len(rows)), [_short(row.name, 36) for row in rows], fontsize=7.5)
-                axes.set_ylim(-0.7, len(rows) - 0.3)
+        every[0].set_yticks(range(len(rows)), [_short(row.name, 36) for row in rows], fontsize=7.5)
+        every[0].set_ylim(-0.7, len(rows) - 0.3)
     return figure
 
 

@@ -1,6 +1,4 @@
 """The report page of a run: one HTML file that needs no network."""
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence
@@ -128,9 +126,10 @@ def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
 def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
     """(anchor, title, explanation, body); those without a body are left out."""
     get = figures.get
+    metrics, rows = stage_rows(run.stages)
     return [
         ('accuracy', 'Accuracy', 'After each step, on the validation set of the config. Bars: the first metric; grey: '
-         'the float model.', f'{get("accuracy", "")}{_stage_table(run)}' if run.stages else ''),
+         'the float model.', get('accuracy', '') + _table(('step', *metrics, 'seconds'), rows) if run.stages else ''),
         ('layers', 'Layers', 'SQNR is the ratio of signal to quantization noise: of the weights alone, and of the '
          "layer's output, where the noise of all layers before it adds up. Red: the lowest of a column. A layer whose "
          'curve drops far below its neighbours is the one to give more bits.',
@@ -171,11 +170,6 @@ def _tiles(run: Run) -> str:
               (f'{run.peak_memory_bytes / 2**30:.2f} GiB', 'peak memory')]
     return '<div class="tiles">' + ''.join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
                                            for value, label in tiles) + '</div>'
-
-
-def _stage_table(run: Run) -> str:
-    keys, rows = stage_rows(run.stages)
-    return _table(('step', *keys, 'seconds'), rows)
 
 
 def _layer_table(run: Run) -> str:

@@ -24,7 +24,7 @@ from tools_for_tests import run_tool
 
 from mmquant.algorithms.step_list import listed_steps
 from mmquant.apis.config import calibration_config, load_config
-from mmquant.apis.dry_run import model_cost_of
+from mmquant.apis.prepare import model_cost_of
 from mmquant.utils.building import ConfigError, differing_keys, plain
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from glob import glob
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import calibration_config, load_config
-from mmquant.apis.dry_run import model_cost_of
+from mmquant.apis.prepare import model_cost_of
 
 sys.path.append(osp.dirname(osp.dirname(osp.abspath(__file__))))  # for model_zoo, in tools
 from model_zoo.results import results_folder, write_json

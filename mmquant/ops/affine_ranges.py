@@ -1,12 +1,33 @@
-"""Errors of many candidate ranges of a uniform grid at once: the inner loop of range searches."""
+"""Ranges of a uniform grid: to scale and zero point, decided here alone; errors of many, which searches compare."""
 import torch
 from torch import Tensor
+
+from mmquant.structures import IntegerGrid
 
 from . import c_kernels
 from .elementwise import clamp, power_
 
+SCALE_FLOOR = 1e-8
+"""Smallest scale; what an all-zero tensor or channel gets."""
 # Elements worked on at once: what a CPU core's cache holds; a GPU wants few large launches.
 CHUNK_ELEMENTS = dict(cpu=2**16, cuda=2**24)
+
+
+def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover ``[low, high]`` and represent 0 exactly.
+
+    Affine: ``scale = (high - low) / (q_max - q_min)``, ``zero_point = clamp(round(q_min - low / scale))``. Symmetric:
+    ``scale = max(|low|, |high|) / q_max``, zero point 0.
+
+    The ends, of any shape, are widened to 0. Returns scale (float32, >= 1e-8) and zero_point (float32, holding integers
+    in ``q_min..q_max``), shaped like ``low``.
+    """
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    if grid.symmetric:
+        scale = (torch.maximum(-low, high) / grid.q_max).clamp_(min=SCALE_FLOOR)
+        return scale, torch.zeros_like(scale)
+    scale = ((high - low) / (grid.q_max - grid.q_min)).clamp_(min=SCALE_FLOOR)
+    return scale, (grid.q_min - low / scale).round_().clamp_(grid.q_min, grid.q_max)
 
 
 def affine_errors(x: Tensor, scale: Tensor, zero_point: Tensor, code_range: tuple[int, int], p: float,
