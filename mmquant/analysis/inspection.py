@@ -69,12 +69,9 @@ def _histogram(name: str, steps: torch.Tensor, quantizer: Quantizer) -> Histogra
 
 @torch.no_grad()
 def inspect(model: QuantizedModel, images: list) -> Inspection:
-    """Look at a calibrated model.
+    """Look at the quantizers of a model that have a range, and at errors and activations over preprocessed images.
 
-    Args:
-        model (QuantizedModel): Its quantizers have ranges, where they are to be looked at.
-        images (list[Tensor]): Preprocessed inputs; errors and histograms of activations are taken over them. Runs the
-            float and the quantized model on ``CHUNK`` images at a time.
+    The float and the quantized model run on ``CHUNK`` images at a time.
     """
     weights, histograms = {}, []
     for name, layer in model.quantized_layers().items():

@@ -35,7 +35,6 @@ class LayerQuantizers:
 
     @property
     def all(self) -> tuple[Quantizer, ...]:
-        """All of them."""
         return self.weights + self.inputs
 
     @property
@@ -71,11 +70,9 @@ def only(model: QuantizedModel, name: str, state: bool):
 
 @torch.no_grad()
 def layer_sqnr(model: QuantizedModel, batches: list[tuple]) -> dict[str, float]:
-    """SQNR of each layer's output when weights and input of this layer alone are quantized, in dB.
+    """SQNR in dB of each layer's output when its weights and its input alone are quantized.
 
-    Args:
-        model (QuantizedModel): A quantized model.
-        batches (list[tuple]): (inputs, data samples or None), preprocessed.
+    ``batches`` are preprocessed: (inputs, data samples or None).
     """
     layers = quantizers_of(model)
     power = {name: [0.0, 0.0] for name in layers}
@@ -108,14 +105,12 @@ def sensitivities(model: QuantizedModel, batches: list[tuple], evaluate: Callabl
     """Sensitivity of every layer, worst first: by the drop, without a metric by the SQNR.
 
     Args:
-        model (QuantizedModel): A quantized model.
-        batches (list[tuple]): For the SQNR, see :func:`layer_sqnr`.
+        model, batches: As in :func:`layer_sqnr`.
         evaluate (Callable | None): Returns the metric (larger is better) of the model as it is. None: SQNR only.
         names (list[str] | None): Layers to measure. Default: all.
         report (Callable | None): ``report(done, total)`` after each evaluation.
 
-    Returns:
-        tuple: The layers, and the metric of the ``float`` and the ``quantized`` model.
+    Returns the layers, and the metric of the ``float`` and the ``quantized`` model.
     """
     weights = model.plan.weights
     layers = quantizers_of(model)

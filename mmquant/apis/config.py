@@ -18,11 +18,7 @@ UNUSED_OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config and apply ``--cfg-options``.
-
-    Raises:
-        ConfigError: If the file does not exist or an option names a key that the config does not have.
-    """
+    """Read a config, apply ``--cfg-options``; ConfigError without the file, or without the key that an option names."""
     if not osp.isfile(path):
         raise ConfigError(f'config {path} does not exist')
     cfg = Config.fromfile(path)
@@ -70,11 +66,7 @@ def _check_arguments(cls: type, cfg: dict, where: str) -> None:
 
 
 def calibration_config(cfg: Config) -> Config:
-    """Fill the Runner's train slot: the loop's dataloader, and the optimizer that a Runner insists on.
-
-    Raises:
-        ConfigError: If ``train_cfg`` is no calibration loop.
-    """
+    """Fill the Runner's train slot, with an optimizer that it insists on; ConfigError without a calibration loop."""
     check_quantized(cfg)
     loop = cfg.get('train_cfg') or {}
     if loop.get('type') != LOOP:

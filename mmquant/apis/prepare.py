@@ -28,11 +28,8 @@ RANDOM_BATCH, TIMED_BATCH = 2, 8
 def prepare_context(cfg: Config) -> tuple[Runner, CalibrationContext]:
     """Build the Runner, load the float weights and the calibration images, run the structural steps.
 
-    Args:
-        cfg (Config): A calibration config with the common arguments merged in; changed in place.
-
-    Returns:
-        The Runner, for its loops, logger and visualizer, and the context for further steps.
+    ``cfg`` is a calibration config with the common arguments merged in; it is changed. Returns the Runner, for its
+    loops, logger and visualizer, and the context for further steps.
     """
     runner = build_runner(calibration_config(cfg))
     model = runner.model
@@ -71,12 +68,8 @@ def _run_structural(context: CalibrationContext, cfg: Config) -> list[Step]:
 
 
 def dry_run(cfg: Config) -> dict:
-    """Build the model by :func:`prepare_random`, report; writes ``dry_run.json`` into the work dir.
-
-    Returns:
-        dict: ``units`` (name, kind, layers, bits), ``layers``, ``size_mb``, ``bops``, ``macs``, ``params``,
-        ``estimated_seconds``.
-    """
+    """Build the model by :func:`prepare_random`, report; writes and returns ``dry_run.json`` of the work dir:
+    ``units``, ``layers``, ``params``, ``macs``, ``bops``, ``size_mb``, ``float_size_mb``, ``estimated_seconds``."""
     context, steps = prepare_random(cfg)
     model = context.model
     report = describe(model, next((s.unit for s in steps if s.unit), 'block'))

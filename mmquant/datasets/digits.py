@@ -16,16 +16,8 @@ def split_indices(labels: np.ndarray, sizes: dict, seed: int) -> dict:
     parts before it left over. So a class is represented in each part to within one or two samples of its share. Only
     ``numpy.random.RandomState`` is used, whose stream numpy keeps fixed over versions.
 
-    Args:
-        labels: Class of each sample, integers, shape (num_samples,).
-        sizes: Number of samples of each part, in the order in which the parts choose.
-        seed: Seed of the shuffle.
-
-    Returns:
-        dict: For each part the sorted indices of its samples, shape (size,).
-
-    Raises:
-        ValueError: The sizes do not sum up to the number of samples.
+    ``labels`` are integers (num_samples,); ``sizes`` the samples of each part, in the order in which the parts choose.
+    Returns the sorted indices of each part. ValueError if the sizes do not sum up to the number of samples.
     """
     if sum(sizes.values()) != len(labels):
         raise ValueError(f'The parts {sizes} hold {sum(sizes.values())} samples, but there are {len(labels)}. '

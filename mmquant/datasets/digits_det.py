@@ -57,15 +57,10 @@ def _colour(behind: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 
 def compose(digits: list[dict], rng: np.random.RandomState) -> tuple[np.ndarray, list[dict]]:
-    """One scene.
+    """One scene of 1 to 6 of the ``digits``, samples of :class:`DigitsDataset`, whose boxes do not overlap.
 
-    Args:
-        digits: Samples of :class:`DigitsDataset`, with ``img`` (8, 8, 3) and ``gt_label``.
-        rng: Random numbers; numpy keeps the stream of a seed fixed over versions.
-
-    Returns:
-        The image (height, width, 3), uint8, and for each digit ``bbox`` (x, y, width, height in whole pixels, tight
-        around the ink) and ``category_id``; boxes do not overlap. A scene holds 1 to 6 digits.
+    Returns the image (height, width, 3), uint8, and for each digit ``bbox`` (x, y, width, height in whole pixels, tight
+    around the ink) and ``category_id``.
     """
     shape = SHAPES[rng.randint(len(SHAPES))]
     img, boxes, objects = _background(shape, rng), [], []

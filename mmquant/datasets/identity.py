@@ -10,10 +10,8 @@ def overlap(dataset_a, dataset_b) -> int:
     """Count the samples that two data sets share.
 
     Samples with an image in memory (``img``) are equal if shape, type and content are; others if they lie in the same
-    file after resolving links, or are the same member of the same archive. A sample counts once.
-
-    Args:
-        dataset_a, dataset_b: With ``get_data_info`` (mmengine's, or a wrapper), fully initialised or lazy.
+    file after resolving links, or are the same member of the same archive. A sample counts once. Data sets have
+    ``get_data_info`` (mmengine's), or wrap one that has.
 
     Raises:
         ValueError: A sample has neither ``img`` nor ``img_path``.

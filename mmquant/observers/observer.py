@@ -79,9 +79,7 @@ class Observer(ABC):
                  importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The range of one complete tensor, from all its elements; what was observed before is forgotten.
 
-        Args:
-            x, quantizer, granularity: As in :meth:`observe`, :meth:`range` and :meth:`reset`.
-            importance: Non-negative weight of each element's error, shape of ``x``.
+        ``importance``, as ``x``, is the non-negative weight of each element's error.
 
         Raises:
             ValueError: An observer that minimises no error was given ``importance``, or it does not fit ``x``.

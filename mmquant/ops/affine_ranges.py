@@ -32,14 +32,10 @@ def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Ten
 
 def affine_errors(x: Tensor, scale: Tensor, zero_point: Tensor, code_range: tuple[int, int], p: float,
                   half: float = 0.0) -> Tensor:
-    """Mean of ``|(x - Q(x)) / scale|^p``, shape (K, num_scales); no gradient.
+    """Mean of ``|(x - Q(x)) / scale|^p``, p > 0, of K candidates, shape (K, num_scales); no gradient.
 
-    Args:
-        x: Float32 (num_scales, n).
-        scale, zero_point: Candidates (K, num_scales).
-        code_range: Smallest and largest code.
-        p: Exponent, > 0.
-        half: How far levels lie above ``scale * (code - zero_point)``, in steps. Default 0.
+    ``x`` is float32 (num_scales, n), ``scale`` and ``zero_point`` (K, num_scales); ``half`` is how far levels lie above
+    ``scale * (code - zero_point)``, in steps.
     """
     low, high = code_range[0] - zero_point, code_range[1] - zero_point
     kernels = c_kernels.usable(x) if x.is_contiguous() and not half else None

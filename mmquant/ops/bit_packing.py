@@ -20,12 +20,9 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack_bits(codes: Tensor, bits: int, first: int = 0) -> Tensor:
-    """Pack integer codes into uint8, (ceil(numel * bits / 8),), on the CPU.
+    """Pack integer codes, of any shape, in their logical order (last axis fastest), at ``bits`` (1..16) each.
 
-    Args:
-        codes: Integer tensor of any shape, read in its logical order (last axis fastest).
-        bits: Width of a code, 1..16.
-        first: Smallest code: 0 for unsigned grids, negative for signed ones.
+    Returns uint8, (ceil(numel * bits / 8),), on the CPU. ``first`` is the smallest code: negative on signed grids.
 
     Raises:
         ValueError: Not integers, bits outside 1..16, or a code outside ``first .. first + 2**bits - 1``.
@@ -43,12 +40,7 @@ def pack_bits(codes: Tensor, bits: int, first: int = 0) -> Tensor:
 
 def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...], first: int = 0, dtype: torch.dtype = torch.int32
                 ) -> Tensor:
-    """The inverse of :func:`pack_bits`.
-
-    Args:
-        packed: uint8, one axis.
-        bits, first, shape: As packed.
-        dtype: Of the result; must hold all ``2**bits`` codes.
+    """The inverse of :func:`pack_bits`; ``dtype`` must hold all ``2**bits`` codes.
 
     Raises:
         ValueError: Bits outside 1..16, no bytes, or another number of them than these codes take.
@@ -68,8 +60,7 @@ def _check_width(bits: int) -> None:
 
 
 def _places(bits: int) -> list[tuple[int, int, int]]:
-    """(code, byte, shift) wherever codes and bytes of a group of 8 codes, which fills ``bits`` bytes, overlap; code i
-    lies ``shift`` bits above the begin of byte j (below, if negative)."""
+    """(code, byte, bits from the begin of the byte up to the code) where 8 codes and their ``bits`` bytes overlap."""
     return [(i, j, i * bits - 8 * j) for i in range(8) for j in range(i * bits // 8, ((i + 1) * bits - 1) // 8 + 1)]
 
 

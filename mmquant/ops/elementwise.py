@@ -12,13 +12,9 @@ BLOCK_ELEMENTS = 2**15
 
 
 def pieces(full: Sequence[Tensor | None], small: Sequence[Tensor]) -> Iterator[tuple]:
-    """Matching pieces of tensors that take part in elementwise operations.
+    """Matching pieces of ``full``, tensors of one shape (None stays None), then of ``small``, broadcastable to them.
 
-    On devices other than a CPU, and for small tensors, the one piece is everything.
-
-    Args:
-        full: Tensors of one shape, whose pieces come first; these are views to write to. None stays None.
-        small: Tensors broadcastable against them, such as scales.
+    Those of ``full`` are views to write to. Off the CPU, and for small tensors, the one piece is everything.
     """
     first = full[0]
     if first.device.type != 'cpu' or first.numel() <= BLOCK_ELEMENTS or first.dim() == 0:
@@ -48,8 +44,6 @@ def clamp(x: Tensor, low: Tensor, high: Tensor, out: Tensor | None = None) -> Te
 
     ``torch.clamp`` with tensor bounds is not vectorised on a CPU: scalar bounds are three times faster there, as are
     two binary operations. On other devices one launch counts more, and reading a scalar would wait for the device.
-
-    The bounds are broadcastable against ``x``.
     """
     if x.device.type != 'cpu':
         return torch.clamp(x, low, high, out=out)
@@ -63,9 +57,7 @@ def power_(x: Tensor, exponent: float | Tensor) -> Tensor:
     """``x ** exponent`` in place, for ``x >= 0``, without gradient; returns ``x``.
 
     On a CPU the vectorised ``exp(exponent * log(x))`` is four times faster than ``pow`` and good to about 1e-6 relative
-    (0 and 1 stay exact).
-
-    The exponent is >= 0; a scalar tensor where its value must not be looked at (captured CUDA graphs).
+    (0 and 1 stay exact). The exponent is >= 0; a scalar tensor where none may look at it (captured CUDA graphs).
     """
     if not isinstance(exponent, Tensor) and exponent in (1, 2):
         return x if exponent == 1 else x.square_()

@@ -35,13 +35,8 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
     that of LSQ (arXiv 1902.08153) without gradient scaling: ``round(x / scale) - x / scale`` inside,
     ``q_min - zero_point`` and ``q_max - zero_point`` where clipped; none for ``zero_point``.
 
-    Args:
-        x: Float tensor of any shape, dtype and memory format; arithmetic is in float32 (float64 for float64 ``x``).
-        scale, zero_point: Positive, and integers; broadcastable against ``x``.
-        q_min, q_max: Smallest and largest code.
-
-    Returns:
-        Tensor of ``x``'s shape, dtype and memory format.
+    ``x`` is of any float dtype and memory format, which the result shares; arithmetic is in float32 (float64 for
+    float64 ``x``). ``scale`` > 0 and the integers ``zero_point`` are broadcastable against ``x``.
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _FakeQuantize.apply(x, scale, zero_point, q_min, q_max)

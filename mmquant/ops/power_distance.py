@@ -7,10 +7,7 @@ from . import c_kernels
 
 
 def power_distance(x: Tensor, y: Tensor, p: float, count: int = 1) -> Tensor:
-    """``sum(|x - y|^p) / count``, a scalar; the gradient goes to ``x`` only, and is 0 where ``x == y``.
-
-    ``y`` is float32 and of the shape of ``x``, ``p >= 1``, ``count > 0``.
-    """
+    """``sum(|x - y|^p) / count``, for float32 ``y`` and p >= 1; a gradient for ``x`` only, 0 where ``x == y``."""
     if p >= 1 and x.shape == y.shape and x.numel() and c_kernels.usable(y, half=x) is not None:
         return _PowerDistance.apply(x, y, p, count)
     error = (x - y.detach()).float()

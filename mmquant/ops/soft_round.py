@@ -24,11 +24,8 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_mi
                 gamma: float = GAMMA, zeta: float = ZETA) -> Tensor:
     """``scale * (clip(base + h(v) + zero_point, q_min, q_max) - zero_point)``, with a gradient for ``v`` only.
 
-    Args:
-        v, base: Rounding variables and ``floor(weight / scale)``, shape of the weight.
-        scale, zero_point: Broadcastable against the weight.
-        q_min, q_max: Smallest and largest code.
-        gamma, zeta: Stretch of the sigmoid, < 0 and > 1.
+    ``v`` and ``base = floor(weight / scale)`` have the shape of the weight; ``scale`` and ``zero_point`` are
+    broadcastable against it. ``gamma`` < 0 and ``zeta`` > 1 stretch the sigmoid.
     """
     return _SoftWeight.apply(v, base, scale, zero_point, q_min, q_max, gamma, zeta)
 
@@ -36,15 +33,8 @@ def soft_weight(v: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor, q_mi
 def rounding_regularizer(v: Tensor, beta: float | Tensor, gamma: float = GAMMA, zeta: float = ZETA) -> Tensor:
     """``sum(1 - |2 h(v) - 1|^beta)``: a scalar, 0 when every ``h`` is 0 or 1 and ``v.numel()`` when every ``h`` is 1/2.
 
-    Its gradient is exactly 0 where ``h`` is saturated.
-
-    Args:
-        v, gamma, zeta: As in :func:`soft_weight`.
-        beta: Exponent, >= 1; high values (20) leave most variables free, low ones (2) push them to 0 or 1. A scalar
-            tensor is not checked.
-
-    Raises:
-        ValueError: ``beta`` < 1.
+    Its gradient is exactly 0 where ``h`` is saturated. High values of ``beta`` (20) leave most variables free, low ones
+    (2) push them to 0 or 1; ValueError below 1, but a scalar tensor is not checked.
     """
     if not isinstance(beta, Tensor) and beta < 1:
         raise ValueError(f'beta={beta} is not supported: the regularizer needs an exponent >= 1 (usual: 20 to 2).')

@@ -107,12 +107,9 @@ def dense(*tensors: Tensor) -> bool:
 
 def soft_weight(v: Tensor, base: Tensor, scale: Tensor, low: Tensor, high: Tensor, gamma: float, zeta: float,
                 beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Weight, its slope by ``v``; with ``beta`` also the regularizer's slope and its sum.
+    """Weight, its slope by ``v``; with ``beta``, the exponent as a scalar tensor, the regularizer's slope and its sum.
 
-    Args:
-        v, base: Float32, the same shape and strides, output channels first.
-        scale, low, high: One value, or one for each index of the first axis.
-        beta: Scalar tensor, the regularizer's exponent; None: no regularizer.
+    ``v`` and ``base`` are :func:`usable`; of the others there is one value, or one for each index of the first axis.
     """
     kernel = _kernels()[0]
     numel, grid = v.numel(), (-(-v.numel() // BLOCK), )

@@ -105,20 +105,14 @@ class Quantizer(nn.Module):
         self.bit_width = bits
 
     def fit(self, x: Tensor, observer, importance: Tensor | None = None) -> None:
-        """Set the range from a complete tensor of the allocated shape: an ``Observer`` proposes, the grid scores.
-
-        ``importance`` as in ``Observer.range_of``.
-        """
+        """Set the range from a whole tensor of the allocated shape by ``Observer.range_of``, which the grid scores."""
         low_high = observer.range_of(x, self, self.granularity, importance)
         self.clear_codes()
         self.set_range(*low_high)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Cover ``[low, high]``, widened to 0.
-
-        Args:
-            low, high: Ends, one per scale, in the order of ``granularity.to_groups`` or in the shape of a scale.
+        """Cover ``[low, high]``, one per scale in the order of ``granularity.to_groups``, widened to 0.
 
         Raises:
             ValueError: The number of ranges is not that of the scales, or a range is not finite or upside down.
@@ -144,13 +138,10 @@ class Quantizer(nn.Module):
         """Values of ``rows`` (num_scales, n) if the ranges (num_scales,) were these; the quantizer does not change."""
 
     def errors(self, rows: Tensor, low: Tensor, high: Tensor, p: float, importance: Tensor | None = None) -> Tensor:
-        """Mean of ``importance * |rows - trial|^p`` for K ranges per scale, up to one factor per scale.
+        """Mean of ``importance * |rows - trial|^p``, p > 0, for K ranges per scale, up to one factor per scale.
 
-        Args:
-            rows: Float32 (num_scales, n).
-            low, high: Candidates (K, num_scales).
-            p: Exponent, > 0.
-            importance: Non-negative, shape of ``rows``; None counts all alike.
+        ``rows`` is float32 (num_scales, n), ``low`` and ``high`` (K, num_scales), ``importance`` >= 0 as ``rows``; None
+        counts all alike.
         """
         limit = torch.maximum(-low, high).amax(0).clamp(min=torch.finfo(rows.dtype).tiny)[:, None]  # no underflow
         found = torch.empty_like(low)
@@ -296,10 +287,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def rescale(self, factor: float | Tensor) -> bool:
-        """Multiply all values by a factor, one for all or one per channel (C,), codes unchanged.
-
-        False, and nothing done, where no buffer is proportional to the values, or channels share a scale.
-        """
+        """Multiply all values by a factor, or one per channel (C,), with the same codes; False, and nothing done, where
+        no buffer is proportional to the values, or channels share a scale."""
         sizes, each = self.sizes(), factor
         if sizes and isinstance(factor, Tensor):
             each = self.granularity.of_channels(factor, sizes[0].dim())

@@ -120,11 +120,8 @@ def build_granularity(spec: str | dict | Granularity = 'tensor', channel_axis: i
                       group_size: int | None = None) -> Granularity:
     """Turn what a config says into a granularity.
 
-    Args:
-        spec: ``'tensor'``, ``'channel'``, ``'group'``, a dict such as ``dict(type='PerGroup', group_size=64)``, or an
-            object of one of the three classes, which is returned unchanged.
-        channel_axis: The axis for ``'channel'`` and ``'group'``.
-        group_size: Elements per group for ``'group'``.
+    ``spec`` is ``'tensor'``, ``'channel'`` or ``'group'``, to which the other arguments belong, a dict such as
+    ``dict(type='PerGroup', group_size=64)``, or a granularity, which is returned unchanged.
 
     Raises:
         ValueError: An unknown name or type, or ``'group'`` without ``group_size``.

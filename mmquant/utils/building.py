@@ -72,13 +72,9 @@ def _short(value) -> str:
 
 
 def build(registry: Registry, cfg, where: str, **extra):
-    """Build ``cfg`` from one of mmquant's registries.
+    """Build ``cfg``, a dict with ``type``, from one of mmquant's registries; an object is returned as it is.
 
-    Args:
-        registry (Registry): Where the type lives.
-        cfg (dict | object): A config with ``type``, or an object that is returned as it is.
-        where (str): Place in the config, for messages: ``'quantizer.weight'``.
-        extra: Arguments that the config does not give.
+    ``where`` is the place in the config, for messages: ``'quantizer.weight'``; ``extra`` what the config does not give.
 
     Raises:
         ConfigError: No dict, no or unknown ``type``, an unknown or missing key, or a value that the class refuses.

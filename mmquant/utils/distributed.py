@@ -22,12 +22,7 @@ def gather_list(items: list) -> list:
 
 
 def gather_rows(x: torch.Tensor, images: int) -> torch.Tensor:
-    """All processes' rows, in the order that one process would have them.
-
-    Args:
-        x (Tensor): Rows of ``images`` images, of the same number and shape in every process.
-        images (int): Images of this process.
-    """
+    """All processes' rows of ``images`` images, equally many everywhere, in the order that one process would have."""
     world = dist.get_world_size()
     if world == 1:
         return x

@@ -3,6 +3,7 @@
 The originals and the maintained onedl-* forks share their import names and differ in the names of their
 distributions, so a version is looked up for an import name, whichever distribution it came with.
 """
+import contextlib
 import re
 import sys
 import warnings
@@ -46,10 +47,8 @@ def installed_distributions(names: Sequence[str]) -> list[str]:
     """Those of the distributions ``names`` that are installed, as ``'name version'``."""
     found = []
     for name in names:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found.append(f'{name} {metadata.version(name)}')
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

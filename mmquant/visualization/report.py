@@ -175,17 +175,13 @@ def _tiles(run: Run) -> str:
 def _layer_table(run: Run) -> str:
     """Coverage and errors, one row a layer."""
     errors = run.inspection
-    worst = [_lowest(errors.weight_sqnr), _lowest(errors.output_sqnr)]
+    worst = [min((k for k, v in sqnr.items() if v is not None), key=sqnr.get, default=None)
+             for sqnr in (errors.weight_sqnr, errors.output_sqnr)]
     rows = [(x.name, bits_text(x.w_bits), bits_text(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}',
              errors.weight_sqnr.get(x.name), errors.output_sqnr.get(x.name), x.note) for x in run.cost.layers]
     bad = {(i, 5 + k) for k, name in enumerate(worst) for i, row in enumerate(rows) if row[0] == name}
     return _table(('layer', 'W bits', 'input bits', 'params', 'MACs (M)', 'weight SQNR (dB)', 'output SQNR (dB)',
                    'note'), rows, bad, numeric=range(1, 7))
-
-
-def _lowest(values: dict) -> str | None:
-    known = {k: v for k, v in values.items() if v is not None}
-    return min(known, key=known.get) if known else None
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence], bad=(), numeric: Sequence[int] | None = None) -> str:
