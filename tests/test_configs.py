@@ -17,7 +17,7 @@ from mmquant.apis.quantize import run_steps
 from mmquant.models.edits import Merged
 from mmquant.models.units import layer_calls
 from mmquant.registry import MODELS, QUANTIZERS
-from mmquant.search.clips import find_clips
+from mmquant.search.problem import find_clips
 from mmquant.utils.building import build, differing_keys, plain
 from mmquant.utils.progress import progress
 

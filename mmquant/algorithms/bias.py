@@ -10,8 +10,8 @@ import torch
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.calibration.cache import load
+from mmquant.calibration.context import Visit
 from mmquant.calibration.unit_inputs import tensors_in
-from mmquant.calibration.visits import Visit
 from mmquant.models.layers import output_axis, own_bias
 from mmquant.registry import STEPS
 from mmquant.utils.building import ConfigError
@@ -45,18 +45,17 @@ class CorrectBias(Step):
             biases = {n: own_bias(layers[n]) for n in visit.unit.layers if n in layers}
             initial = {name: bias.clone() for name, bias in biases.items()}
             before, after = self._correct(visit, biases)
-            shifts = {name: (bias - initial[name]).abs().max().item() for name, bias in biases.items()}
             kept = 'corrected' if after < before else 'initial'
             for name, bias in biases.items():
-                visit.record('bias', layer=name, shift=shifts[name], kept=kept)
+                visit.record('bias', layer=name, shift=(bias - initial[name]).abs().max().item(), kept=kept)
                 if kept == 'initial':
                     bias.copy_(initial[name])
             visit.tick(1, f'error {before:.4g} -> {after:.4g}')
 
     def _correct(self, visit: Visit, biases: dict[str, torch.Tensor]) -> tuple[float, float]:
         """Shift the biases one after another; squared error of the unit's output before and after."""
-        cache = visit.context.cache
-        targets = [cache.put(x) for _, _, y in visit.outputs('float', activation=False) for x in tensors_in(y)]
+        outputs = visit.outputs('float', activation=False)
+        targets = [visit.context.cache.put(x) for _, _, y in outputs for x in tensors_in(y)]
         means = {name: channel_means(visit, 'float', name) for name in biases}
         before = self._error(visit, targets)
         for name, bias in biases.items():

@@ -46,8 +46,8 @@ class NormSweep(_LossStep):
     A unit is one candidate: the range of the whole tensors (p None), each p, p*.
 
     Args:
-        norms (sequence[float]): Values of p, above 0. Default 1.5, 2, ..., 4, 5. A fit needs three different ones; with
-            fewer the best of them stays.
+        norms (sequence[float]): Values of p, above 0. Default 1.5, 2, ..., 4, 5. With fewer than three different ones
+            there is no fit: the best of them stays.
         observer (dict): Search of the optimum; ``p`` is filled in. Default: ``LpNormObserver`` with one refinement.
         num_images (int | None): Calibration images whose loss counts; None for all. Default 512.
         init_images (int): Images that activation clips are found on, in one forward pass. Default 128.
@@ -62,8 +62,7 @@ class NormSweep(_LossStep):
         super().__init__(objective, num_images, name)
         if not norms or any(not p > 0 for p in norms):
             raise ConfigError(f'norms must be at least one number above 0, got {norms!r}')
-        self.norms, self.init_images = tuple(float(p) for p in norms), init_images
-        self.observer = dict(observer or OBSERVER)
+        self.norms, self.init_images, self.observer = tuple(map(float, norms)), init_images, dict(observer or OBSERVER)
         for p in self.norms:
             build(OBSERVERS, {**self.observer, 'p': p}, 'NormSweep.observer')
 
@@ -155,12 +154,9 @@ class JointSearch(_LossStep):
                 context.records.append(dict(kind='search', step=self.name, unit=index, clips=problem.size,
                                             objective=type(objective).__name__, start_loss=start, loss=loss,
                                             **asdict(counts)))
-                self._log(index, start, loss, counts)
+                undefined = f' ({counts.undefined} of them NaN or infinite)' if counts.undefined else ''
+                print_log(f'{self.name} {index}: loss {start:.5f} -> {loss:.5f}, {counts.evaluations} evaluations'
+                          f'{undefined}, {counts.gradients} gradient steps, {counts.image_forwards:.0f} '
+                          f'image-forwards, {counts.image_forwards_saved:.0f} saved', 'current')
                 problem.counts = type(counts)()
                 context.unit_done(index)
-
-    def _log(self, index: int, start: float, loss: float, counts) -> None:
-        undefined = f' ({counts.undefined} of them NaN or infinite)' if counts.undefined else ''
-        print_log(f'{self.name} {index}: loss {start:.5f} -> {loss:.5f}, {counts.evaluations} evaluations{undefined}, '
-                  f'{counts.gradients} gradient steps, {counts.image_forwards:.0f} image-forwards, '
-                  f'{counts.image_forwards_saved:.0f} saved', 'current')

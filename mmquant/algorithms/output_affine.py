@@ -11,9 +11,6 @@ from mmquant.models.reparameterize import MERGED_LAYERS
 from mmquant.registry import STEPS
 from mmquant.utils.building import ConfigError
 
-INITS = ('identity', 'dense_bn')
-WHERE = ('merged', 'all')
-
 
 @STEPS.register_module()
 class InsertOutputAffine(Step):
@@ -34,7 +31,7 @@ class InsertOutputAffine(Step):
 
     def __init__(self, layers: str = 'merged', init: str = 'identity', name: str | None = None) -> None:
         super().__init__(name)
-        for key, value, valid in (('layers', layers, WHERE), ('init', init, INITS)):
+        for key, value, valid in (('layers', layers, ('merged', 'all')), ('init', init, ('identity', 'dense_bn'))):
             if value not in valid:
                 raise ConfigError(f'{key} must be one of {valid}, got {value!r}')
         self.layers, self.init = layers, init
@@ -51,17 +48,14 @@ class InsertOutputAffine(Step):
                              "InsertQuantizers, and behind Reparameterize for layers='merged'; layers='all' needs none")
         model.edit(tuple(map(AddOutputAffine, found)), context.sample, context.sample_info)
         if self.init == 'dense_bn':
-            self._start_at_dense_bn(found)
+            known = [x for x in found.values() if getattr(x, 'dense_scale', None) is not None]
+            if not known:
+                raise ValueError("init='dense_bn' needs the BatchNorm behind the dense branch, but no branch was "
+                                 "merged here (a model built in deployed form has none left); use init='identity'")
+            for layer in known:
+                affine = output_affine_of(layer)
+                affine.start(layer.dense_scale.to(affine.scale))
         context.records.append(dict(kind='output_affine', layers=len(found)))
-
-    def _start_at_dense_bn(self, layers: dict) -> None:
-        known = {n: x for n, x in layers.items() if getattr(x, 'dense_scale', None) is not None}
-        if not known:
-            raise ValueError("init='dense_bn' needs the BatchNorm behind the dense branch, but no branch was merged "
-                             "here (a model built in deployed form has none left); use init='identity'")
-        for layer in known.values():
-            affine = output_affine_of(layer)
-            affine.start(layer.dense_scale.to(affine.scale))
 
 
 @STEPS.register_module()

@@ -4,22 +4,15 @@ import itertools
 import torch
 
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.calibration.observed_ranges import observed_ranges
-from mmquant.models.quantized_model import QuantizedModel
+from mmquant.calibration.observed_ranges import DEFAULT_OBSERVER, observed_ranges
 from mmquant.registry import OBSERVERS, STEPS
 from mmquant.utils.building import build
 from mmquant.utils.distributed import share
 
-DEFAULT_OBSERVER = {'type': 'mmquant.LpNormObserver', 'p': 2.4}
-
 
 @STEPS.register_module()
 class InitWeightRange(Step):
-    """Weight ranges by an observer; weights then round to nearest.
-
-    Args:
-        observer (dict): Default: the p = 2.4 search (BRECQ).
-    """
+    """Weight ranges by an ``observer``, by default the p = 2.4 search (BRECQ); weights then round to nearest."""
     evaluates = (True, False)
 
     def __init__(self, observer: dict | None = None, name: str = 'nearest_weights') -> None:
@@ -66,15 +59,18 @@ class InitActivationRange(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Set every activation quantizer's range. ValueError, with its place, if one met NaN, or no image reached it.
-        """
+        """Set all ranges. ValueError, with its place, if a quantizer met NaN, or no image reached it."""
         model, running = context.model, [0]
         with observed_ranges(model.activation_quantizers(), self.observer, lambda: running[0], self.quantized), \
                 model.quantization(weights=self.quantized, activations=self.quantized):
             for images, samples in passes(context.batches(share(self.num_images)), share(self.chunk)):
                 running[0] = len(images)
                 model.run(images, samples)
-        check_initialized(model)
+        idle = [name for name, q in model.activation_quantizers().items() if not q.initialized]
+        if idle:
+            raise ValueError(f'no calibration image reached {len(idle)} activation quantizers (first: {idle[0]}); give '
+                             'more calibration images, or keep these layers float: quantizer.overrides=[dict(pattern='
+                             f'{idle[0].rsplit(".", 1)[0]!r}, w_bits=None, a_bits=None)]')
 
 
 def passes(batches: list[tuple], size: int):
@@ -84,12 +80,3 @@ def passes(batches: list[tuple], size: int):
         images, samples = torch.cat(images), None if samples[0] is None else sum(samples, [])
         for start in range(0, len(images), size):
             yield images[start:start + size], samples and samples[start:start + size]
-
-
-def check_initialized(model: QuantizedModel) -> None:
-    """Raise ValueError for activation quantizers that no calibration image reached."""
-    idle = [name for name, q in model.activation_quantizers().items() if not q.initialized]
-    if idle:
-        raise ValueError(f'no calibration image reached {len(idle)} activation quantizers (first: {idle[0]}); give '
-                         'more calibration images, or keep these layers float: quantizer.overrides=[dict(pattern='
-                         f'{idle[0].rsplit(".", 1)[0]!r}, w_bits=None, a_bits=None)]')

@@ -9,12 +9,11 @@ worse on images kept out.
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.calibration.context import MODES
+from mmquant.calibration.context import MODES, Visit
 from mmquant.calibration.moments import Moments, collect
-from mmquant.calibration.visits import Visit
 from mmquant.models.layer_matrix import LayerMatrix, no_rows
 from mmquant.models.layers import enabled
 from mmquant.registry import SOLVERS, STEPS
@@ -41,7 +40,6 @@ class SolveWeights(Step):
         ConfigError: For unknown choices.
         ValueError: If weights have no ranges, or a layer has no rows; names the layer.
     """
-
     evaluates = (True, False)
 
     def __init__(self, solver: dict | None = None, inputs: str = 'quantized', unit: str = 'layer',
@@ -57,8 +55,7 @@ class SolveWeights(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        model = context.model
-        layers = model.quantized_layers()
+        model, layers = context.model, context.model.quantized_layers()
         for name, layer in layers.items():
             if not layer.weight_quantizer.initialized:
                 raise ValueError(f'the weight of {name} has no range yet: put InitWeightRange before SolveWeights')
@@ -99,10 +96,8 @@ class SolveWeights(Step):
 
 def relative_error(moments: Moments, layer: nn.Module) -> float:
     """Squared error of a layer's output with its quantized weight, as a share of its squared output."""
-    weight = layer._parameters['weight']
     with enabled([layer.weight_quantizer], True):
         layer.activate()
-    values = layer.weight
+    weight, values = (moments.matrix.matrix(x) for x in (layer._parameters['weight'], layer.weight))
     layer.deactivate()
-    as_matrix: list[Tensor] = [moments.matrix.matrix(x) for x in (weight, values)]
-    return (moments.error(*as_matrix).sum() / moments.energy(as_matrix[0]).sum().clamp_min(1e-30)).item()
+    return (moments.error(weight, values).sum() / moments.energy(weight).sum().clamp_min(1e-30)).item()

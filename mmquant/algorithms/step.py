@@ -19,8 +19,5 @@ class Step:
         raise NotImplementedError(f'{type(self).__name__} does not define run(context)')
 
     def image_passes(self, units: int) -> int:
-        """Images that pass the whole net forward and backward in this step, over all of its ``units`` together.
-
-        A dry run estimates the time from it. Default 0: nothing worth telling.
-        """
+        """Images that pass the whole net forward and backward in all ``units``, for the estimate of a dry run."""
         return 0

@@ -1,5 +1,4 @@
 from mmquant.calibration.cache import Cache
-from mmquant.calibration.context import CalibrationContext
-from mmquant.calibration.visits import Visit
+from mmquant.calibration.context import CalibrationContext, Visit
 
 __all__ = ['Cache', 'CalibrationContext', 'Visit']

@@ -1,6 +1,4 @@
 """Where cached activations live: on the device, in host memory or on disk, each within a number of bytes."""
-from __future__ import annotations
-
 import os
 import re
 import tempfile
@@ -30,12 +28,9 @@ class Cache:
     """Keeps tensors within a budget; what does not fit on a tier goes to the next one.
 
     Args:
-        device, host, disk (int | str | None): Bytes of cached tensors on the accelerator, in host memory and in files;
-            ``'2GiB'`` and the like; None: no limit. Tensors of a model on the CPU begin at ``host``.
+        device, host, disk (int | str | None): Bytes of cached tensors on the accelerator, in host memory and in files,
+            see :func:`parse_bytes`. Tensors of a model on the CPU begin at ``host``.
         folder (str | None): Where the files go. Default: the system's temporary folder.
-
-    Raises:
-        ConfigError: For a size that is none.
     """
 
     def __init__(self, device: int | str | None = None, host: int | str | None = None, disk: int | str | None = None,
@@ -48,7 +43,7 @@ class Cache:
         """Whether memory is limited; if not, :meth:`put` returns what it is given."""
         return self.limits['device'] is not None or self.limits['host'] is not None
 
-    def put(self, x: torch.Tensor) -> torch.Tensor | CachedTensor:
+    def put(self, x: torch.Tensor) -> 'torch.Tensor | CachedTensor':
         """Keep a tensor; read it with :func:`load` or :meth:`CachedTensor.rows`. MemoryError if it fits nowhere."""
         if not self.has_budget:
             return x
@@ -86,9 +81,7 @@ class CachedTensor:
 
     def load(self) -> torch.Tensor:
         """The tensor, on its device."""
-        if self.tensor is not None:
-            return self.tensor.to(self.device)
-        return self._read([0], prod(self.shape), self.shape)
+        return self._read([0], prod(self.shape), self.shape) if self.tensor is None else self.tensor.to(self.device)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """``tensor[index]``; of a file, only these rows are read."""

@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 
 from mmquant.calibration.cache import Cache
 from mmquant.calibration.stream import Stream
-from mmquant.calibration.visits import Visit
+from mmquant.calibration.unit_inputs import UnitInput, UnitRun
 from mmquant.models import QuantizedModel
 from mmquant.models.detection import Decisions, decoders
 from mmquant.models.layers import mmcv_operators
@@ -23,10 +23,7 @@ MODES = {'float': (False, False), 'weights': (True, False), 'quantized': (True, 
 
 @dataclass
 class CalibrationContext:
-    """What every step works on.
-
-    ``amp`` is switched off, with a warning, where the processor or an operator of mmcv cannot compute bfloat16.
-    """
+    """What every step works on. ``amp`` goes off, with a warning, where processor or operators lack bfloat16."""
     model: QuantizedModel  # changed by the steps
     chunks: list  # preprocessed calibration inputs (tensors), one forward pass each
     seed: int = 0  # base of all random numbers
@@ -46,16 +43,15 @@ class CalibrationContext:
     def __post_init__(self) -> None:
         if not self.cache.has_budget:  # a budget wants freed memory back
             reuse_freed_memory()
-        reason = self._against_bfloat16() if self.amp else None
-        if reason:
-            MMLogger.get_current_instance().warning(f'amp: {reason}; reconstructing in float32')
-            self.amp = False
-
-    def _against_bfloat16(self) -> str | None:
-        if not computes_bfloat16(self.device):
-            return 'this processor has no bfloat16 instructions, so bfloat16 would be slower than float32'
-        operators = {type(m).__name__ for m in mmcv_operators(self.model.architecture)}
-        return f'operators of mmcv compute no bfloat16 ({", ".join(sorted(operators))})' if operators else None
+        operators = {type(m).__name__ for m in mmcv_operators(self.model.architecture)} if self.amp else ()
+        if self.amp and not computes_bfloat16(self.device):
+            reason = 'this processor has no bfloat16 instructions, so bfloat16 would be slower than float32'
+        elif operators:
+            reason = f'operators of mmcv compute no bfloat16 ({", ".join(sorted(operators))})'
+        else:
+            return
+        MMLogger.get_current_instance().warning(f'amp: {reason}; reconstructing in float32')
+        self.amp = False
 
     # ---- the images ------------------------------------------------------------------------------------------------
     @property
@@ -82,21 +78,15 @@ class CalibrationContext:
     @property
     def sample_info(self) -> list | None:
         """Data samples of :attr:`sample`."""
-        return None if self.samples is None else self.samples[0][:2]
-
-    def samples_of(self, index: int) -> list | None:
-        """Data samples of a chunk."""
-        return None if self.samples is None else self.samples[index]
+        return self.samples and self.samples[0][:2]
 
     def batches(self, count: int) -> list[tuple]:
         """The first ``count`` images with their data samples, in chunks."""
         batches, left = [], count
         for index, chunk in enumerate(self.chunks):
-            if left <= 0:
-                break
-            samples = self.samples_of(index)
-            batches.append((chunk[:left], samples and samples[:left]))
-            left -= len(batches[-1][0])
+            if left > 0:
+                batches.append((chunk[:left], self.samples and self.samples[index][:left]))
+            left -= len(chunk)
         return batches
 
     def images(self, count: int) -> list:
@@ -112,7 +102,7 @@ class CalibrationContext:
     # ---- running ---------------------------------------------------------------------------------------------------
     def run(self, chunk: int, rows: torch.Tensor | None = None):
         """Raw outputs for a chunk, or some images of it; a second stage gets the proposals of the chunk's first run."""
-        images, samples = self.chunks[chunk], self.samples_of(chunk)
+        images, samples = self.chunks[chunk], self.samples and self.samples[chunk]
         if rows is not None:
             images, samples = images[rows], samples and [samples[i] for i in rows.tolist()]
         with self.decisions.pinned(self.model.architecture, chunk):
@@ -132,9 +122,7 @@ class CalibrationContext:
     @torch.no_grad()
     def settle_decisions(self) -> None:
         """Let the float model select proposals for every chunk, if it selects any and has not yet."""
-        if self.decisions.settled:
-            return
-        if decoders(self.model.architecture):
+        if not self.decisions.settled and decoders(self.model.architecture):
             with self.model.quantization(weights=False, activations=False):
                 for index in range(len(self.chunks)):
                     self.run(index)
@@ -144,8 +132,17 @@ class CalibrationContext:
 
     def visits(self, kind: str, wanted: Callable[[Unit], bool] | None = None,
                streams: Sequence[str] | Mapping[str, object] = ('float', 'quantized'), name: str = '',
-               ticks: int = 1) -> Iterator[Visit]:
-        """Go from unit to unit in execution order; a resumed run begins after the last finished one.
+               ticks: int = 1) -> Iterator['Visit']:
+        """Go from unit to unit in execution order.
+
+            for visit in context.visits('block', streams=('float', 'quantized'), name='weights'):
+                for (_, call, exact), (_, _, rough) in zip(visit.calls('float'), visit.calls('quantized')):
+                    ...
+                visit.record(loss=loss)
+
+        A step changes what is inside ``visit.unit``; when the loop asks for the next visit, the unit is done: it is
+        saved, and a resumed run begins after it. A stream is carried on when it is asked for, so a quantized one meets
+        the final state of all units before.
 
         Args:
             kind (str): ``'layer'``, ``'block'``, ``'stage'`` or ``'net'``.
@@ -153,9 +150,6 @@ class CalibrationContext:
             streams (Sequence[str] | Mapping): Those to carry along: what :meth:`stream` takes, by name if that differs.
             name (str): Of the step, for progress and records.
             ticks (int): Parts that the progress of a unit is shown in, see :meth:`Visit.tick`. Default 1.
-
-        Yields:
-            Visit: The unit, done when the next visit is asked for.
         """
         todo = [(i, u) for i, u in enumerate(self.model.units(kind))
                 if (wanted is None or wanted(u)) and i >= self.first_unit]
@@ -182,3 +176,58 @@ def labels_of(samples: list[list] | None) -> list[torch.Tensor] | None:
     if not labels or any(not isinstance(x, torch.Tensor) or x.numel() != 1 for chunk in labels for x in chunk):
         return None
     return [torch.stack([x.reshape(()) for x in chunk]).long() for chunk in labels]
+
+
+class Visit:
+    """The stop at one unit, the one with number ``index`` of its kind.
+
+    Attributes:
+        seed (int): Of its random numbers: the same in a resumed run.
+        pending (frozenset[str]): Layers of this unit and of all that are still to be visited, see :meth:`Stream.walk`.
+        streams (dict[str, Stream]): By name; before or at the entry of the unit.
+    """
+
+    def __init__(self, context: CalibrationContext, unit: Unit, index: int, pending: frozenset[str],
+                 streams: dict[str, Stream], name: str, update: Callable[[float, str], None]) -> None:
+        self.context, self.unit, self.index, self.pending, self.streams = context, unit, index, pending, streams
+        self.seed = context.seed_for(index)
+        self._name, self._update = name, update
+        self._runs: dict[tuple[int, bool], UnitRun] = {}
+
+    def mode(self, stream: str):
+        """Context manager: quantize what a stream quantizes."""
+        return self.streams[stream].mode()
+
+    def gather(self, stream: str) -> dict[tuple, UnitInput]:
+        """Inputs of the unit on all images, by (shape of an image, number of the unit's call)."""
+        return self.streams[stream].gather(self.unit, self.pending)
+
+    def calls(self, stream: str) -> Iterator[tuple[int, int, tuple[tuple, dict]]]:
+        """Yields (chunk, call of the unit, (args, kwargs)), without gradients; as often as it is asked.
+
+        Several streams may be asked in turns: each has its own mode, whatever mode is active. To see inside, hook
+        modules around :meth:`run` only: while the stream moves, hooks see its placeholders too.
+        """
+        return self.streams[stream].walk(self.unit, self.pending)
+
+    def run(self, arguments: tuple[tuple, dict], call: int = 0, activation: bool = True):
+        """Output of a call of the unit in the mode that is active, one tensor or a tuple; see :class:`UnitRun`."""
+        key = call, activation
+        if key not in self._runs:
+            self._runs[key] = UnitRun(self.context.model, self.unit, call, activation=activation)
+        return self._runs[key].on(arguments)
+
+    def outputs(self, stream: str, activation: bool = True) -> Iterator[tuple[int, int, object]]:
+        """Yields (chunk, call, output) of the unit in the stream's mode, on the stream's inputs."""
+        for chunk, call, arguments in self.calls(stream):
+            with self.mode(stream):
+                output = self.run(arguments, call, activation)
+            yield chunk, call, output
+
+    def tick(self, done: float, text: str = '') -> None:
+        """Show that ``done`` ticks of this unit are over."""
+        self._update(done, f'{self.unit.name or "net"} {text}')
+
+    def record(self, kind: str = 'unit', **facts) -> None:
+        """Report plain facts about this unit."""
+        self.context.records.append(dict(kind=kind, step=self._name, unit=self.unit.name, **facts))

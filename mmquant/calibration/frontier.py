@@ -8,21 +8,20 @@ Key = tuple[str, int]  # name of a module and number of its call
 
 def leaking_calls(flow: DataFlow) -> set[int]:
     """Calls that a stub cannot stand for: a tensor made inside is read outside, but is not among their outputs."""
-    return flow.once('leaking calls', lambda: _leaking_calls(flow))
+    def find():
+        reads = [(op.tick, v) for op in flow.ops for v in op.inputs]
+        reads += [(flow.calls[0].exit - 0.5, v) for v in flow.calls[0].outputs]
+        found = set()
+        for tick, value in reads:
+            made = flow.producer.get(value)
+            for call in flow.ancestors(made.call) if made else ():
+                if call.enter < tick < call.exit:
+                    break
+                if value not in call.outputs:
+                    found.add(call.index)
+        return found
 
-
-def _leaking_calls(flow: DataFlow) -> set[int]:
-    reads = [(op.tick, v) for op in flow.ops for v in op.inputs]
-    reads += [(flow.calls[0].exit - 0.5, v) for v in flow.calls[0].outputs]
-    found = set()
-    for tick, value in reads:
-        made = flow.producer.get(value)
-        for call in flow.ancestors(made.call) if made else ():
-            if call.enter < tick < call.exit:
-                break
-            if value not in call.outputs:
-                found.add(call.index)
-    return found
+    return flow.once('leaking calls', find)
 
 
 def completed_calls(flow: DataFlow, tick: float, leaking: set[int]) -> dict[Key, Call]:

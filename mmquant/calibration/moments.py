@@ -5,15 +5,12 @@
 x is a row of the deployed layer's input and y the float network's row at the same place; G and F are only summed for
 solvers that ask for them. Images that are kept out, to choose by, get sums of their own.
 """
-from __future__ import annotations
-
 from math import prod
 
 import torch
 from torch import Tensor
 
-from mmquant.calibration.context import CalibrationContext
-from mmquant.calibration.visits import Visit
+from mmquant.calibration.context import CalibrationContext, Visit
 from mmquant.models.layer_matrix import PIECE, LayerMatrix, no_rows
 from mmquant.models.layers import num_outputs
 from mmquant.utils.distributed import sum_over_ranks, sum_tensor_over_ranks
@@ -23,19 +20,16 @@ HELD_OUT = 8  # one image in so many is kept out
 
 
 class Moments:
-    """The sums of one layer: ``gram``, ``cross`` and ``exact``, (g, C, C) or None, over ``count`` rows.
+    """The sums of one layer: ``gram``, ``cross`` and ``exact``, (g, C, C), over ``count`` rows.
 
-    Args:
-        matrix (LayerMatrix): Of the layer.
-        cross (bool): Sum G and F, too. Default False.
-        dtype (torch.dtype | None): Of the sums. Default: float64 up to 1024 columns, else float32.
+    Without ``cross`` (default) G and F are None. Sums are float64 up to 1024 columns, else float32.
     """
 
-    def __init__(self, matrix: LayerMatrix, cross: bool = False, dtype: torch.dtype | None = None) -> None:
-        dtype = dtype or (torch.float64 if matrix.columns <= DOUBLE_COLUMNS else torch.float32)
-        weight = matrix.layer._parameters['weight']
+    def __init__(self, matrix: LayerMatrix, cross: bool = False) -> None:
         self.matrix, self.count = matrix, 0
-        self.gram = weight.new_zeros((matrix.groups, matrix.columns, matrix.columns), dtype=dtype)
+        self.gram = matrix.layer._parameters['weight'].new_zeros(
+            (matrix.groups, matrix.columns, matrix.columns),
+            dtype=torch.float64 if matrix.columns <= DOUBLE_COLUMNS else torch.float32)
         self.cross, self.exact = (torch.zeros_like(self.gram), torch.zeros_like(self.gram)) if cross else (None, None)
 
     @torch.no_grad()
@@ -50,10 +44,10 @@ class Moments:
                 self.cross += rows.mT @ y
                 add_squares(self.exact, y)
 
-    def over_ranks(self) -> Moments:
+    def over_ranks(self) -> 'Moments':
         """Sum over all processes, in place."""
-        sums = (x if x is None else sum_tensor_over_ranks(x) for x in (self.gram, self.cross, self.exact))
-        self.gram, self.cross, self.exact = sums
+        self.gram, self.cross, self.exact = (x if x is None else sum_tensor_over_ranks(x)
+                                             for x in (self.gram, self.cross, self.exact))
         self.count = int(sum_over_ranks(self.count)[0])
         return self
 
@@ -88,18 +82,17 @@ def quadratic(gram: Tensor, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def collect(visit: Visit, name: str, matrix: LayerMatrix, streams: tuple[str, ...], max_rows: int | None = None
-            ) -> tuple[Moments, Moments]:
-    """Moments of a layer within the unit of a visit over all its calls.
+def collect(visit: Visit, name: str, matrix: LayerMatrix, streams: tuple[str, ...],
+            max_rows: int | None = None) -> tuple[Moments, Moments]:
+    """Moments of a layer of a visit's unit over all its calls: of the images to solve on, and of those kept out.
+
+    The latter are the last eighth of each chunk, every eighth chunk where chunks are smaller than that; with too few
+    images both are all.
 
     Args:
         streams (tuple[str, ...]): Names of the visit's stream that feeds the layer, and of the float one if the cross
             sums are wanted.
         max_rows (int | None): About as many rows at most in all, drawn at random. Default: all.
-
-    Returns:
-        tuple[Moments, Moments]: Of the images to solve on, and of those kept out: the last eighth of each chunk, every
-        eighth chunk where chunks are smaller than that. With too few images these are the same.
 
     Raises:
         ValueError: If the layer has no rows.

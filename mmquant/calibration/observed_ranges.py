@@ -7,6 +7,8 @@ from mmquant.observers import Observer
 from mmquant.quantizers import Quantizer
 from mmquant.utils.distributed import gather_rows
 
+DEFAULT_OBSERVER = {'type': 'mmquant.LpNormObserver', 'p': 2.4}  # BRECQ
+
 
 @contextlib.contextmanager
 def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, images: Callable[[], int],
@@ -19,8 +21,7 @@ def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, ima
         at_once (bool): Set a range before the quantizer itself works on the tensor, so that what follows meets it.
             False: when the block ends.
 
-    Raises:
-        ValueError: For NaN or infinite values; names the place.
+    ValueError, with the place, for NaN or infinite values.
     """
     observers, handles = {}, []
 
@@ -49,7 +50,6 @@ def observed_ranges(quantizers: Mapping[str, Quantizer], observer: Observer, ima
     finally:
         for handle in handles:
             handle.remove()
-    if not at_once:
-        for name in quantizers:
-            if observers[name].low is not None:  # else no image reached it, which callers tell better
-                set_range(name)
+    for name in () if at_once else quantizers:
+        if observers[name].low is not None:  # else no image reached it, which callers tell better
+            set_range(name)

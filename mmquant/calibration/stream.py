@@ -4,8 +4,6 @@ A stream stands at a frontier (the entry of a unit). To move on, the model runs 
 complete replaced by a stub: it returns its cached output where that is still needed, a placeholder of the right shape
 where it is not. Only the modules between the old and the new frontier really run, whatever the graph looks like.
 """
-from __future__ import annotations
-
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -80,16 +78,11 @@ class Stream:
 
     @torch.no_grad()
     def walk(self, unit: Unit, pending: frozenset[str]):
-        """Move the frontier to the entry of ``unit``, chunk by chunk.
+        """Move the frontier to the entry of ``unit``; yields (chunk, number of the unit's call, its (args, kwargs)).
 
-        Args:
-            unit (Unit): Where to.
-            pending (frozenset[str]): Layers of this unit and of all that the stream is still to reach; what was
-                computed from them behind the frontier (between the first and the last call of a unit with several) is
-                not kept, so that their inputs are. Empty where no layer is to be fitted any more.
-
-        Yields:
-            tuple: Number of the chunk, number of the unit's call, and its (args, kwargs).
+        ``pending`` are the layers of this unit and of all that the stream is still to reach; what was computed from
+        them behind the frontier (between the first and the last call of a unit with several) is not kept, so that
+        their inputs are. Empty where no layer is to be fitted any more.
         """
         targets = self._calls(unit)
         self._move(targets[0].enter, unit.name or 'the net')
@@ -104,12 +97,8 @@ class Stream:
                 *c.outputs, *(v for op in self.flow.ops_within(c) for v in op.outputs)})
             skipped |= {t.key: t for t in targets[:-1]}
         live = live_values(self.flow, completed, targets[0].enter)
-        for index, store in enumerate(self.stores):
-            fresh: dict[Key, object] = {}
-            with self.mode():
-                found = self._reach(index, unit, targets, self._capture(index, completed, live, fresh), skipped)
-            store.update(fresh)
-            _prune(store, completed, live)
+        for index, found in self._carry(completed, live,
+                                        lambda index, captures: self._reach(index, unit, targets, captures, skipped)):
             while found:
                 yield index, len(targets) - len(found), found.pop(0)
 
@@ -122,15 +111,29 @@ class Stream:
         target = next((c for c in self.flow.calls if c.enter > tick), None)
         self._move(tick, f'time {tick}')
         completed = completed_calls(self.flow, tick, self.leaking)
-        live = live_values(self.flow, completed, tick)
+
+        def run(index, captures):
+            with contextlib.suppress(_Reached):
+                self._run(index, captures, {target.key: _stop} if target else {})
+
+        for _ in self._carry(completed, live_values(self.flow, completed, tick), run):
+            pass
+
+    def _carry(self, completed: dict[Key, Call], live: set[int], run: Callable):
+        """Let ``run(index, captures)`` take each chunk further; yields the chunk's number and what it returned."""
         for index, store in enumerate(self.stores):
             fresh: dict[Key, object] = {}
-            with self.mode(), contextlib.suppress(_Reached):
-                self._run(index, self._capture(index, completed, live, fresh), {target.key: _stop} if target else {})
+            with self.mode():
+                found = run(index, self._capture(index, completed, live, fresh))
             store.update(fresh)
-            _prune(store, completed, live)
+            for key in [k for k in store if k not in completed]:  # inside of completed calls
+                del store[key]
+            for key, call in completed.items():
+                if key in store and not live & set(call.outputs):  # nobody reads it any more
+                    store[key] = tree_map(bury, store[key])
+            yield index, found
 
-    def reaching(self, unit: Unit) -> Stream:
+    def reaching(self, unit: Unit) -> 'Stream':
         """This stream, or one like it at the beginning if this one has passed the entry of ``unit``."""
         if self._front <= unit.enter:
             return self
@@ -167,11 +170,10 @@ class Stream:
                            'data flow was recorded; units need the same control flow for every image')
 
     def run_behind(self, unit: Unit, index: int, replace, begin=None):
-        """As :meth:`run_rest`, with another answer at the end of the unit.
+        """As :meth:`run_rest`, with another answer at the end of the unit: ``replace(forward, args, kwargs)``.
 
-        ``replace(forward, args, kwargs)`` answers its last call: that of the activation that follows the unit, if it
-        has one, else of the unit itself; a unit with several calls has several last ones. ``begin(forward, args,
-        kwargs)`` answers the unit itself where an activation follows.
+        That is the activation behind the unit, if it has one, else the unit itself, in each of its calls.
+        ``begin(forward, args, kwargs)`` answers the unit itself where an activation follows.
         """
         answers = {}
         for enter, leave in unit.spans:
@@ -245,15 +247,6 @@ class Stream:
 
 def _stop(forward, args, kwargs):
     raise _Reached
-
-
-def _prune(store: dict, completed: dict[Key, Call], live: set[int]) -> None:
-    """Drop what lies inside completed calls, and the content of what nobody reads any more."""
-    for key in [k for k in store if k not in completed]:
-        del store[key]
-    for key, call in completed.items():
-        if key in store and not live & set(call.outputs):
-            store[key] = tree_map(bury, store[key])
 
 
 def _copy(x, clone: bool):

@@ -1,10 +1,13 @@
-"""Inputs and float targets of one unit over the whole calibration set."""
+"""Inputs and float targets of one unit over the whole calibration set, and the unit as a function of them."""
 from dataclasses import dataclass
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from mmquant.calibration.cache import Cache, CachedTensor
+from mmquant.models import QuantizedModel
+from mmquant.models.units import activation_of, unit_module
+from mmquant.structures.unit import Unit
 
 
 def _rows_first(x: torch.Tensor) -> torch.Tensor:
@@ -20,14 +23,6 @@ class Rows:
 
     def __len__(self) -> int:
         return sum(self.sizes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self), *self.parts[0].shape[1:]
-
-    @property
-    def device(self) -> torch.device:
-        return self.parts[0].device
 
     def pick(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows by number, in this order."""
@@ -69,9 +64,9 @@ def join(parts: list, cache: Cache | None = None):
 
 def keep(x, cache: Cache | None):
     """Hand one chunk to a limited cache, so that :func:`join` finds it there."""
-    if cache is None or not cache.has_budget:
-        return x
-    return tuple(keep(y, cache) for y in x) if isinstance(x, tuple) else cache.put(_rows_first(x.detach()))
+    if isinstance(x, tuple):
+        return tuple(keep(y, cache) for y in x)
+    return cache.put(_rows_first(x.detach())) if cache is not None and cache.has_budget else x
 
 
 @dataclass
@@ -157,3 +152,28 @@ def run_in_chunks(function, data, size: int, cache: Cache | None = None):
     else:
         chunks = (pick(data, rows) for rows in torch.arange(num_rows(data)).split(size))
     return join([keep(function(chunk), cache) for chunk in chunks], cache)
+
+
+class UnitRun:
+    """Call number ``call`` of a unit as a function of its data, in the quantization mode that is active.
+
+    Args:
+        data (UnitInput | None): Where rows of data stand among the arguments; None: only :meth:`on` is used.
+        activation (bool): Run the activation that alone reads the output too.
+    """
+
+    def __init__(self, model: QuantizedModel, unit: Unit, call: int = 0, data: UnitInput | None = None,
+                 activation: bool = True) -> None:
+        self.module, self.data = unit_module(model.architecture, unit), data
+        self.activation = activation_of(model.architecture, unit) if activation else None
+        self.per_call = model.per_call_within(unit, call)
+
+    def __call__(self, x):
+        return self.on(self.data.arguments(x))
+
+    def on(self, arguments: tuple[tuple, dict]):
+        """Output for (args, kwargs), into which the unit may write; one tensor or a tuple, as for rows of data."""
+        for quantizer, position in self.per_call:
+            quantizer.position = position
+        output = output_of(self.module(*arguments[0], **arguments[1]))
+        return output if self.activation is None else self.activation(output)

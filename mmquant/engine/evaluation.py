@@ -1,6 +1,4 @@
 """What metrics say beside their values."""
-from __future__ import annotations
-
 
 def nothing_to_find(metrics: dict) -> str | None:
     """What to tell where COCO's metrics mean nothing, since no evaluation image shows an object; None if they do."""

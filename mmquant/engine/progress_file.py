@@ -1,6 +1,4 @@
 """State of an unfinished run: saved after every unit, refused where it does not belong."""
-from __future__ import annotations
-
 import hashlib
 import json
 import os

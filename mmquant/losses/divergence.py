@@ -7,13 +7,10 @@
 r is float, q quantized. A model that returns only matrices of one shape returns logits. A detector's first output, or
 list of outputs over levels, holds class scores: logits if they are matrices (a region each), else one score a class.
 """
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
-KINDS = ('logits', 'scores', 'values')
 FLOOR = 1e-12
 
 
@@ -31,31 +28,22 @@ def output_kinds(outputs) -> list[str]:
         outputs = outputs[0]
     if not isinstance(outputs, (list, tuple)):
         return ['values'] * len(tensors)
-    first = float_tensors(outputs[0])
-    return ['logits' if x.dim() == 2 else 'scores' for x in first] + ['values'] * (len(tensors) - len(first))
+    first = ['logits' if x.dim() == 2 else 'scores' for x in float_tensors(outputs[0])]
+    return first + ['values'] * (len(tensors) - len(first))
 
 
 def divergence(quantized, reference) -> torch.Tensor:
-    """Mean over images of the summed divergence of all outputs; differentiable in ``quantized``.
+    """Mean over images of the summed divergence of all outputs, a scalar; differentiable in ``quantized``.
 
-    Args:
-        quantized, reference: Outputs of the quantized and the float net: a tensor (N, ...) or nested lists, tuples and
-            dicts of tensors of the same shapes.
-
-    Returns:
-        Tensor: Scalar, at least 0; 0 for equal outputs. Scores and values count by their mean over elements, logits
-        summed over classes, mean over rows.
-
-    Raises:
-        ValueError: If there is no tensor, or the shapes differ.
+    Outputs are tensors (N, ...) or nested lists, tuples and dicts of them, of the same shapes; ValueError if not, or if
+    there is none. Scores and values count by their mean over elements, logits summed over classes, mean over rows.
     """
-    pairs = _pairs(quantized, reference)
     total = 0
-    for kind, q, r in pairs:
+    for kind, q, r in _pairs(quantized, reference):
         q, r = q.float(), r.float()
         if kind == 'logits':
-            total = total + F.kl_div(q.log_softmax(-1), r.log_softmax(-1), reduction='none',
-                                     log_target=True).sum(-1).mean()
+            each = F.kl_div(q.log_softmax(-1), r.log_softmax(-1), reduction='none', log_target=True)
+            total = total + each.sum(-1).mean()
         elif kind == 'scores':
             p = r.sigmoid()
             total = total + (p * (F.logsigmoid(r) - F.logsigmoid(q))

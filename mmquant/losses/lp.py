@@ -1,6 +1,4 @@
 """Distances between a unit's quantized and float output."""
-from __future__ import annotations
-
 import torch
 
 from mmquant.ops import power_distance
@@ -16,6 +14,7 @@ class LpLoss:
     Raises:
         ValueError: If ``p`` is below 1 or the reduction is unknown.
     """
+
     def __init__(self, p: float = 2.0, reduction: str = 'channel_sum') -> None:
         if p < 1:
             raise ValueError(f'p must be at least 1, got {p}')
@@ -25,13 +24,7 @@ class LpLoss:
 
     def __call__(self, prediction: torch.Tensor, target: torch.Tensor, channel_dim: int,
                  weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of one batch.
-
-        Args:
-            prediction, target (Tensor): The same shape, samples first.
-            channel_dim (int): Axis of channels.
-            weight (Tensor | None): Importance of each element, the same shape.
-        """
+        """Loss of one batch; ``weight`` (importance of each element) has the shape of the others, samples first."""
         per_position = 1 if self.reduction == 'mean' else prediction.shape[channel_dim]
         positions = prediction.numel() // per_position
         if weight is None:

@@ -1,6 +1,4 @@
 """What a search over clips minimises: losses of the whole network, summed over images."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch
@@ -11,36 +9,24 @@ from torch.utils._pytree import tree_map_only
 from mmquant.losses.divergence import divergence, float_tensors, output_kinds
 from mmquant.registry import OBJECTIVES
 from mmquant.utils.building import ConfigError, build
+from mmquant.utils.contexts import seeded
+
+INSTEAD = 'use objective=dict(type="mmquant.OutputDivergence"), which compares with the float network, without labels'
 
 
 class Objective(ABC):
-    """A loss of some images, given the quantized network's output for them.
-
-    Deterministic: the same outputs give the same number to the bit.
-    """
+    """A loss of some images, given the quantized network's output for them; deterministic to the bit."""
 
     @abstractmethod
     def prepare(self, calibration) -> None:
-        """Take in what the calibration set is compared with.
+        """Take in what the images of a ``CalibrationContext`` are compared with; its ``run(chunk)`` is float here.
 
-        Args:
-            calibration (CalibrationContext): ``run(chunk)`` gives the float network's output, ``sizes`` the images of
-                each chunk, ``labels`` their class numbers or None, ``samples`` their data samples, ``model`` the
-                network.
-
-        Raises:
-            ConfigError: If something is missing or of the wrong shape.
+        ConfigError if something is missing or of the wrong shape.
         """
 
     @abstractmethod
     def __call__(self, output, chunk: int, rows: Tensor | None = None) -> Tensor:
-        """Sum of the loss over images, a float64 scalar with gradients.
-
-        Args:
-            output: The quantized network's output for these images.
-            chunk (int): The chunk they are from.
-            rows (Tensor | None): Their numbers within it; None: all.
-        """
+        """Sum of the loss over images, a float64 scalar with gradients: all of a chunk, or its ``rows``."""
 
 
 @OBJECTIVES.register_module()
@@ -50,16 +36,14 @@ class CrossEntropy(Objective):
     def prepare(self, calibration) -> None:
         if calibration.labels is None:
             raise ConfigError('the objective mmquant.CrossEntropy needs one label for each calibration image, but the '
-                              'calibration set has none; use objective=dict(type="mmquant.OutputDivergence"), which '
-                              'compares with the float network instead, or give a data set with gt_label')
+                              f'calibration set has none; {INSTEAD}, or give a data set with gt_label')
         self.labels = calibration.labels
 
     def __call__(self, output, chunk: int, rows: Tensor | None = None) -> Tensor:
         found, labels = float_tensors(output), self.labels[chunk]
         if len(found) != 1 or found[0].dim() != 2:
             raise ConfigError('CrossEntropy needs one output of shape (images, classes), got '
-                              f'{[tuple(x.shape) for x in found]}; use '
-                              'objective=dict(type="mmquant.OutputDivergence")')
+                              f'{[tuple(x.shape) for x in found]}; {INSTEAD}')
         labels = labels if rows is None else labels[rows]
         return F.cross_entropy(found[0].float(), labels, reduction='none').double().sum()
 
@@ -68,8 +52,7 @@ class CrossEntropy(Objective):
 class OutputDivergence(Objective):
     """Divergence of the outputs from the float network's; needs no labels, and is 0 for the float network.
 
-    For class logits KL(float || quantized); for the outputs of detectors see
-    :mod:`mmquant.losses.divergence`.
+    For class logits KL(float || quantized); for the outputs of detectors see :mod:`mmquant.losses.divergence`.
     """
 
     def prepare(self, calibration) -> None:
@@ -103,15 +86,55 @@ class LogitDistance(OutputDivergence):
         return (got - exact).square().mean(1).sum()
 
 
-@torch.no_grad()
-def build_objective(context, cfg: dict | None, where: str) -> Objective:
-    """Build an objective and let it take in the float network's outputs.
+@OBJECTIVES.register_module()
+class TrainingLoss(Objective):
+    """Training loss of a detector of one stage, against the boxes of the calibration images.
+
+    The head computes it from the raw outputs alone (mmdet's ``bbox_head.loss_by_feat``), so that a search still keeps
+    the prefix of the network. Detectors of two stages draw regions from features and are refused. Unlike
+    :class:`OutputDivergence` it is not 0 for the float network, and can fall below the float network's loss.
 
     Args:
-        context (CalibrationContext): The images it is evaluated on.
-        cfg (dict | None): Its config. Default: :class:`CrossEntropy` for images with labels, :class:`OutputDivergence`
-            for others.
-        where (str): Place in the config, for messages.
+        seed (int): Of samplers that draw boxes at random; the same draw in every evaluation. Default 0.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def prepare(self, calibration) -> None:
+        model = calibration.model.architecture
+        self.head = getattr(model, 'bbox_head', None)
+        if not callable(getattr(self.head, 'loss_by_feat', None)):
+            raise ConfigError(f'TrainingLoss needs a detector of one stage, whose head computes its loss from its raw '
+                              f'outputs (bbox_head.loss_by_feat), got {type(model).__name__}; {INSTEAD}')
+        truths = [getattr(sample, 'gt_instances', ()) for chunk in calibration.samples or () for sample in chunk]
+        if not truths or not all('bboxes' in truth for truth in truths):
+            raise ConfigError('TrainingLoss needs the boxes of the calibration images: put '
+                              'dict(type="LoadAnnotations", with_bbox=True) in front of PackDetInputs in the pipeline '
+                              f'of train_cfg.dataloader.dataset; or {INSTEAD}')
+        if not any(len(truth) for truth in truths):
+            raise ConfigError('TrainingLoss found no object on any calibration image; check the annotations, or '
+                              f'{INSTEAD}')
+        self.model, self.samples = model, calibration.samples
+
+    def __call__(self, output, chunk: int, rows: Tensor | None = None) -> Tensor:
+        from mmdet.models.utils import unpack_gt_instances
+        samples = self.samples[chunk] if rows is None else [self.samples[chunk][i] for i in rows.tolist()]
+        truth, ignored, info = unpack_gt_instances(samples)
+        ignored = ignored if any(x is not None for x in ignored) else None
+        output = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, output)
+        device = next(self.head.parameters()).device
+        with seeded(self.seed, device):
+            losses = self.head.loss_by_feat(*output, [x.to(device) for x in truth], info, ignored)
+        return self.model.parse_losses(losses)[0].double() * len(samples)
+
+
+@torch.no_grad()
+def build_objective(context, cfg: dict | None, where: str) -> Objective:
+    """Build an objective and let it take in the float network's outputs for the images of a ``CalibrationContext``.
+
+    Without a config :class:`CrossEntropy` for images with labels, :class:`OutputDivergence` for others. ``where`` is
+    the place in the config, for messages.
     """
     if cfg is None:
         objective = OutputDivergence() if context.labels is None else CrossEntropy()

@@ -18,14 +18,12 @@ class _Cut:
     def __init__(self, quantizers: list) -> None:
         self.quantizers, self.reached, self.leaves = quantizers, False, []
 
-    def answer(self, forward, args, kwargs):
-        """Answers the unit's last calls."""
+    def answer(self, forward, args, kwargs):  # the unit's last calls
         self.reached = True
         with torch.no_grad():
             return self.begin(forward, args, kwargs)
 
-    def begin(self, forward, args, kwargs):
-        """Answers the unit where an activation follows."""
+    def begin(self, forward, args, kwargs):  # the unit where an activation follows
         self._switch(True)
         return forward(*args, **kwargs)
 
@@ -33,8 +31,7 @@ class _Cut:
         for quantizer in self.quantizers:
             quantizer.enabled = state
 
-    def hook(self, module, args, output):
-        """Forward hook of the module that makes the unit's output."""
+    def hook(self, module, args, output):  # of the module that makes the unit's output
         if not self.reached:  # another call of a shared module
             return output
         self.reached = False
@@ -62,18 +59,15 @@ def of_loss(loss: Callable) -> Callable:
 def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, gradients: Callable) -> list[list]:
     """Squared gradients of a loss of the net's outputs at the output of ``unit``, scaled to mean 1 over all.
 
+    For each chunk and call a tensor of the output's shape (a tuple for several); all ones if every gradient is zero.
+
     Args:
         stream (Stream): Stands at the entry of ``unit`` with the quantized prefix's activations.
         unit (Unit): The activation behind it, if it has one, counts as part of it.
         quantizers (list): Quantizers inside the unit to switch on; behind it the net is float.
         gradients (Callable): ``gradients(output, chunk)`` -> pairs of an output tensor and the loss's gradient there.
-
-    Returns:
-        list[list]: For each chunk and call a tensor of the output's shape (a tuple for several outputs). All ones if
-        every gradient is zero.
     """
-    found = []
-    module = stream.model.architecture.get_submodule(unit.activation or unit.name)
+    found, module = [], stream.model.architecture.get_submodule(unit.activation or unit.name)
     for index in range(len(stream.chunks)):
         cut = _Cut(quantizers)
         handle = module.register_forward_hook(cut.hook)

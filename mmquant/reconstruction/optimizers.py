@@ -12,7 +12,6 @@ from mmquant.utils.building import ConfigError, build, check_keys, check_types, 
 # Factor of the rate at `progress` in [0, 1).
 SCHEDULES = {'constant': lambda progress: 1.0, 'linear': lambda progress: 1 - progress,
              'cosine': lambda progress: 0.5 * (1 + math.cos(math.pi * progress))}
-ADAM = {'type': 'Adam'}
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Training:
     """How the tensors of one role train."""
     lr: float  # rate at the start; 0: the role stays as it is
     schedule: str = 'constant'  # or 'linear' or 'cosine', which fall to 0
-    optimizer: dict = field(default_factory=lambda: dict(ADAM))  # its config, without its rate
+    optimizer: dict = field(default_factory=lambda: {'type': 'Adam'})  # its config, without its rate
     # Tensors of quantizers with more bits stay as they are: a step of 8 bits is 16 times smaller than one of 4, and a
     # rate that suits this one overshoots that one. None: no limit.
     max_bits: int | None = None

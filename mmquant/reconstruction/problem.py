@@ -1,5 +1,7 @@
-"""One unit as a problem: rows in, loss out, for fitting and for measuring on held-out rows."""
+"""One unit as a problem: rows in, loss out, for fitting and for measuring on held-out rows; and several as one."""
 import contextlib
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,8 +11,6 @@ from torch.utils._pytree import tree_map_only
 from mmquant.calibration.unit_inputs import pick
 from mmquant.utils.distributed import mean_over_ranks
 from mmquant.utils.hardware import autocast, in_bfloat16
-
-_NOTHING = contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Comparison:
         target = pick(self.targets, rows)
         importance = None if self.importance is None else pick(self.importance, rows)
         if isinstance(target, tuple):
-            losses = [self.loss(p, t, channel_dim(t, self.channel_dim), w)
+            # the channel axis of one of several outputs: 1 of maps, the last one of tokens and rows
+            losses = [self.loss(p, t, {4: 1, 3: -1, 2: -1}.get(t.dim(), self.channel_dim), w)
                       for p, t, w in zip(prediction, target, importance or (None, ) * len(target))]
             loss = sum(losses) / len(losses)
         else:
@@ -60,23 +61,17 @@ class Problem:
     @torch.no_grad()
     def held_loss(self, size: int = 64) -> float:
         """Loss on the held-out rows of all processes, in passes of ``size`` rows, in float32 and without mixing."""
-        parts = self.held_rows.split(size)
-        own = sum(self._loss(rows, None, False).item() * len(rows) for rows in parts) / max(1, len(self.held_rows))
-        return mean_over_ranks(own)
+        total = sum(self._loss(rows, None, False).item() * len(rows) for rows in self.held_rows.split(size))
+        return mean_over_ranks(total / max(1, len(self.held_rows)))
 
     def _loss(self, rows: torch.Tensor, mixer, amp: bool) -> torch.Tensor:
         # in the order of the terms: masks are drawn in it
-        data = {c.inputs: None for c in self.comparisons}
-        data = {name: self._data(name, rows, mixer, amp) for name in data}
-        inside = _mixing_inside(self.quantizers, mixer) if mixer is not None and mixer.inside else _NOTHING
-        with autocast(self.device, amp), inside:
+        data = {name: self._data(name, rows, mixer, amp) for name in dict.fromkeys(c.inputs for c in self.comparisons)}
+        with autocast(self.device, amp), _mixing_inside(self.quantizers, mixer):
             predictions = {name: self.forward(x) for name, x in data.items()}
             results = [predictions[c.inputs] if c.tail is None else c.tail(predictions[c.inputs], rows)
                        for c in self.comparisons]
-        total, *others = (c.value(result, rows) for c, result in zip(self.comparisons, results))
-        for loss in others:
-            total = total + loss
-        return total
+        return functools.reduce(operator.add, (c.value(x, rows) for c, x in zip(self.comparisons, results)))
 
     def _data(self, name: str | None, rows: torch.Tensor, mixer, amp: bool):
         if name is None and mixer is not None:
@@ -103,21 +98,65 @@ class Problem:
         return all(isinstance(x, torch.Tensor) and x.device.type == 'cuda' for x in self.streams.values())
 
 
+@dataclass(frozen=True)
+class RaggedProblem:
+    """Problems of a unit whose samples differ in shape: images of several sizes, heads shared over pyramid levels.
+
+    The loss of a step is the mean over the calls of the unit (pyramid levels), for the same images of one size; the
+    size is drawn by its share of the images.
+    """
+    groups: list[list[Problem]]  # for each size of images, one problem a call
+
+    @property
+    def parts(self) -> list[Problem]:
+        return [problem for group in self.groups for problem in group]
+
+    @property
+    def device(self) -> torch.device:
+        return self.groups[0][0].device
+
+    @property
+    def on_gpu(self) -> bool:
+        return False  # shapes change from step to step
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to draw from, of the largest group."""
+        return max(p.num_rows for group in self.groups for p in group)
+
+    def draw(self, sampler: torch.Generator, count: int) -> tuple[int, list[torch.Tensor]]:
+        """Number of a group, and rows for each of its problems; calls with as many rows get the same ones."""
+        shares = torch.tensor([float(group[0].num_rows) for group in self.groups])
+        index = int(torch.multinomial(shares, 1, generator=sampler)) if len(shares) > 1 else 0
+        drawn: dict[int, torch.Tensor] = {}
+        for problem in self.groups[index]:
+            if problem.num_rows not in drawn:
+                drawn[problem.num_rows] = problem.draw(sampler, count)
+        return index, [drawn[p.num_rows] for p in self.groups[index]]
+
+    def loss_on(self, rows: tuple[int, list[torch.Tensor]]) -> torch.Tensor:
+        """Loss on what :meth:`draw` returned."""
+        index, chosen = rows
+        losses = [p.loss_on(r) for p, r in zip(self.groups[index], chosen)]
+        return sum(losses) / len(losses)
+
+    def held_loss(self, size: int = 64) -> float:
+        """Loss on the held-out rows, in float32: mean over calls, over sizes by their share of the rows."""
+        counts = [len(group[0].held_rows) for group in self.groups]
+        means = [sum(p.held_loss(size) for p in group) / len(group) for group in self.groups]
+        return sum(n * m for n, m in zip(counts, means)) / max(1, sum(counts))
+
+
 @contextlib.contextmanager
 def _mixing_inside(quantizers: tuple, mixer):
-    """Let activation quantizers mix their result with their input; never outside of this block."""
+    """Let activation quantizers mix their result with their input, if the mixer does; never outside of this block."""
     try:
-        for quantizer in quantizers:
+        for quantizer in quantizers if mixer is not None and mixer.inside else ():
             quantizer.mix = mixer.within
         yield
     finally:
         for quantizer in quantizers:
             quantizer.mix = None
-
-
-def channel_dim(x: torch.Tensor, default: int) -> int:
-    """Channel axis of one of several outputs: 1 of maps, the last one of tokens and rows."""
-    return {4: 1, 3: -1, 2: -1}.get(x.dim(), default)
 
 
 def split_rows(num_rows: int, held: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_map
 
 from mmquant.calibration.frontier import completed_calls, leaking_calls, ops_outside
 from mmquant.calibration.stream import Placeholder, Stream, bury, revive
-from mmquant.calibration.unit_inputs import UnitInput, output_of, pick, run_in_chunks
-from mmquant.calibration.unit_run import UnitRun
+from mmquant.calibration.unit_inputs import UnitInput, UnitRun, output_of, pick, run_in_chunks
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
 from mmquant.models.layers import enabled
 from mmquant.models.quantized_model import QuantizedModel
@@ -43,24 +42,18 @@ def end_of(model: QuantizedModel, unit: Unit, end: str) -> Unit | None:
 
     Units that are called several times, and outputs of several tensors, have none.
     """
-    around = model.units('net') if end == 'net' else [u for u in model.units('stage') if u.kind == 'stage']
-    for outer in around:
+    for outer in model.units('net') if end == 'net' else [u for u in model.units('stage') if u.kind == 'stage']:
         if outer.enter < unit.enter and unit.exit < outer.exit and not outer.more and not unit.more:
             call = next(c for c in model.flow.calls_of[outer.name] if c.enter == outer.enter)
             last = last_call(model.flow, unit)
-            one_tensor = len(call.outputs) == len(last.outputs) == 1
-            return outer if one_tensor and last.outputs != call.outputs else None
+            return outer if len(call.outputs) == len(last.outputs) == 1 and last.outputs != call.outputs else None
     return None
 
 
 class Tail:
-    """The float net from a unit's output to the output of the module around it.
+    """The float net from the output of ``unit`` to that of ``end``, a unit around it, see :func:`end_of`.
 
-    Args:
-        model (QuantizedModel): Its quantizers are off inside the tail, whatever they are outside.
-        unit (Unit): Where the tail begins.
-        end (Unit): A unit around it, see :func:`end_of`.
-        data (UnitInput): Float input of ``end`` for all calibration rows.
+    Quantizers are off inside, whatever they are outside; ``data`` is the float input of ``end`` for all rows.
     """
 
     def __init__(self, model: QuantizedModel, unit: Unit, end: Unit, data: UnitInput) -> None:
@@ -82,30 +75,29 @@ class Tail:
                 if call.index in self.stubs or call is self.last:
                     self.names.add(call.name)
                     passed = call.exit
-        if self.stubs:
-            self._learn_shapes()
+        if self.stubs:  # see what the calls in front return, on up to two rows; only their shapes are kept
+            self.seen = min(2, len(data))
+            with torch.no_grad():
+                self._run(pick(data.data, torch.arange(self.seen)), self._learn_shape)
 
-    @torch.no_grad()
-    def _learn_shapes(self) -> None:
-        """See what the calls in front return, on up to two rows; only their shapes are kept."""
-        self.seen, shapes = min(2, len(self.data)), {}
-
-        def answer(call, forward, args, kwargs):
-            output = forward(*args, **kwargs)
-            if call.index in self.stubs:
-                shapes[call.index] = tree_map(bury, output)
-            return output
-
-        self._run(pick(self.data.data, torch.arange(self.seen)), answer)
-        self.stubs = shapes
+    def _learn_shape(self, call, forward, args, kwargs):
+        output = forward(*args, **kwargs)
+        if call.index in self.stubs:
+            self.stubs[call.index] = tree_map(bury, output)
+        return output
 
     def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Output of the module around for the unit's ``output`` on some calibration rows; gradients flow to it."""
+        def of_rows(x):  # what a call returned on the rows seen, now on these
+            if isinstance(x, Placeholder) and x.shape:
+                x = replace(x, shape=(x.shape[0] * len(output) // self.seen, *x.shape[1:]))
+            return revive(x)
+
         def answer(call, forward, args, kwargs):
             if call is self.last:
                 return output
             if call.index in self.stubs:
-                return tree_map(lambda x: _of_rows(x, len(output), self.seen), self.stubs[call.index])
+                return tree_map(of_rows, self.stubs[call.index])
             return forward(*args, **kwargs)
 
         return self._run(pick(self.data.data, rows), answer)
@@ -127,13 +119,6 @@ class Tail:
             return output_of(self.module(*args, **kwargs))
 
 
-def _of_rows(x, rows: int, seen: int):
-    """Stands for what a call returned on ``seen`` rows of data, now on ``rows``."""
-    if isinstance(x, Placeholder) and x.shape:
-        x = replace(x, shape=(x.shape[0] * rows // seen, *x.shape[1:]))
-    return revive(x)
-
-
 def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:
     """Whether what follows ``last`` reads a tensor that a call in front of it made."""
     needed = {v for op in flow.ops_between(last.exit, around.exit) for v in op.inputs} | set(around.outputs)
@@ -145,12 +130,10 @@ def _is_needed(flow: DataFlow, ready: dict, last: Call, around: Call) -> bool:
 
 
 class Tails:
-    """The tails of a model's units; float input and output of a stage are computed once, when it begins.
+    """The tails of a model's units, up to the ``end`` of their ``'stage'`` or of the ``'net'``.
 
-    Args:
-        stream (Stream): Of the float net; a unit's tail is asked for before the stream advances to it.
-        end (str): ``'stage'`` or ``'net'``.
-        chunk (int): Rows a forward pass.
+    Float input and output of a stage are computed once, when it begins, in passes of ``chunk`` rows. ``stream`` is of
+    the float net; a unit's tail is asked for before it advances to the unit.
     """
 
     def __init__(self, model: QuantizedModel, stream: Stream, end: str, chunk: int) -> None:
@@ -172,10 +155,7 @@ class Tails:
         with self.model.quantization(weights=False, activations=False):
             if end != self.end:
                 self.end, self.data = end, self.stream.reaching(end).gather(end, pending)
-                self.targets = {key: self._run(x) for key, x in self.data.items()}
-            tails = {key: Tail(self.model, unit, end, x) for key, x in self.data.items()}
-        return {key: TailEnd(tail, self.targets[key], end.channel_dim) for key, tail in tails.items()}
-
-    def _run(self, data: UnitInput):
-        return run_in_chunks(UnitRun(self.model, self.end, data=data, activation=False), data.data, self.chunk,
-                             self.stream.cache)
+                self.targets = {key: run_in_chunks(UnitRun(self.model, end, data=x, activation=False), x.data,
+                                                   self.chunk, self.stream.cache) for key, x in self.data.items()}
+            return {key: TailEnd(Tail(self.model, unit, end, x), self.targets[key], end.channel_dim)
+                    for key, x in self.data.items()}

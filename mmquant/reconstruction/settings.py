@@ -23,8 +23,7 @@ class Settings:
     Attributes:
         mode (tuple[bool, bool]): Whether (weights, activations) are quantized while a unit is fitted.
         stream (str), mixer (Mixer | None): Where a unit's inputs come from, and what mixes several in the fit.
-        streams (dict): Streams that are needed, and what they quantize: (weights, activations), or a context manager.
-        terms, regularizers, hooks, trainings (dict): By name, and by role.
+        streams (dict): What those that are needed quantize: (weights, activations), or a context manager.
         held_out (int): Rows to keep out of the fit.
     """
 
@@ -37,7 +36,10 @@ class Settings:
                 raise ConfigError(f'{key} must be positive, got {value!r}')
         self.mode, self.num_iters, self.batch_size = (True, 'activations' in quantize), num_iters, batch_size
         self.pass_rows = 2 * batch_size  # of a forward pass outside of the fit: less memory than a step's gradients
-        self._take_inputs(inputs)
+        self.mixer = None if isinstance(inputs, str) else build(MIXERS, inputs, 'Reconstruction.inputs')
+        self.stream = self.mixer.streams[0] if isinstance(self.mixer, Mixer) else inputs
+        if self.mixer is None and inputs not in ('quant', 'float') or not isinstance(self.stream, str):
+            raise ConfigError(f"inputs must be 'quant', 'float' or the config of a mixer, got {inputs!r}")
         self.rounding = rounding
         self.new_rounding()  # refuses what is none
         self.trainings = trainings(train, 'Reconstruction.train')
@@ -55,12 +57,6 @@ class Settings:
         for name in asked - set(known):
             raise ConfigError(f'Reconstruction: there is no stream {name!r}; {closest(name, known)}')
         self.streams = {name: known[name] for name in known if name in asked | {'float'}}
-
-    def _take_inputs(self, inputs: str | dict) -> None:
-        self.mixer = None if isinstance(inputs, str) else build(MIXERS, inputs, 'Reconstruction.inputs')
-        self.stream = self.mixer.streams[0] if isinstance(self.mixer, Mixer) else inputs
-        if self.mixer is None and inputs not in ('quant', 'float') or not isinstance(self.stream, str):
-            raise ConfigError(f"inputs must be 'quant', 'float' or the config of a mixer, got {inputs!r}")
 
     def new_rounding(self) -> Rounding | None:
         """A rounding that has not started, if roundings are learnt."""
@@ -80,9 +76,8 @@ class Settings:
             owners += [(a.trainables(), x.weight_quantizer.bit_width) for x in own for a in x.slots]
         trains = any(t.lr and roles.get(role) and bits <= (t.max_bits or bits)
                      for roles, bits in owners for role, t in self.trainings.items())
-        if not trains and (self.rounding is None or not own):
-            return False
-        return all(hook.wanted(model, unit, trains) for hook in self.hooks.values())
+        return (trains or bool(self.rounding is not None and own)) and all(
+            hook.wanted(model, unit, trains) for hook in self.hooks.values())
 
     def check_roles(self, model) -> None:
         """Raise ConfigError for a role in ``train`` that nothing in the model has."""

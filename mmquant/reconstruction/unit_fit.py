@@ -6,14 +6,12 @@ from functools import cached_property
 import torch
 
 from mmquant.calibration.cache import load
-from mmquant.calibration.unit_inputs import run_in_chunks, tensors_in
-from mmquant.calibration.unit_run import UnitRun
-from mmquant.calibration.visits import Visit
+from mmquant.calibration.context import Visit
+from mmquant.calibration.unit_inputs import UnitRun, run_in_chunks, tensors_in
 from mmquant.models.layers import fixed_weights
 from mmquant.reconstruction.fit import Pushes, fit
-from mmquant.reconstruction.problem import Comparison, Problem, split_rows
+from mmquant.reconstruction.problem import Comparison, Problem, RaggedProblem, split_rows
 from mmquant.reconstruction.settings import Settings
-from mmquant.reconstruction.several_sizes import RaggedProblem
 from mmquant.reconstruction.terms import UnitData
 from mmquant.reconstruction.variables import State, UnitVariables
 from mmquant.utils.contexts import seeded
@@ -71,24 +69,29 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
     """Reconstruct the unit of a visit, whose streams include those of the settings.
 
     Returns ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
-    roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening).
-
-    Raises:
-        FloatingPointError: If inputs, targets or the loss are not finite; names the unit.
+    roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening). FloatingPointError, with the
+    unit, if inputs, targets or the loss are not finite.
     """
     model, unit = visit.context.model, visit.unit
     for term in settings.terms.values():
         term.look_ahead(visit, settings.pass_rows)
     problem = _problem(visit, settings)
     layers = {n: x for n, x in model.quantized_layers().items() if n in unit.layers}
-    variables = UnitVariables(layers, _roundings(layers, settings), settings.activations(model, unit).values())
+    roundings = {name: settings.new_rounding() for name in layers} if settings.rounding is not None else {}
+    for name, rounding in roundings.items():
+        layers[name].weight_quantizer.clear_codes()
+        rounding.start(layers[name].quantized_tensor, layers[name].weight_quantizer)
+    variables = UnitVariables(layers, roundings, settings.activations(model, unit).values())
+    # where nothing in the layers trains, weights are quantized once instead of in each step
+    still = not roundings and not any(role in settings.trainings for slots in variables.slots.values()
+                                      for slot in slots for role in slot.trainables())
     curve = []
 
     def report(step, loss):
         curve.append([step, loss])
         visit.tick(step, f'loss {loss:.4g}')
 
-    with model.quantization(*settings.mode), _decided_weights(variables, settings):
+    with model.quantization(*settings.mode), fixed_weights(layers.values() if still else ()):
         unit_fit = UnitFit(visit, problem, variables, settings)
         initial = unit_fit.initial
         for hook in settings.hooks.values():
@@ -98,28 +101,12 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
         variables.restore(tuned)
         for hook in settings.hooks.values():
             record.update(hook.after_fit(unit_fit))
-    if variables.roundings:
+    if roundings:
         count = max(1, variables.num_weights)
         record['flipped'] = sum((code != initial[0][n]).sum().item() for n, code in tuned[0].items()) / count
         record['undecided'] = sum(r.undecided() * layers[n].quantized_tensor.numel()
-                                  for n, r in variables.roundings.items()) / count
+                                  for n, r in roundings.items()) / count
     return record
-
-
-def _roundings(layers: dict, settings: Settings) -> dict:
-    """Started roundings; the weights' codes are dropped."""
-    roundings = {name: settings.new_rounding() for name in layers} if settings.rounding is not None else {}
-    for name, rounding in roundings.items():
-        layers[name].weight_quantizer.clear_codes()
-        rounding.start(layers[name].quantized_tensor, layers[name].weight_quantizer)
-    return roundings
-
-
-def _decided_weights(variables: UnitVariables, settings: Settings):
-    """Where nothing in the layers trains, quantize weights once instead of in each step."""
-    still = not variables.roundings and not any(role in settings.trainings for slots in variables.slots.values()
-                                                for slot in slots for role in slot.trainables())
-    return fixed_weights(variables.layers.values()) if still else contextlib.nullcontext()
 
 
 def _problem(visit: Visit, settings: Settings) -> Problem | RaggedProblem:

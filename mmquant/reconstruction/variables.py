@@ -13,12 +13,9 @@ State = tuple[dict[str, torch.Tensor], list[torch.Tensor]]
 
 
 class UnitVariables:
-    """The trainable tensors of a unit's quantizers; float weights and biases are none of them.
+    """The trainable tensors of a unit's quantizers, weights' and activations'; float weights are none of them.
 
-    Args:
-        layers (Mapping[str, QuantizedLayer]): With ranges.
-        roundings (Mapping[str, Rounding]): Started rounding of each layer; empty: weights stay as they are.
-        activations (list[Quantizer]): Activation quantizers of the unit.
+    ``layers`` have ranges; ``roundings`` are the started ones of all of them, or empty: weights stay as they are.
     """
 
     def __init__(self, layers: Mapping, roundings: Mapping[str, Rounding], activations: list[Quantizer] = ()) -> None:
@@ -91,8 +88,7 @@ class UnitVariables:
         for owner in self.owners:
             owner.constrain()
 
-    def _buffers(self) -> list[torch.Tensor]:
-        """What goes with the codes."""
+    def _buffers(self) -> list[torch.Tensor]:  # what goes with the codes
         owners = [*(x.weight_quantizer for x in self.layers.values()),
                   *(slot for slots in self.slots.values() for slot in slots), *self.activations]
         return [x for owner in owners for x in owner.state()]

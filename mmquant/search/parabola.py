@@ -1,6 +1,4 @@
 """The quadratic fit of loss against p, and when its vertex may be trusted."""
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +28,5 @@ def fit_parabola(ps: Sequence[float], losses: Sequence[float]) -> Parabola:
     if a <= 0:
         return Parabola((a, b, c), None, 'concave')
     vertex = -b / (2 * a)
-    if not x[0] <= vertex <= x[-1]:
-        return Parabola((a, b, c), None, 'outside')
-    return Parabola((a, b, c), vertex, 'vertex')
+    within = x[0] <= vertex <= x[-1]
+    return Parabola((a, b, c), vertex if within else None, 'vertex' if within else 'outside')

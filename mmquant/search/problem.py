@@ -8,24 +8,64 @@ one weight quantized anew. Every value equals that of a full forward pass to the
 
 With several processes each evaluates its own images; sums are reduced, so all see the same loss and go the same way.
 """
-from __future__ import annotations
-
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from mmquant.calibration.context import CalibrationContext
 from mmquant.losses.objectives import Objective
-from mmquant.models.layers import enabled, fix_weight, fixed_weights
-from mmquant.search.clips import find_clips, shares_behind
+from mmquant.models import QuantizedModel
+from mmquant.models.cost import macs_of_calls
+from mmquant.models.layers import PerCall, QuantizedLayer, enabled, fix_weight, fixed_weights
+from mmquant.models.matmul import QuantizedMatmulOwner
+from mmquant.quantizers import Quantizer
 from mmquant.utils.building import ConfigError
 from mmquant.utils.distributed import sum_over_ranks
 from mmquant.utils.hardware import autocast
 
 GRADIENT_COST = 3  # image-forwards that one image costs forward and backward
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One quantizer; its clips are its values times one factor."""
+    name: str  # 'weight of <layer>' or 'activation at <place>'
+    tick: float  # where the data flow first meets it: what ended before does not depend on it
+    quantizer: Quantizer
+    layer: nn.Module | None = None  # of a weight quantizer
+
+
+def find_clips(model: QuantizedModel) -> list[Clip]:
+    """The quantizers of a model that are reached, in execution order; weights before inputs of the same layer."""
+    calls = model.flow.calls_of
+    met = defaultdict(list)  # quantizer -> ticks
+    for name, module in model.architecture.named_modules():
+        for call in calls.get(name, ()):
+            if isinstance(module, QuantizedLayer) and module.input_quantizer is not None:
+                source = module.input_quantizer
+                met[source[call.occurrence] if isinstance(source, PerCall) else source].append(call.enter - 0.5)
+            if isinstance(getattr(module, 'output_quantizer', None), Quantizer):
+                met[module.output_quantizer].append(call.exit + 0.5)
+            sites = module.matmul_quantizers.values() if isinstance(module, QuantizedMatmulOwner) else ()
+            for q in (q for site in sites for q in site.values()):
+                met[q].append(call.enter - 0.5)
+    clips = [Clip(f'weight of {name}', calls[name][0].enter - 0.5, layer.weight_quantizer, layer)
+             for name, layer in model.quantized_layers().items() if name in calls]
+    clips += [Clip(f'activation at {name}', min(met[q]), q) for name, q in model.activation_quantizers().items()
+              if q in met]
+    return sorted(clips, key=lambda clip: clip.tick)
+
+
+def shares_behind(model: QuantizedModel, ticks: list[float]) -> list[float]:
+    """Share of the network's multiply-accumulates behind each tick, in 0..1."""
+    macs = macs_of_calls(model.architecture, model.flow)
+    total = sum(n for _, n in macs)
+    return [sum(n for call, n in macs if call.enter > tick) / total for tick in ticks]
 
 
 @dataclass
@@ -43,32 +83,26 @@ class ClipProblem:
     """The loss of a quantized model over the logarithms of its clips' factors.
 
     Use inside ``with problem:``. Points are vectors relative to the origin, the sizes of values that the model had at
-    construction or at the last :meth:`settle`.
+    construction or at the last :meth:`settle`; ``best``, with ``best_loss``, is the best one evaluated since.
 
     Args:
         context (CalibrationContext): Images and model; its quantizers have ranges and its data flow is recorded.
         objective (Objective): Prepared with the same calibration images.
         amp (bool): Run in bfloat16 autocast.
         use_cache (bool): Keep prefixes. Default True; off, every evaluation runs the whole network.
-        on_evaluation (Callable | None): ``on_evaluation(loss)`` after each.
 
-    Attributes:
-        counts (Counts): What was spent so far.
-        best_loss (float), best (tuple[float, ...]): The best point evaluated since the origin was set.
-
-    Raises:
-        ConfigError: If no quantizer is there to be searched, or a module is in training mode.
+    ConfigError if no quantizer is there to be searched, or a module is in training mode.
     """
+    on_evaluation: Callable[[float], None] | None = None  # called with the loss after each
 
-    def __init__(self, context: CalibrationContext, objective: Objective, amp: bool = False, use_cache: bool = True,
-                 on_evaluation: Callable[[float], None] | None = None) -> None:
+    def __init__(self, context: CalibrationContext, objective: Objective, amp: bool = False, use_cache: bool = True
+                 ) -> None:
         self.context, self.model, self.objective = context, context.model, objective
         training = [name or type(m).__name__ for name, m in self.model.architecture.named_modules() if m.training]
         if training:
             raise ConfigError(f'{len(training)} modules are in training mode (first: {training[0]}), so dropout or '
                               'batch statistics would make the loss random: call model.eval()')
-        self.amp, self.use_cache, self.on_evaluation = amp, use_cache, on_evaluation
-        self.clips = find_clips(self.model)
+        self.amp, self.use_cache, self.clips = amp, use_cache, find_clips(self.model)
         if not self.clips:
             raise ConfigError('no quantizer is selected, so there are no clips to search: give bits to '
                               'quantizer.weight or quantizer.activation')
@@ -185,12 +219,9 @@ class ClipProblem:
         return share
 
     def gradient(self, x: Sequence[float], chunk: int, rows: torch.Tensor) -> tuple[float, list[float]]:
-        """Mean loss of some images and its straight-through gradient at ``x``, averaged over processes.
+        """Mean loss of some rows of a chunk and its straight-through gradient at ``x``, averaged over processes.
 
-        Args:
-            x (Sequence[float]): The point.
-            chunk (int): Which chunk the images are from.
-            rows (Tensor): Their numbers within it; models with pinned proposals take the whole chunk instead.
+        Models with pinned proposals take the whole chunk instead.
         """
         self._install(tuple(float(v) for v in x))
         scales = [x for clip in self.clips for x in clip.quantizer.sizes()]
@@ -221,7 +252,7 @@ class ClipProblem:
         """Loss at the last point, evaluated twice; ConfigError if the two differ."""
         x = self._installed
         first = self.loss(x)
-        self._last, self._stream = None, None
+        self._last = self._stream = None
         second = self.loss(x)
         if first != second:
             raise ConfigError(f'the loss is not deterministic: {first!r}, then {second!r} at the same clips; switch '

@@ -1,6 +1,4 @@
 """How a search over clips goes: the contract, line searches along the coordinates, gradient descent."""
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 
@@ -27,24 +25,18 @@ def scipy_optimize():
 
 
 class Searcher(ABC):
-    """Looks for a point of small loss, in units (phases or sweeps) after each of which a run can be resumed.
+    """Looks for a point of small loss, in ``num_units`` phases or sweeps, after each of which a run can be resumed.
 
     A unit starts at the problem's origin and evaluates points; the caller then moves the origin to the best of them.
-
-    Attributes:
-        num_units (int): How many units there are.
     """
     num_units = 1
 
     @abstractmethod
     def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
-        """Search.
+        """Search in unit ``index``, drawing by ``seed``.
 
-        Args:
-            index (int): Number of the unit.
-            problem (ClipProblem): Entered; its origin is the best point so far, and its loss there is evaluated.
-            state (dict): Tensors and plain values kept from one unit to the next.
-            seed (int): For whatever is drawn.
+        ``problem`` is entered, its origin the best point so far, with the loss there evaluated; ``state`` holds tensors
+        and plain values from one unit to the next.
         """
 
 
@@ -76,11 +68,9 @@ class PowellSearch(Searcher):
     def run_unit(self, index: int, problem: ClipProblem, state: dict, seed: int) -> None:
         n = problem.size
         directions = [[self.step * (i == j) for j in range(n)] for i in range(n)]
-        limit = self.max_evaluations or 30 * n * self.num_iters
-        scipy_optimize().minimize(
-            lambda x: min(problem.loss(x), WALL), [0.0] * n, method='Powell',
-            options=dict(maxiter=self.num_iters, maxfev=limit, direc=directions, xtol=self.tolerance,
-                         ftol=self.tolerance))
+        scipy_optimize().minimize(lambda x: min(problem.loss(x), WALL), [0.0] * n, method='Powell', options=dict(
+            maxiter=self.num_iters, maxfev=self.max_evaluations or 30 * n * self.num_iters, direc=directions,
+            xtol=self.tolerance, ftol=self.tolerance))
 
 
 @SEARCHERS.register_module()

@@ -22,8 +22,7 @@ from torch import Tensor
 from mmquant.calibration.moments import Moments
 from mmquant.quantizers.columns import Columns
 from mmquant.registry import SOLVERS
-
-from .solver import Solver
+from mmquant.solvers.solver import Solver
 
 
 @SOLVERS.register_module()
@@ -85,12 +84,10 @@ class GPTQ(Solver):
 
 
 def eliminate(weight: Tensor, factor: Tensor, columns: Columns, block: int) -> tuple[Tensor, Tensor]:
-    """The loop over columns: codes (g, R, C), and the loss of each row (g, R), of ``weight`` (g, R, C) by the factor A
-    (g, C, C)."""
+    """Codes (g, R, C), and the loss of each row (g, R), of ``weight`` (g, R, C) by the factor A (g, C, C)."""
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     feedback = factor / pivots[:, None]  # A_ij / A_jj
-    errors, codes = torch.empty_like(weight), None
-    losses = weight.new_zeros(weight.shape[:2])
+    errors, losses, codes = torch.empty_like(weight), weight.new_zeros(weight.shape[:2]), None
     for begin in range(0, weight.shape[-1], block):
         end = min(begin + block, weight.shape[-1])
         targets = weight[..., begin:end] + errors[..., :begin] @ feedback[:, :begin, begin:end]

@@ -10,8 +10,7 @@ from mmquant.losses import LpLoss
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence
 from mmquant.reconstruction.fit import fit
 from mmquant.reconstruction.optimizers import ParamGroup, Training
-from mmquant.reconstruction.problem import Comparison, Problem
-from mmquant.reconstruction.several_sizes import RaggedProblem
+from mmquant.reconstruction.problem import Comparison, Problem, RaggedProblem
 
 
 def problem(data, target, factor):

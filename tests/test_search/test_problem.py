@@ -12,7 +12,7 @@ from mmquant.calibration.context import CalibrationContext
 from mmquant.losses.objectives import build_objective
 from mmquant.models.layers import fixed_weights
 from mmquant.search import ClipProblem
-from mmquant.search.clips import find_clips, shares_behind
+from mmquant.search.problem import find_clips, shares_behind
 from mmquant.utils.building import ConfigError
 
 

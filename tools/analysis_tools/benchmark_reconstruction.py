@@ -17,8 +17,7 @@ from torch import nn
 import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitWeightRange, InsertQuantizers
 from mmquant.apis.cli import run_as_script
-from mmquant.calibration.unit_inputs import UnitInputBuilder
-from mmquant.calibration.unit_run import UnitRun
+from mmquant.calibration.unit_inputs import UnitInputBuilder, UnitRun
 from mmquant.losses import LpLoss
 from mmquant.models import QuantizedModel
 from mmquant.reconstruction import RoundingRegularizer

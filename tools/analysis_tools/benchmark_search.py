@@ -23,7 +23,7 @@ from mmquant.apis.quantize import run_steps
 from mmquant.losses.objectives import build_objective
 from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem
-from mmquant.search.clips import find_clips
+from mmquant.search.problem import find_clips
 from mmquant.utils.building import build
 
 POWELL = dict(type='mmquant.PowellSearch')

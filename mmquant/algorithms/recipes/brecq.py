@@ -4,14 +4,13 @@
     weights        min over v    E |block(x_q; w_hat) - block(x; w)|^2  +  lambda sum(1 - |2 h(v) - 1|^beta)
     activations    min over s    E |block_q(x) - block(x)|^2.4
 
-A second-order view of the loss makes a block's output error, weighed by curvature, stand for the damage to the net:
-single layers miss how the layers of a block depend on each other, the whole net would be fitted to a thousand images.
+A second-order view of the loss makes a block's output error, weighed by curvature, stand for the damage to the net.
 
 Steps of ``configs/_base_/algorithms/brecq.py``:
 
 - ``fold``, ``insert``: BatchNorm into the convolutions, then quantizers where data flow says that tensors are made.
-- ``nearest_weights``, ``nearest``: ranges by the error to the power 2.4, as in the authors' code; the stage that shows
-  what nearest rounding gives, with which every unit is compared.
+- ``nearest_weights``, ``nearest``: ranges by the error to the power 2.4, as in the authors' code; what nearest rounding
+  gives, with which every unit is compared.
 - ``weights``: AdaRound block by block, 20000 steps at 1e-3. ``beta`` falls from 20 to 2 after a fifth of the steps.
 - ``activation_ranges``: once more, since learned roundings change what flows through the net.
 - ``activations``: step sizes block by block, 5000 steps, on float inputs.

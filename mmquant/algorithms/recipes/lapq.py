@@ -4,8 +4,7 @@
     phase 2   p* = vertex of the parabola through (p, L(alpha(p)))
     phase 3   min over alpha of L(alpha), from the best of these, all clips at once; L is the network's own loss
 
-At 8 bits L is flat and nearly separable in the clips; at 4 bits and below it is steep and clips depend on each other,
-so that a layer-wise optimum is none of the network.
+At 4 bits and below clips depend on each other, so that a layer-wise optimum is none of the network.
 
 Steps of ``configs/_base_/algorithms/lapq.py``:
 

@@ -5,10 +5,9 @@
     a~ = m' Q_s(a) + (1 - m') a     every activation inside of it, its output included
     m, m' ~ Bernoulli(1/2)          for each element, drawn anew in each step; the probability of being *quantized*
 
-BRECQ learns roundings with float activations; whatever their width, the weights are the same. QDrop learns roundings
-(AdaRound) and activation scales (LSQ) together while half of the activations are quantized. Noise of an activation acts
-as noise of the weights: seeing parts of it at random makes the solution flat in more directions, which carries over to
-unseen images. For a linear unit it adds ``p (1 - p) E[(x_q - x)^2]`` to the diagonal of the normal equations.
+Roundings (AdaRound) and activation scales (LSQ) are learnt together while half of the activations are quantized. Noise
+of an activation acts as noise of the weights: seeing parts of it at random makes the solution flat in more directions.
+For a linear unit it adds ``p (1 - p) E[(x_q - x)^2]`` to the diagonal of the normal equations.
 
 Steps of ``configs/_base_/algorithms/qdrop.py``:
 

@@ -1,6 +1,4 @@
 """The evaluation hook: float baseline, nearest rounding, each step, final; one results file."""
-from __future__ import annotations
-
 import json
 import os.path as osp
 import time

@@ -1,6 +1,4 @@
 """Leaves ``report.html`` in the work dir, and hands its numbers and figures to the Runner's visualizer."""
-from __future__ import annotations
-
 import os.path as osp
 
 from mmengine.dist import is_main_process

@@ -1,6 +1,4 @@
 """The calibration loop: runs the steps of an algorithm in the train slot of a Runner."""
-from __future__ import annotations
-
 import inspect
 import os.path as osp
 import time

@@ -1,6 +1,4 @@
 """Calibration images from a data loader."""
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from mmengine.logging import MMLogger

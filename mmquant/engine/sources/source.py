@@ -1,6 +1,4 @@
 """Where calibration images come from: the contract of all sources, and what is checked of each."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 

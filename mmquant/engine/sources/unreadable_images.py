@@ -1,6 +1,4 @@
 """Calibration images that cannot be read: they stop the run, or are left out and counted."""
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

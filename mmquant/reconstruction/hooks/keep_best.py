@@ -1,4 +1,4 @@
-"""The best state on held-out rows is the one that a unit ends in."""
+"""Choose the best decided state on held-out calibration rows."""
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS
 
@@ -11,8 +11,7 @@ class KeepBest(FitHook):
 
     Args:
         held_out (int): Calibration rows kept out of fitting to choose by; at most one in eight. Default 64.
-        every (int | float): Also measure after so many steps, or after this share of them (below 1). Default 0: at the
-            end only.
+        every (int | float): Also measure after so many steps, or this share of them (below 1). Default 0: at the end.
         choose (bool): False: measure only, and keep the last state. Default True.
 
     Raises:
@@ -39,6 +38,5 @@ class KeepBest(FitHook):
 
     def after_fit(self, fit) -> dict:
         fit.variables.restore(self._best)
-        tuned = min(self._losses, default=float('nan'))
-        return dict(held_nearest=fit.initial_loss, held_tuned=tuned,
+        return dict(held_nearest=fit.initial_loss, held_tuned=min(self._losses, default=float('nan')),
                     kept='nearest' if self._best is fit.initial else 'tuned')

@@ -1,4 +1,4 @@
-"""A first layer of many bits needs no reconstruction."""
+"""Leave a wide first layer at nearest rounding."""
 from mmquant.models.units import first_layers
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS

@@ -1,7 +1,7 @@
-"""Activation ranges of a unit from what it meets behind the quantized units before it (PD-Quant's initialisation)."""
+"""Ranges of a unit's activations when its turn comes (PD-Quant's initialisation)."""
 import torch
 
-from mmquant.calibration.observed_ranges import observed_ranges
+from mmquant.calibration.observed_ranges import DEFAULT_OBSERVER, observed_ranges
 from mmquant.calibration.unit_inputs import pick
 from mmquant.reconstruction.hooks.hook import FitHook
 from mmquant.registry import FIT_HOOKS, OBSERVERS
@@ -12,7 +12,8 @@ from mmquant.utils.building import build
 class UnitRanges(FitHook):
     """Set the ranges of a unit's activation quantizers anew when its turn comes, with weights at nearest rounding.
 
-    Units that are not reconstructed keep the ranges of the step ``InitActivationRange``. Stands before ``KeepBest``.
+    PD-Quant's initialisation. Units that are not reconstructed keep the ranges of the step ``InitActivationRange``.
+    Stands before ``KeepBest``.
 
     Args:
         observer (dict | None): Default: the p = 2.4 search.
@@ -23,8 +24,7 @@ class UnitRanges(FitHook):
         if num_rows < 1:
             raise ValueError(f'num_rows must be at least 1, got {num_rows}')
         self.num_rows = num_rows
-        observer = observer or {'type': 'mmquant.LpNormObserver', 'p': 2.4}
-        self.observer = build(OBSERVERS, observer, 'UnitRanges.observer')
+        self.observer = build(OBSERVERS, observer or DEFAULT_OBSERVER, 'UnitRanges.observer')
 
     @torch.no_grad()
     def before_fit(self, fit) -> None:

@@ -7,9 +7,9 @@ from mmquant.registry import MIXERS
 
 @MIXERS.register_module()
 class ElementMix(Mixer):
-    """Each element comes from the quantized prefix with probability ``quant_prob``, else from the float one (QDrop).
+    """Each element comes from the quantized prefix with probability ``quant_prob``, else from the float one.
 
-    The mask is drawn anew in each training step and for each tensor.
+    QDrop (arXiv 2203.05740). The mask is drawn anew in each training step and for each tensor.
 
     Args:
         quant_prob (float): In [0, 1]; 1 is the quantized prefix alone, 0 the float one. Default 0.5.

@@ -1,8 +1,8 @@
-"""Squared error weighted by squared gradients of the network's loss (BRECQ, arXiv 2102.05426, eq. 10)."""
+"""BRECQ's diagonal Fisher weights (arXiv 2102.05426)."""
 import torch
 
+from mmquant.calibration.context import Visit
 from mmquant.calibration.unit_inputs import join
-from mmquant.calibration.visits import Visit
 from mmquant.losses.objectives import build_objective
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
 from mmquant.reconstruction.problem import Comparison
@@ -13,7 +13,7 @@ from mmquant.registry import TERMS
 
 @TERMS.register_module()
 class FisherLoss(UnitLoss):
-    """Squared error weighted by the diagonal of the Fisher information of the unit's output.
+    """Squared error weighted by the diagonal of the Fisher information (BRECQ, arXiv 2102.05426, eq. 10).
 
     The weights are squared gradients of KL(float || quantized) at the unit's output, with the net quantized up to and
     including the unit, each image's own (no batch mean), scaled to mean 1 over the calibration set. The paper's code
@@ -37,7 +37,7 @@ class FisherLoss(UnitLoss):
         for chunk, calls in zip(context.chunks, weights):
             for call, weight in enumerate(calls):
                 parts.setdefault((tuple(chunk.shape[1:]), call), []).append(weight)
-        return self.at_unit(visit, data, {key: join(x, context.cache) for key, x in parts.items()})
+        return super().comparisons(visit, data, {key: join(x, context.cache) for key, x in parts.items()})
 
     @torch.no_grad()
     def _of(self, context):

@@ -1,4 +1,4 @@
-"""What pushes learned roundings towards a decision (AdaRound, arXiv 2004.10568, eq. 24; BRECQ's schedule)."""
+"""AdaRound's push of relaxed roundings to 0 or 1 (arXiv 2004.10568)."""
 import copy
 
 import torch
@@ -10,6 +10,8 @@ from mmquant.registry import TERMS
 @TERMS.register_module()
 class RoundingRegularizer(Regularizer):
     """``sum(1 - |2 h - 1|^beta)`` over the roundings of a unit; ``beta`` falls linearly within the window.
+
+    AdaRound (arXiv 2004.10568, eq. 24) with BRECQ's schedule.
 
     Args:
         weight (float): Factor, default 0.01 (0.1 for MobileNetV2).

@@ -1,5 +1,5 @@
-"""Distance at the end of what follows a unit (RepAPQ's across-block calibration, arXiv 2402.16121)."""
-from mmquant.calibration.visits import Visit
+"""Distance at the end of a unit's stage (RepAPQ, arXiv 2402.16121)."""
+from mmquant.calibration.context import Visit
 from mmquant.reconstruction.problem import Comparison
 from mmquant.reconstruction.rest_of_net import Tails
 from mmquant.reconstruction.terms.term import UnitData
@@ -11,8 +11,8 @@ from mmquant.registry import TERMS
 class TailLoss(UnitLoss):
     """``|tail(unit(x)) - tail(float unit(x))|^p``, the tail being the float net from the unit to the end of its stage.
 
-    A unit whose output is that of its stage or net, or that has none around it, has no tail: there the term counts
-    nothing, or, as the only term on outputs, compares the unit's own output.
+    RepAPQ's across-block calibration (arXiv 2402.16121). A unit whose output is that of its stage or net, or that has
+    none around it, has no tail: there the term counts nothing, or, as the only one, compares the unit's own output.
 
     Args:
         end (str): ``'stage'`` (default) or ``'net'``: where the outputs are compared.

@@ -1,4 +1,4 @@
-"""A summand of what a unit is fitted to: the contracts of terms on outputs, and of regularizers."""
+"""Summands of what a unit is fitted to: the contracts of distances and of regularizers."""
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmquant.calibration.visits import Visit
+from mmquant.calibration.context import Visit
 from mmquant.reconstruction.problem import Comparison
 
 if TYPE_CHECKING:
@@ -51,12 +51,9 @@ class Term(ABC):
     def look_ahead(self, visit: Visit, pass_rows: int) -> None:  # noqa: B027 (optional)
         """Take in what must be seen before the streams move on to the unit, such as the input of a stage."""
 
-    def comparisons(self, visit: Visit, data: UnitData) -> dict[tuple, Comparison]:
-        """What is compared, by (shape of an image, number of the call). Default: :meth:`at_unit`."""
-        return self.at_unit(visit, data)
-
-    def at_unit(self, visit: Visit, data: UnitData, importance: Mapping | None = None) -> dict[tuple, Comparison]:
-        """Compare the unit's output with its float output."""
+    def comparisons(self, visit: Visit, data: UnitData, importance: Mapping | None = None) -> dict[tuple, Comparison]:
+        """What is compared, by (shape of an image, number of the call). Default: the unit's output with the float one,
+        each element weighted by ``importance``."""
         return {key: Comparison(self.loss, target, visit.unit.channel_dim, self.weight, (importance or {}).get(key),
                                 self.inputs) for key, target in data.targets.items()}
 

@@ -1,4 +1,4 @@
-"""Distance of a unit's output from its float output."""
+"""Distance of a unit's output from the float one."""
 import torch
 
 from mmquant.losses import LpLoss
@@ -21,6 +21,5 @@ class UnitLoss(Term):
         super().__init__(weight, inputs)
         self._distance = LpLoss(p, reduction)
 
-    def loss(self, prediction: torch.Tensor, target: torch.Tensor, channel_dim: int,
-             importance: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(self, prediction, target, channel_dim: int, importance=None) -> torch.Tensor:
         return self._distance(prediction, target, channel_dim, importance)
