@@ -25,8 +25,9 @@ class OutputAffine(Adapter):
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         self.shape = (-1, *[1] * (weight.dim() - 1))
-        self.register_buffer('scale', weight.new_ones(weight.shape[0]))
-        self.register_buffer('initial_scale', weight.new_ones(weight.shape[0]))
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        for name in ('scale', 'initial_scale'):
+            self.register_buffer(name, weight.new_ones(weight.shape[0], dtype=dtype))
 
     @torch.no_grad()
     def start(self, scale: torch.Tensor) -> None:

@@ -8,9 +8,21 @@ from . import c_kernels
 from .elementwise import clamp, power_
 
 SCALE_FLOOR = 1e-8
-"""Smallest scale; what an all-zero tensor or channel gets."""
+"""Scale of an all-zero tensor, and largest floor of a scale."""
+RELATIVE_FLOOR = 2.0**-24
 # Elements worked on at once: what a CPU core's cache holds; a GPU wants few large launches.
 CHUNK_ELEMENTS = dict(cpu=2**16, cuda=2**24)
+
+
+def positive(scale: Tensor, dim: int | None = None) -> Tensor:
+    """Scales, those too small raised to a floor: what an all-zero channel gets.
+
+    The floor is 2**-24 of the largest scale along ``dim`` (None: of all), at most ``SCALE_FLOOR``: a fixed one would be
+    coarser than all values of some tensors, and turn them into zeros. All-zero scales become ``SCALE_FLOOR``.
+    """
+    largest = scale.abs().amax() if dim is None else scale.abs().amax(dim, keepdim=True)
+    floor = (largest * RELATIVE_FLOOR).clamp_(torch.finfo(scale.dtype).tiny, SCALE_FLOOR)
+    return torch.maximum(scale, torch.where(largest > 0, floor, SCALE_FLOOR))
 
 
 def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
@@ -19,14 +31,14 @@ def affine_parameters(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Ten
     Affine: ``scale = (high - low) / (q_max - q_min)``, ``zero_point = clamp(round(q_min - low / scale))``. Symmetric:
     ``scale = max(|low|, |high|) / q_max``, zero point 0.
 
-    The ends, of any shape, are widened to 0. Returns scale (float32, >= 1e-8) and zero_point (float32, holding integers
-    in ``q_min..q_max``), shaped like ``low``.
+    The ends (..., num_scales) are widened to 0. Returns scale (float32, see :func:`positive`) and zero_point (float32,
+    holding integers in ``q_min..q_max``), shaped like ``low``.
     """
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     if grid.symmetric:
-        scale = (torch.maximum(-low, high) / grid.q_max).clamp_(min=SCALE_FLOOR)
+        scale = positive(torch.maximum(-low, high) / grid.q_max, -1)
         return scale, torch.zeros_like(scale)
-    scale = ((high - low) / (grid.q_max - grid.q_min)).clamp_(min=SCALE_FLOOR)
+    scale = positive((high - low) / (grid.q_max - grid.q_min), -1)
     return scale, (grid.q_min - low / scale).round_().clamp_(grid.q_min, grid.q_max)
 
 

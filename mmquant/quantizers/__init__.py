@@ -3,5 +3,6 @@ from .grids import *  # noqa: F403 (a grid is one file and a line in grids/__ini
 from .no_zero import NoZeroQuantizer
 from .quantizer import Quantizer
 from .uniform_affine import UniformAffineQuantizer
+from .wide import Wide
 
-__all__ = ['Columns', 'NoZeroQuantizer', 'Quantizer', 'UniformAffineQuantizer']
+__all__ = ['Columns', 'NoZeroQuantizer', 'Quantizer', 'UniformAffineQuantizer', 'Wide']

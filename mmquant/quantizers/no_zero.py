@@ -2,11 +2,12 @@
 import torch
 from torch import Tensor
 
-from mmquant.ops import SCALE_FLOOR, dequantize, fake_quantize, quantize
+from mmquant.ops import dequantize, fake_quantize, positive, quantize
 from mmquant.registry import QUANTIZERS
 from mmquant.structures import Granularity
 
 from .uniform_affine import UniformAffineQuantizer
+from .wide import wide_float
 
 
 @QUANTIZERS.register_module()
@@ -19,23 +20,23 @@ class NoZeroQuantizer(UniformAffineQuantizer):
         bits, granularity, channel_axis, group_size, keep_mean: As in ``UniformAffineQuantizer``.
     """
 
-    half = 0.5
+    shift = 0.5
 
     def __init__(self, bits: int = 8, granularity: str | dict | Granularity = 'tensor', channel_axis: int = 0,
                  group_size: int | None = None, keep_mean: bool = False) -> None:
         super().__init__(bits, True, granularity, channel_axis, group_size, keep_mean)
 
     def _step_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        scale = (torch.maximum(-low, high) / (self.grid.q_max + self.half)).clamp_(min=SCALE_FLOOR)
+        scale = positive(torch.maximum(-low, high) / (self.grid.q_max + self.shift), -1)
         return scale, torch.zeros_like(scale)
 
     def _values(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         half = scale / 2
-        return (fake_quantize(x - half, scale, zero_point, *self.code_range) + half).to(x.dtype)
+        return (fake_quantize(wide_float(x) - half, scale, zero_point, *self.code_range) + half).to(x.dtype)
 
     def encode(self, x: Tensor) -> Tensor:
         scale, zero_point = self.expanded(x.shape)
-        return quantize(x - scale / 2, scale, zero_point, *self.code_range).to(self.grid.code_dtype)
+        return quantize(wide_float(x) - scale / 2, scale, zero_point, *self.code_range).to(self.grid.code_dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
         scale, zero_point = self.expanded(codes.shape)

@@ -9,15 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmquant.ops import SCALE_FLOOR
+from mmquant.ops import positive
 from mmquant.structures import Granularity, build_granularity, code_dtype
 
 from .columns import Columns
+from .wide import Wide, wide_float
 
 PARAMETER_BITS = 32
 
 
-class Quantizer(nn.Module):
+class Quantizer(Wide):
     """Maps a tensor to the nearest (or learned) representable values; all state is in buffers.
 
     A grid says what its values are (``trial``, ``nearest``, ``encode``, ``decode``, ``neighbours``) and which buffers
@@ -31,7 +32,7 @@ class Quantizer(nn.Module):
         keep_mean: Each channel gets back what rounding took from its mean: one offset per channel. Default: False.
 
     Attributes:
-        enabled: Plain switch; while False, ``forward`` returns its input unchanged.
+        enabled: Plain switch, the same for all threads; while False, ``forward`` returns its input unchanged.
         bits, bit_width: Width of a code as a buffer, and as a plain int; change it through ``set_bits`` only.
         codes: Integer buffer once the values are decided, else None. While present, ``forward`` returns
             ``decode(codes)``, whatever the float tensor.
@@ -122,7 +123,7 @@ class Quantizer(nn.Module):
             raise ValueError(f'set_range got low of shape {tuple(low.shape)} and high of shape {tuple(high.shape)} for '
                              f"{self.granularity}: expected {self.num_scales} values each. Call allocate(tensor's "
                              'shape) before set_range.')
-        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
+        if not bool((torch.isfinite(high - low) & (low <= high)).all()):  # a range as wide as inf has no scale
             raise ValueError(f'set_range needs finite ranges with low <= high, but got low in {low.min():.4g}..'
                              f'{low.max():.4g} and high in {high.min():.4g}..{high.max():.4g}: look for NaN or Inf in '
                              'the observed tensor.')
@@ -163,10 +164,11 @@ class Quantizer(nn.Module):
         if not self._ready:
             raise RuntimeError(f'{type(self).__name__} was given a tensor of shape {tuple(x.shape)} but has no range '
                                'yet: call set_range, load a checkpoint, or set `enabled = False`.')
-        x_hat = self._on_grid(x)
+        wide = wide_float(x) if self.keep_mean else x
+        x_hat = self._on_grid(wide)
         if self.keep_mean:
             decided = self.rounding is None and self.offset is not None
-            x_hat = x_hat + (self.offset.to(x_hat.dtype) if decided else self._lost_mean(x, x_hat))
+            x_hat = (x_hat + (self.offset if decided else self._lost_mean(wide, x_hat))).to(x.dtype)
         return x_hat if self.mix is None else self.mix(x_hat, x)
 
     def _on_grid(self, x: Tensor) -> Tensor:
@@ -256,7 +258,7 @@ class Quantizer(nn.Module):
         if self.codes is None:
             self.set_codes(self.encode(x))
         if self.keep_mean and self.offset is None:
-            self.offset = self._lost_mean(x, self._on_grid(x))
+            self.offset = self._lost_mean(wide := wide_float(x), self._on_grid(wide))
 
     def stored_bits(self, numel: int) -> int:
         """Bits of a packed tensor of so many elements: codes, parameters, offsets."""
@@ -279,7 +281,7 @@ class Quantizer(nn.Module):
     def constrain(self) -> None:
         """Bring what trains back to valid values; called after each step."""
         for size in self.sizes():
-            size.clamp_(min=SCALE_FLOOR)
+            size.copy_(positive(size))
 
     def state(self) -> list[Tensor]:
         """Buffers that go with the codes: what must be copied to return to a state."""

@@ -9,11 +9,14 @@ from mmquant.registry import QUANTIZERS
 from mmquant.structures import Granularity, IntegerGrid
 
 from .quantizer import PARAMETER_BITS, Quantizer
+from .wide import wide_float
+
+TINY = 1e-6  # scales below it are compared relative to the widest candidate
 
 
 @QUANTIZERS.register_module()
 class UniformAffineQuantizer(Quantizer):
-    """Evenly spaced levels, one scale and zero point per tensor, channel or group; an all-zero range gets scale 1e-8.
+    """Evenly spaced levels, one scale and zero point per tensor, channel or group.
 
     Args:
         bits: Bit width, 2..16. Default: 8.
@@ -29,7 +32,7 @@ class UniformAffineQuantizer(Quantizer):
     """
 
     per_scale: ClassVar[dict[str, float]] = dict(scale=1.0, zero_point=0.0)
-    half = 0.0  # how far levels lie above scale * (code - zero_point), in steps
+    shift = 0.0  # how far levels lie above scale * (code - zero_point), in steps
 
     def __init__(self, bits: int = 8, symmetric: bool = False, granularity: str | dict | Granularity = 'tensor',
                  channel_axis: int = 0, group_size: int | None = None, keep_mean: bool = False) -> None:
@@ -60,7 +63,9 @@ class UniformAffineQuantizer(Quantizer):
         if importance is not None:
             return super().errors(rows, low, high, p, importance)
         scale, zero_point = self._step_of(low, high)
-        return affine_errors(rows, scale, zero_point, self.code_range, p, self.half) * scale**p
+        widest = scale.amax(0)
+        unit = torch.where(widest < TINY, widest, 1)  # else powers of tiny scales are 0 for every candidate
+        return affine_errors(rows, scale, zero_point, self.code_range, p, self.shift) * (scale / unit)**p
 
     # ---- values -----------------------------------------------------------------------------------------------------
     def expanded(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -81,7 +86,7 @@ class UniformAffineQuantizer(Quantizer):
 
     def positions(self, x: Tensor) -> Tensor:
         scale, zero_point = self.expanded(x.shape)
-        return x / scale + zero_point - self.half
+        return wide_float(x) / scale + zero_point - self.shift
 
     @torch.no_grad()
     def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +98,7 @@ class UniformAffineQuantizer(Quantizer):
 
     def levels(self) -> Tensor:
         first, last = self.code_range
-        return torch.arange(first, last + 1) + self.half
+        return torch.arange(first, last + 1) + self.shift
 
     def _bits_per_scale(self) -> int:
         return PARAMETER_BITS + self.bit_width  # a zero point is a code

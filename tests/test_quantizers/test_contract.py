@@ -302,3 +302,42 @@ def test_observers(weight, name, grid):
         assert low.shape == high.shape == (quantizer.num_scales, )
         assert torch.isfinite(low).all() and torch.isfinite(high).all() and (low <= 0).all() and (high >= 0).all()
         assert low.min() >= weight.min() and high.max() <= weight.max()
+
+
+@pytest.mark.parametrize('power', [-40, -90])
+@pytest.mark.parametrize('observer', [MinMaxObserver, LpNormObserver])
+@pytest.mark.parametrize('kind', PLAIN)
+@pytest.mark.parametrize('grid', GRIDS)
+def test_scales_are_as_small_as_the_tensor(grid, kind, observer, power):
+    """A power of two in the tensor is one in its values; a smallest scale of any fixed size made them zeros."""
+    weight = torch.randn(6, 9, 3, 3, generator=torch.Generator().manual_seed(1))
+    plain, small = (fitted(grid, w, kind, observer=observer()) for w in (weight, weight * 2.0**power))
+    assert torch.equal(small(weight * 2.0**power), plain(weight) * 2.0**power) and plain(weight).any()
+    small.constrain()
+    assert torch.equal(small(weight * 2.0**power), plain(weight) * 2.0**power)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('grid', GRIDS)
+def test_halved_quantizers_keep_their_scales(grid, kind):
+    weight = torch.randn(6, 9, 3, 3, generator=torch.Generator().manual_seed(1)) * 1e-4
+    quantizer = fitted(grid, weight, kind)
+    before = {name: x.clone() for name, x in quantizer.named_buffers()}
+    for cast in (lambda q: q.half(), lambda q: q.bfloat16(), lambda q: q.to(torch.float16)):
+        cast(quantizer)
+        assert all(x.dtype == before[name].dtype and torch.equal(x, before[name])
+                   for name, x in quantizer.named_buffers())
+    x = weight.bfloat16()
+    assert torch.equal(quantizer(x), quantizer(x.float()).bfloat16())
+    quantizer.decide(weight)
+    assert torch.equal(quantizer(x), quantizer(weight).bfloat16())
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('grid', GRIDS)
+def test_empty_ranges_give_finite_values(grid, dtype):
+    quantizer = fitted(grid, torch.zeros(4, 4)).to(dtype)
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).to(dtype) * 100
+    assert torch.isfinite(quantizer(x)).all() and quantizer(x).abs().max() < 1e-5
+    with pytest.raises(ValueError, match='finite ranges'):
+        quantizer.set_range(torch.tensor(-3e38), torch.tensor(3e38))

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmquant.ops import SCALE_FLOOR
+from mmquant.ops import positive
 from mmquant.registry import QUANTIZERS
 from mmquant.structures import Granularity, IntegerGrid
 
@@ -87,7 +87,7 @@ class LevelSetQuantizer(Quantizer):
         # A side without levels asks for nothing: what lies there is clipped.
         below = low / table[0] if table[0] < 0 else torch.zeros_like(low)
         above = high / table[-1] if table[-1] > 0 else torch.zeros_like(high)
-        return torch.maximum(below, above).clamp_(min=SCALE_FLOOR)
+        return positive(torch.maximum(below, above), -1)
 
     def _adopt_range(self, low: Tensor, high: Tensor) -> None:
         self.table = self._table_for(low)
