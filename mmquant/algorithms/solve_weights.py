@@ -97,7 +97,6 @@ class SolveWeights(Step):
 def relative_error(moments: Moments, layer: nn.Module) -> float:
     """Squared error of a layer's output with its quantized weight, as a share of its squared output."""
     with enabled([layer.weight_quantizer], True):
-        layer.activate()
-    weight, values = (moments.matrix.matrix(x) for x in (layer._parameters['weight'], layer.weight))
-    layer.deactivate()
+        pair = layer._parameters['weight'], layer.quantized_weight
+    weight, values = map(moments.matrix.matrix, pair)
     return (moments.error(weight, values).sum() / moments.energy(weight).sum().clamp_min(1e-30)).item()

@@ -4,17 +4,20 @@ A quantized layer *is* the float layer: its class is a subclass made on the fly,
 ``Conv2dAdaptivePadding``, weight standardisation, ...), parameters, names and ``isinstance`` stay what they were.
 """
 import contextlib
+import threading
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mmquant.models.packed_weight import PackedWeight
+from mmquant.quantizers import Wide
 
 # Layers whose weights are quantized; subclasses included.
-LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
-TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_TYPES, nn.Linear)
 # Convolutions of mmcv that are no torch layers; by name, since importing them needs the compiled operators.
 DEFORMABLE_TYPES = ('DeformConv2d', 'ModulatedDeformConv2d')
 
@@ -28,7 +31,18 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, LAYER_TYPES) or not set(DEFORMABLE_TYPES).isdisjoint(_operators(module))
 
 
-class Adapter(nn.Module):
+class _Calls(threading.local):
+    """What belongs to calls that are running, not to the modules: each thread has its own."""
+
+    def __init__(self) -> None:
+        self.active: dict = {}  # layer in its forward -> weight and bias that it computes with
+        self.positions: WeakKeyDictionary = WeakKeyDictionary()  # PerCall -> number of the next call
+
+
+_CALLS = _Calls()
+
+
+class Adapter(Wide):
     """Stands around a weight quantizer: a quantized layer computes with after(Q(before(w))).
 
     Several compose: each ``before`` in order, each ``after`` in reverse. All state is in buffers.
@@ -81,13 +95,13 @@ class QuantizedLayer:
 
     @property
     def weight(self) -> torch.Tensor:
-        active = self.__dict__.get('_active_weight')
-        return self._parameters['weight'] if active is None else active
+        active = _CALLS.active.get(self) or self.__dict__.get('_fixed')
+        return self._parameters['weight'] if active is None else active[0]
 
     @property
     def bias(self) -> torch.Tensor | None:
-        active = self.__dict__.get('_active_bias')
-        return self._parameters['bias'] if active is None else active
+        active = _CALLS.active.get(self) or self.__dict__.get('_fixed')
+        return self._parameters['bias'] if active is None or active[1] is None else active[1]
 
     @property
     def quantized_tensor(self) -> torch.Tensor:
@@ -102,27 +116,24 @@ class QuantizedLayer:
         """What may train with the layer beside quantizers and roundings: its adapters, and its bias if it has one."""
         return [*self.adapters, *([] if self.quantized_bias is None else [BiasSlot(self.quantized_bias)])]
 
-    def activate(self) -> None:
-        """Compute with quantized weights until :meth:`deactivate`."""
-        weight = self._parameters['weight']
-        weight = self.weight_quantizer(weight if isinstance(weight, PackedWeight) else self.quantized_tensor)
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """What the layer computes with while its weight is quantized."""
+        own = self._parameters['weight']
+        weight = self.weight_quantizer(own if isinstance(own, PackedWeight) else self.quantized_tensor)
         for adapter in reversed(self.adapters):
             weight = adapter.after(weight)
-        self.__dict__['_active_weight'], self.__dict__['_active_bias'] = weight, self.quantized_bias
-
-    def deactivate(self) -> None:
-        """Back to the float parameters."""
-        self.__dict__['_active_weight'] = self.__dict__['_active_bias'] = None
+        return weight.to(own.dtype)
 
     def forward(self, x, *args, **kwargs):
         x = x if self.input_quantizer is None else self.input_quantizer(x)
         if self.weight_quantizer is None or not self.weight_quantizer.enabled:
             return super().forward(x, *args, **kwargs)
-        self.activate()
+        _CALLS.active[self] = self.quantized_weight, self.quantized_bias
         try:
             return super().forward(x, *args, **kwargs)
         finally:
-            self.deactivate()
+            del _CALLS.active[self]
 
     def leave_codes(self, name: str) -> None:
         """Give up the float weight; ``name`` is the layer's, for the error of who asks for it."""
@@ -150,7 +161,15 @@ class QuantizedLayer:
 
 class PerCall(nn.ModuleList):
     """One input quantizer for each call of a layer in a forward pass: one a pyramid level of a shared head."""
-    position = 0  # number of the next call; the model sets it to 0 when a forward pass begins
+
+    @property
+    def position(self) -> int:
+        """Number of the next call in this thread; the model sets it to 0 when a forward pass begins."""
+        return _CALLS.positions.get(self, 0)
+
+    @position.setter
+    def position(self, value: int) -> None:
+        _CALLS.positions[self] = value
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         quantizer = self[self.position % len(self)]
@@ -245,7 +264,7 @@ def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:
 
 @contextlib.contextmanager
 def enabled(quantizers, state: bool):
-    """Switch quantizers on or off for the duration of a block; restores each one's own state."""
+    """Switch quantizers on or off for the duration of a block, in all threads; restores each one's own state."""
     quantizers = list(quantizers)
     before = [q.enabled for q in quantizers]
     try:
@@ -260,12 +279,15 @@ def enabled(quantizers, state: bool):
 def fix_weight(layer) -> None:
     """Quantize the weight of a quantized layer now; it stays as it is inside :func:`fixed_weights`."""
     with torch.no_grad(), enabled([layer.weight_quantizer], True):
-        layer.activate()
+        layer.__dict__['_fixed'] = layer.quantized_weight, layer.quantized_bias
 
 
 @contextlib.contextmanager
 def fixed_weights(layers):
-    """Quantize the weights of quantized layers once instead of in every forward pass; float ones stay float."""
+    """Quantize the weights of quantized layers once instead of in every forward pass; float ones stay float.
+
+    As :func:`enabled`, it holds for all threads.
+    """
     layers = [layer for layer in layers if layer.weight_quantizer.enabled]
     try:
         for layer in layers:
@@ -274,4 +296,4 @@ def fixed_weights(layers):
             yield
     finally:
         for layer in layers:
-            layer.deactivate()
+            layer.__dict__.pop('_fixed', None)

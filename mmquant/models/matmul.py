@@ -4,6 +4,7 @@ The module that computes ``q @ k`` or ``scaled_dot_product_attention`` in its ow
 whose ``forward`` runs under a ``TorchFunctionMode`` that quantizes the operands.
 """
 import math
+import threading
 
 import torch
 from torch import nn
@@ -14,8 +15,16 @@ from mmquant.models.recorder import MATMULS, operands
 
 # Operands of a product that get a quantizer each.
 OPERANDS = {'matmul': ('left', 'right'), 'attention': ('query', 'key', 'probabilities', 'value')}
-# Modules being run, innermost last: an owner's mode, or None for a module inside one. Empty outside of owners.
-_ACTIVE: list['_OperandMode | None'] = []
+
+
+class _Running(threading.local):
+    """Modules that this thread runs, innermost last: an owner's mode, or None for one inside. Empty outside owners."""
+
+    def __init__(self) -> None:
+        self.modes: list[_OperandMode | None] = []
+
+
+_RUNNING = _Running()
 
 
 class _OperandMode(TorchFunctionMode):
@@ -27,7 +36,7 @@ class _OperandMode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, site = kwargs or {}, None
-        if func in MATMULS and _ACTIVE[-1] is self:
+        if func in MATMULS and _RUNNING.modes[-1] is self:
             site = str(self.position)
             self.position += 1
         if site not in self.sites:
@@ -63,19 +72,19 @@ class QuantizedMatmulOwner:
     """Mix-in: runs ``forward`` with the operands of its own matrix products quantized."""
 
     def forward(self, *args, **kwargs):
-        _ACTIVE.append(_OperandMode(self.matmul_quantizers))
+        _RUNNING.modes.append(_OperandMode(self.matmul_quantizers))
         try:
-            with _ACTIVE[-1]:
+            with _RUNNING.modes[-1]:
                 return super().forward(*args, **kwargs)
         finally:
-            _ACTIVE.pop()
+            _RUNNING.modes.pop()
 
 
 def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None:
     """Quantize a module's own matrix products, in place; ``sites`` maps a position to its operands' quantizers."""
     for inner in module.modules():
         if inner is not module:
-            inner.register_forward_pre_hook(lambda *_: _ACTIVE.append(None))
-            inner.register_forward_hook(lambda *_: _ACTIVE.pop(), always_call=True)  # a None, so that the output stays
+            inner.register_forward_pre_hook(lambda *_: _RUNNING.modes.append(None))
+            inner.register_forward_hook(lambda *_: _RUNNING.modes.pop(), always_call=True)  # a None: the output stays
     module.__class__ = mixed_class(QuantizedMatmulOwner, type(module))
     module.matmul_quantizers = nn.ModuleDict(sites)

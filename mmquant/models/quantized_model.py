@@ -60,11 +60,15 @@ class QuantizedModel(BaseModel):
 
         A model that looks at activations through a view (VGG), or pools corners (CornerNet), fails where channels lie
         last in memory: weights and inputs are laid out plainly from its first failure on.
+
+        Several threads may run one model, but none may while a step runs or a switch is entered (:meth:`quantization`,
+        :meth:`frozen`, whose state is that of all threads).
         """
+        was_plain = self._plain_memory  # another thread may lay it out meanwhile
         try:
             return self._forward(inputs, data_samples, mode)
         except RuntimeError as error:
-            if self._plain_memory or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
+            if was_plain or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
                 raise
         layers.use_plain_memory(self.architecture)
         self._plain_memory = True

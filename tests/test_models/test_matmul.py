@@ -156,4 +156,4 @@ def test_mode_is_left_after_an_error():
         model(images(2, 3))
     assert torch.equal(torch.eye(2) @ torch.full((2, 2), 7.3), torch.full((2, 2), 7.3))
     from mmquant.models import matmul
-    assert not matmul._ACTIVE
+    assert not matmul._RUNNING.modes
