@@ -5,15 +5,16 @@ from .version import __version__
 check_versions()
 torchvision_shim.install()
 
-__all__ = ['__version__', 'quantize']
+_LAZY = ('quantize', 'summary')  # they import torch
+__all__ = ['__version__', *_LAZY]
 
 
 def __getattr__(name):
-    if name == 'quantize':
-        from .apis import quantize
-        return quantize
+    if name in _LAZY:
+        from . import apis
+        return getattr(apis, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__():
-    return sorted([*globals(), 'quantize'])
+    return sorted([*globals(), *_LAZY])

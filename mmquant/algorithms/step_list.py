@@ -1,10 +1,11 @@
 """The steps of an algorithm: an ordered dict by name, which configs that build on another one change in place."""
+import inspect
 import itertools
 from collections.abc import Mapping
 
 from mmquant.algorithms.step import Step
 from mmquant.registry import STEPS
-from mmquant.utils.building import ConfigError, build, closest
+from mmquant.utils.building import ConfigError, build, check_keys, closest
 
 PLACES = ('before', 'after')
 
@@ -97,3 +98,40 @@ def merged(base: Mapping, changes: Mapping) -> dict:
         else:
             result[key] = value
     return result
+
+
+def tuned(steps: Mapping, num_iters: int | Mapping | None = None, batch_size: int | Mapping | None = None,
+          lr: float | Mapping | None = None) -> dict:
+    """Configs of steps by name with other numbers: one for all steps that take it, or a dict of step -> number.
+
+    ``lr`` is the rate of all that a step trains; of a step it may be a dict, too: what trains -> rate.
+
+    Raises:
+        ConfigError: If no step takes a number, or for a step or a role that is not there.
+    """
+    for key, value in dict(num_iters=num_iters, batch_size=batch_size, lr=lr).items():
+        takes = [name for name, step in steps.items() if _takes(step, key)]
+        if value is None:
+            continue
+        if not takes:
+            raise ConfigError(f'{key}: none of the steps takes it: {", ".join(steps)}')
+        by_step = dict(value) if isinstance(value, Mapping) else dict.fromkeys(takes, value)
+        check_keys(by_step, takes, key)
+        for name, number in by_step.items():
+            change = {key: number} if key != 'lr' else dict(train=_rates(steps[name]['train'], number, f'lr.{name}'))
+            steps = {**steps, name: merged(steps[name], change)}
+    return dict(steps)
+
+
+def _takes(step, key: str) -> bool:
+    """Whether the config of a step may have a key; ``lr``: whether it names what trains."""
+    if not isinstance(step, Mapping) or key == 'lr':
+        return isinstance(step, Mapping) and bool(step.get('train'))
+    cls = step['type'] if isinstance(step.get('type'), type) else STEPS.get(str(step.get('type')))
+    return cls is not None and key in inspect.signature(cls.__init__).parameters
+
+
+def _rates(train: Mapping, lr, where: str) -> dict:
+    rates = dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(train, lr)
+    check_keys(rates, train, where)
+    return {role: dict(lr=rate) for role, rate in rates.items()}

@@ -1,9 +1,13 @@
 """The tables a user sees: coverage, units, summary."""
 from collections import Counter
 
-from mmquant.models.cost import FLOAT_BITS, ModelCost
+from mmquant.models import QuantizedModel
+from mmquant.models.cost import FLOAT_BITS, ModelCost, model_cost
 from mmquant.structures.unit import Unit
+from mmquant.utils.building import ConfigError
 from mmquant.utils.tables import render
+
+SHOWN = 5  # float layers in a short summary
 
 
 def bits_text(bits: int) -> str:
@@ -32,6 +36,36 @@ def units_table(units: list[Unit], bits: dict[str, tuple[int, int]]) -> str:
             for u in units]
     kinds = ', '.join(f'{n} {k}' for k, n in Counter(u.kind for u in units).items())
     return render(f'Units: {len(units)} ({kinds})', ('unit', 'kind', 'layers', 'W/A bits', 'first layer'), rows)
+
+
+def summary(model: QuantizedModel, granularity: str = 'block') -> str:
+    """Units, coverage and cost of a model with inserted quantizers; ConfigError without."""
+    if model.plan is None or model.flow is None:
+        raise ConfigError('summary: this model has no quantizers yet, or its data flow was not observed since it was '
+                          'loaded; run model.observe(images) on two images first')
+    cost = model_cost(model, model.flow.shapes[model.flow.network_inputs[0]][0])
+    bits = {x.name: (x.w_bits, x.a_bits) for x in cost.layers}
+    return f'{units_table(model.units(granularity), bits)}\n{coverage_table(cost)}\n{size_line(cost)}'
+
+
+def size_line(cost: ModelCost) -> str:
+    """Size and operations in one line."""
+    return (f'size {cost.size_mb:.3f} MB (float {cost.float_size_mb:.3f} MB), {cost.macs / 1e9:.3f} GMACs, '
+            f'{cost.bops / 1e9:.3f} GBOPs for one image')
+
+
+def short_summary(model: QuantizedModel, granularity: str) -> str:
+    """Widths, units and what stays float, in a few lines."""
+    widths = Counter(p.bits for p in model.plan.weights.values())
+    rest = model.plan.float_layers
+    layers = len(model.plan.weights) + len(rest)
+    lines = [f'{len(model.plan.weights)} of {layers} layers with weights are quantized'
+             + (f' ({", ".join(f"{n} at {b} bits" for b, n in sorted(widths.items()))})' if widths else '')]
+    kinds = Counter(u.kind for u in model.units(granularity))
+    lines.append(f'{sum(kinds.values())} units ({", ".join(f"{n} {k}" for k, n in kinds.items())})')
+    lines += [f'float: {name} ({reason})' for name, reason in rest[:SHOWN]]
+    lines += [f'float: {len(rest) - SHOWN} more; mmquant.summary(model) lists all'] if len(rest) > SHOWN else []
+    return '\n'.join(lines)
 
 
 def _unit_bits(unit: Unit, bits: dict[str, tuple[int, int]]) -> list[str]:

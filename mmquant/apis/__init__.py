@@ -1,3 +1,4 @@
+from mmquant.analysis.tables import summary
 from mmquant.apis.quantize import quantize
 
-__all__ = ['quantize']
+__all__ = ['quantize', 'summary']

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps
-from mmquant.analysis.tables import coverage_table, units_table
+from mmquant.analysis.tables import summary
 from mmquant.apis.config import build_runner, calibration_config
 from mmquant.apis.quantize import run_steps
 from mmquant.models import QuantizedModel
@@ -91,10 +91,7 @@ def describe(model: QuantizedModel, granularity: str) -> dict:
     cost = model_cost(model, RANDOM_BATCH)
     units = model.units(granularity)
     bits = {x.name: (x.w_bits, x.a_bits) for x in cost.layers}
-    print_log('\n' + units_table(units, bits))
-    print_log('\n' + coverage_table(cost))
-    print_log(f'size {cost.size_mb:.3f} MB (float {cost.float_size_mb:.3f} MB), {cost.macs / 1e9:.3f} GMACs, '
-              f'{cost.bops / 1e9:.3f} GBOPs for one image')
+    print_log('\n' + summary(model, granularity))
     listed = [dict(name=u.name, kind=u.kind, layers=list(u.layers),
                    bits={n: dict(w=bits[n][0], a=bits[n][1]) for n in u.layers if n in bits}) for u in units]
     return dict(units=listed, layers=[vars(x) for x in cost.layers], params=cost.params, macs=cost.macs,

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.algorithms.step_list import build_steps, merged, ordered_steps
+from mmquant.algorithms.step_list import build_steps, ordered_steps, tuned
+from mmquant.analysis.tables import short_summary
 from mmquant.engine.sources.source import chunks_of_one_size
 from mmquant.models import QuantizedModel
 from mmquant.models.policy import merged_config
@@ -20,6 +22,7 @@ from mmquant.utils.progress import progress
 
 AFFINE = dict(type='mmquant.UniformAffineQuantizer')
 AFFINE_WEIGHT = dict(AFFINE, granularity='channel')
+OF_STEPS = ('num_iters', 'batch_size', 'lr')
 OF_QUANTIZER = ('block_types', 'matmul_bits', 'scope', 'per_call', 'depthwise_channels')
 
 
@@ -32,20 +35,17 @@ def config_root() -> str:
     raise FileNotFoundError(f'the configs folder is neither in {package}/.mim nor beside it; reinstall mmquant')
 
 
-def recipe_steps(recipe: str | dict | list, num_iters: Mapping[str, int] | None = None) -> dict[str, dict | Step]:
+def recipe_steps(recipe: str | dict | list, **numbers) -> dict[str, dict | Step]:
     """Steps of a recipe by name, in the order in which they run; ConfigError for an unknown recipe, step or key.
 
     Args:
-        recipe (str | dict | list): Name of a file in ``configs/_base_/algorithms`` (``'brecq'``, ``'brecq_short'``,
-            ...), or the steps themselves; see :func:`ordered_steps`.
-        num_iters (Mapping | None): See :class:`Settings`.
+        recipe (str | dict | list): Name of a file in ``configs/_base_/algorithms`` (``'nearest'``, ``'brecq'``, ...),
+            or the steps themselves; see :func:`ordered_steps`.
+        numbers: ``num_iters``, ``batch_size``, ``lr``; see :func:`tuned`.
     """
     if not recipe or not isinstance(recipe, (str, Mapping, list, tuple)):
         raise ConfigError(f'recipe must be a name, or at least one step, got {recipe!r}')
-    steps = ordered_steps(_shipped_steps(recipe) if isinstance(recipe, str) else recipe, 'recipe')
-    check_keys(num_iters or {}, [name for name, s in steps.items() if isinstance(s, dict) and 'num_iters' in s],
-               'num_iters')
-    return merged(steps, {name: dict(num_iters=n) for name, n in (num_iters or {}).items()})
+    return tuned(ordered_steps(_shipped_steps(recipe) if isinstance(recipe, str) else recipe, 'recipe'), **numbers)
 
 
 def _shipped_steps(recipe: str) -> Mapping:
@@ -64,17 +64,20 @@ def _shipped_steps(recipe: str) -> Mapping:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is rarely changed in :func:`quantize`.
+    """What may be given to :func:`quantize` beside its own arguments.
 
     Attributes:
-        num_iters (dict | None): Steps per unit by the name of a step (``dict(weights=1000, activations=500)``),
-            instead of the recipe's.
+        num_iters, batch_size, lr (number | dict | None): Training steps per unit, rows of each, and rates, instead of
+            the recipe's: for all steps, or by their names (``dict(weights=1000, activations=500)``), rates also by what
+            trains (``dict(weights=dict(rounding=1e-2))``).
         seed (int): Same seed, same result. Default 0.
         amp (bool): Reconstruct in bfloat16 autocast. Default False.
         chunk_size (int): Images of a forward pass outside reconstruction. Default 64.
         block_types, matmul_bits, scope, per_call, depthwise_channels: See :class:`QuantizerPolicy`.
     """
-    num_iters: dict | None = None
+    num_iters: int | dict | None = None
+    batch_size: int | dict | None = None
+    lr: float | dict | None = None
     seed: int = 0
     amp: bool = False
     chunk_size: int = 64
@@ -87,20 +90,21 @@ class Settings:
 
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list = 'brecq', w_bits: int | None = 4,
              a_bits: int | None = 4, *, weight: dict | None = None, activation: dict | None = None,
-             overrides: list[dict] | None = None, settings: dict | None = None) -> QuantizedModel:
+             overrides: list[dict] | None = None, **settings) -> QuantizedModel:
     """Quantize a model after training.
 
     Args:
         model (nn.Module): Float model with loaded weights; it is changed in place and called as ``model(images)``.
         calib_loader (Iterable): Yields image tensors (N, C, H, W), or tuples and dicts whose first tensor they are,
             preprocessed as the model expects; labels are not used.
-        recipe (str | dict | list): Name of a recipe, or steps by name; see :func:`recipe_steps`. Default ``'brecq'``.
+        recipe (str | dict | list): Name of a recipe, or steps by name; see :func:`recipe_steps`. Default ``'brecq'``;
+            ``'nearest'`` trains nothing and takes seconds.
         w_bits, a_bits (int | None): Bits of weights and activations; None: float. Default 4.
         weight, activation (dict | None): Quantizers, such as ``dict(type='mmquant.APoTQuantizer')``; ``bits`` are
             ``w_bits`` and ``a_bits`` if not given. Default: ``UniformAffineQuantizer``, weights per output channel;
             a dict without ``type`` changes these.
         overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer affine at 8 bits.
-        settings (dict | None): See :class:`Settings`.
+        settings: ``num_iters``, ``batch_size``, ``lr``, ``seed``, ``block_types``, ...: see :class:`Settings`.
 
     Returns:
         QuantizedModel: Call it like the model; codes of all weights are decided, ``.save(path)`` writes a checkpoint.
@@ -109,19 +113,23 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
         ConfigError: For bits that a grid does not take, an unknown recipe, step, setting or key.
         ValueError: For an empty or non-finite calibration set.
     """
-    check_keys(settings or {}, Settings.__dataclass_fields__, 'settings')
-    check_types(settings or {}, Settings, 'settings')
-    chosen = Settings(**(settings or {}))
+    check_keys(settings, Settings.__dataclass_fields__, 'quantize')
+    check_types(settings, Settings, 'quantize')
+    chosen = Settings(**settings)
+    if chosen.chunk_size < 1:
+        raise ConfigError(f'quantize: chunk_size must be at least 1, got {chosen.chunk_size}')
     spec = dict(weight={'bits': w_bits, **merged_config(AFFINE_WEIGHT, weight or {})},
                 activation={'bits': a_bits, **merged_config(AFFINE, activation or {})},
                 **{key: getattr(chosen, key) for key in OF_QUANTIZER})
     spec['overrides'] = _first_and_last(spec) if overrides is None else overrides
-    steps = build_steps(recipe_steps(recipe, chosen.num_iters), 'recipe')
+    steps = build_steps(recipe_steps(recipe, **{key: getattr(chosen, key) for key in OF_STEPS}), 'recipe')
     model.eval()
     wrapped = QuantizedModel(model, spec, 'random')
     chunks = _collect(calib_loader, wrapped, chosen.chunk_size)
     run_steps(CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress), steps)
     wrapped.decide()
+    if wrapped.plan:
+        print_log(short_summary(wrapped, next((s.unit for s in steps if s.unit), 'block')), 'current')
     return wrapped
 
 

@@ -4,7 +4,7 @@ import json
 import re
 
 from mmquant.registry import QUANTIZERS
-from mmquant.utils.building import ConfigError, build, check_keys
+from mmquant.utils.building import ConfigError, build, check_keys, closest
 
 KEYS = ('weight', 'activation', 'matmul_bits', 'overrides', 'block_types', 'scope', 'per_call', 'depthwise_channels')
 _SHORT = dict(w_bits='weight', a_bits='activation', in_bits='input', out_bits='output', matmul_bits='matmul')
@@ -75,6 +75,13 @@ class QuantizerPolicy:
                 top = ', '.join(n for n in names if n and '.' not in n)
                 raise ConfigError(f'quantizer.scope: the model has no module {part!r}' +
                                   (f'; did you mean {near[0]!r}?' if near else f'; its parts: {top}'))
+
+    def check_block_types(self, classes: set[str]) -> None:
+        """Raise ConfigError for a declared block that is none of the classes of a model's modules."""
+        for name in self.block_types:
+            if name not in classes:
+                raise ConfigError(f'quantizer.block_types: the model has no module of the class {name!r}; '
+                                  f'{closest(name, classes)}')
 
     def check_patterns(self, names: list[str], layers: list[str]) -> None:
         """Raise ConfigError for a pattern that matches none of the modules ``names``; it names the closest layer."""

@@ -42,6 +42,7 @@ class QuantizedModel(BaseModel):
         if isinstance(architecture, dict):
             default = {} if data_preprocessor is None else dict(data_preprocessor=data_preprocessor)
             architecture = MODELS.build(default | dict(architecture))
+        policy.check_block_types({type(m).__name__ for m in architecture.modules()})
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
         layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just the same

@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 import mmquant
 from mmquant.apis.quantize import config_root, recipe_steps
 from mmquant.models import QuantizedModel
+from mmquant.models.cost import model_cost
 from mmquant.utils.building import ConfigError
 
 FEW = dict(weights=5, activations=5)
@@ -23,7 +25,7 @@ def loader(n=24, batch=8, seed=0):
 @pytest.fixture(scope='module')
 def done():
     model = randomize(ResNet())
-    return mmquant.quantize(model, loader(), 'brecq', 3, 4, settings=dict(num_iters=FEW, seed=1)), model
+    return mmquant.quantize(model, loader(), 'brecq', 3, 4, num_iters=FEW, seed=1), model
 
 
 @torch.no_grad()
@@ -43,11 +45,11 @@ def test_quantizes_any_module(done):
 def test_same_seed_same_result(done):
     x = images(6, 3, 16, 16, seed=5)
     torch.manual_seed(99)
-    again = mmquant.quantize(randomize(ResNet()), iter(loader()), 'brecq', 3, 4, settings=dict(num_iters=FEW, seed=1))
+    again = mmquant.quantize(randomize(ResNet()), iter(loader()), 'brecq', 3, 4, num_iters=FEW, seed=1)
     assert torch.equal(again(x), done[0](x))
     state, other = done[0].state_dict(), again.state_dict()
     assert state.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in state.items())
-    third = mmquant.quantize(randomize(ResNet()), loader(), 'brecq', 3, 4, settings=dict(num_iters=FEW, seed=2))
+    third = mmquant.quantize(randomize(ResNet()), loader(), 'brecq', 3, 4, num_iters=FEW, seed=2)
     assert not torch.equal(third(x), done[0](x))
 
 
@@ -102,7 +104,7 @@ def test_weights_only_and_activations_only():
 def test_overrides_and_block_types():
     overrides = [dict(pattern='head', w_bits=6), dict(pattern=r'.*\.attn', matmul_bits=None)]
     quantized = mmquant.quantize(randomize(ViT()), loader(), NEAREST, 4, 4, overrides=overrides,
-                                 settings=dict(block_types=('Attention',)))
+                                 block_types=('Attention',))
     bits = {n: q.bits.item() for n, q in quantized.weight_quantizers().items()}
     assert bits.pop('head') == 6 and set(bits.values()) == {4}
     assert not any(p.what == 'operand' for p in quantized.plan.places)
@@ -138,11 +140,52 @@ def test_recipes_are_the_shipped_files():
         nearest='InitActivationRange', weights='Reconstruction', activation_ranges='InitActivationRange',
         activations='Reconstruction')
     assert iters(steps) == dict(weights=20000, activations=5000)
-    assert iters(recipe_steps('brecq', dict(weights=7))) == dict(weights=7, activations=5000)
+    assert iters(recipe_steps('brecq', num_iters=dict(weights=7))) == dict(weights=7, activations=5000)
     assert iters(recipe_steps('brecq')) == dict(weights=20000, activations=5000)
     assert iters(recipe_steps('brecq_short')) == dict(weights=1000, activations=500)
-    assert iters(recipe_steps('repapq_w4', dict(joint=9))) == dict(joint=9)
+    assert iters(recipe_steps('repapq_w4', num_iters=dict(joint=9))) == dict(joint=9)
     assert config_root().endswith('configs')
+
+
+@torch.no_grad()
+def test_nearest_is_a_recipe():
+    """Ranges alone: what BRECQ begins with, in seconds."""
+    x = images(6, 3, 16, 16, seed=5)
+    quantized = mmquant.quantize(randomize(ResNet()), loader(), 'nearest', 8, 8)
+    first = {name: step for name, step in recipe_steps('brecq').items() if name in recipe_steps('nearest')}
+    assert torch.equal(quantized(x), mmquant.quantize(randomize(ResNet()), loader(), first, 8, 8)(x))
+    exact = randomize(ResNet())(x)
+    assert 0 < (quantized(x) - exact).norm() < 0.05 * exact.norm() and quantized.ready == (True, True)
+
+
+def test_summary(monkeypatch):
+    """Widths and units in the log; all of it from mmquant.summary, the numbers those of one image."""
+    overrides = [dict(pattern='layer1.0.conv1', w_bits=None, a_bits=None)]
+    told = []
+    monkeypatch.setattr(sys.modules['mmquant.apis.quantize'], 'print_log', lambda text, logger: told.append(text))
+    quantized = mmquant.quantize(randomize(ResNet()), loader(), NEAREST, 4, 8, overrides=overrides)
+    log = '\n'.join(told)
+    layers = len(quantized.plan.layers)
+    assert f'{layers - 1} of {layers} layers with weights are quantized ({layers - 1} at 4 bits)' in log
+    assert 'float: layer1.0.conv1 (' in log and f'{len(quantized.units())} units (' in log
+    text = mmquant.summary(quantized)
+    assert f'Coverage: {layers - 1} of {layers}' in text and f'Units: {len(quantized.units())}' in text
+    assert f'{model_cost(quantized, 2).macs / 1e9:.3f} GMACs' in text
+    with pytest.raises(ConfigError, match='this model has no quantizers yet'):
+        mmquant.summary(QuantizedModel(ResNet(), quantizer_cfg(), 'random'))
+
+
+def test_numbers_of_a_recipe():
+    """One for all steps that take it, or by name; rates also by what trains."""
+    steps = recipe_steps('brecq', num_iters=9, batch_size=dict(weights=4), lr=dict(weights=1e-2))
+    assert iters(steps) == dict(weights=9, activations=9)
+    assert steps['weights']['batch_size'] == 4 and 'batch_size' not in steps['activations']
+    assert steps['weights']['train'] == dict(rounding=dict(lr=1e-2))
+    assert steps['activations']['train'] == dict(activation_scale=dict(lr=4e-4, schedule='cosine'))
+    joint = recipe_steps('qdrop', lr=dict(joint=dict(rounding=0.5)))['joint']['train']
+    assert (joint['rounding']['lr'], joint['activation_scale']['lr']) == (0.5, 4e-5)
+    assert recipe_steps('qdrop', lr=0.5)['joint']['train']['activation_scale']['lr'] == 0.5
+    assert recipe_steps('qdrop')['joint']['train']['rounding']['lr'] == 1e-3  # the shipped recipe stays
 
 
 @pytest.mark.parametrize('change, error, text', [
@@ -157,7 +200,7 @@ def test_recipes_are_the_shipped_files():
      r"recipe\.FoldBatchNrm: unknown type .* 'mmquant.FoldBatchNorm'\?"),
     (dict(recipe=[dict(type='mmquant.Reconstruction', iters=3)]), ConfigError,
      r"recipe\.Reconstruction \(Reconstruction\): unknown key 'iters'"),
-    (dict(settings=dict(num_iters=dict(wieghts=3))), ConfigError,
+    (dict(num_iters=dict(wieghts=3)), ConfigError,
      r"num_iters: unknown key 'wieghts'; did you mean 'weights'\?"),
     (dict(recipe=[]), ConfigError, 'recipe must be a name, or at least one step'),
     (dict(calib_loader=[]), ValueError, 'the calibration set is empty: calib_loader yielded nothing'),
@@ -167,14 +210,23 @@ def test_recipes_are_the_shipped_files():
     (dict(calib_loader=[torch.full((2, 3, 16, 16), float('inf'))]), ValueError, 'hold NaN or infinite values'),
     (dict(calib_loader=[dict(paths=['a.png'])]), ConfigError, 'calib_loader.*expected image tensors.*got str'),
     (dict(calib_loader=[[]]), ConfigError, 'calib_loader.*expected image tensors.*empty'),
-    (dict(settings=dict(sed=1)), ConfigError, r"settings: unknown key 'sed'; did you mean 'seed'\?"),
-    (dict(settings=dict(seed='1')), ConfigError, r"settings: seed must be int, got '1'"),
+    (dict(sed=1), ConfigError, r"quantize: unknown key 'sed'; did you mean 'seed'\?"),
+    (dict(seed='1'), ConfigError, r"quantize: seed must be int, got '1'"),
+    (dict(settings=dict(seed=1)), ConfigError, "quantize: unknown key 'settings'"),
+    (dict(seed=None), ConfigError, 'quantize: seed must be int, got None'),
+    (dict(chunk_size=0), ConfigError, 'chunk_size must be at least 1, got 0'),
+    (dict(recipe='nearest', num_iters=5), ConfigError, 'num_iters: none of the steps takes it: fold, insert'),
+    (dict(lr=dict(weights=dict(ronding=1e-2))), ConfigError, r"lr\.weights: .* 'ronding'; did you mean 'rounding'\?"),
+    (dict(lr=dict(nearest=1e-2)), ConfigError, "lr: unknown key 'nearest'; valid ones: activations, weights"),
+    (dict(batch_size=dict(weights=0)), ConfigError, 'batch_size must be positive, got 0'),
+    (dict(block_types=('BasicBlok',)), ConfigError, r"block_types: .* class 'BasicBlok'; did you mean 'BasicBlock'\?"),
+    (dict(block_types=['Fir']), ConfigError, "block_types: .* class 'Fir'; valid ones: .*Conv2d"),
     (dict(weight=dict(type='mmquant.APoT')), ConfigError, r"quantizer\.weight: unknown type .*APoTQuantizer'"),
     (dict(weight=dict(simmetric=True)), ConfigError, r"quantizer\.weight .*'simmetric'; did you mean 'symmetric'\?"),
     (dict(w_bits=None, a_bits=None, recipe=NEAREST), ValueError, 'leaves every layer float'),
 ])
 def test_wrong_input(change, error, text):
-    few = {} if isinstance(change.get('recipe'), list) else dict(settings=dict(num_iters=FEW))
+    few = {} if isinstance(change.get('recipe'), list) or change.get('recipe') == 'nearest' else dict(num_iters=FEW)
     arguments = dict(model=randomize(ResNet()), calib_loader=loader(), recipe='brecq', **few)
     with pytest.raises(error, match=text):
         mmquant.quantize(**{**arguments, **change})

@@ -1,0 +1,3 @@
+_base_ = './resnet18_w8a8_digits.py'
+
+model = dict(quantizer=dict(weight=dict(bits=4)))
