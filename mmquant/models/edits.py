@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.attention import split_attention
-from mmquant.models.folding import fold, replace_by_identity
+from mmquant.models.folding import become_identity, fold, not_plain
 from mmquant.models.functional_layers import call_functional_layers
 from mmquant.models.output_affine import add_output_affine
 from mmquant.models.reparameterize import reparameterize
@@ -86,8 +86,10 @@ class Folded(Edit):
         layer, bn = self.module(model, self.layer), self.module(model, self.bn)
         if not isinstance(bn, _BatchNorm):
             raise PlanError(f'{self}: {self.bn} is a {type(bn).__name__}, expected a BatchNorm')
+        if why := not_plain(bn):
+            raise PlanError(f'{self}: {self.bn} cannot be folded: {why}')
         fold(layer, bn)
-        replace_by_identity(model, self.bn)
+        become_identity(bn)
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.layer_matrix import LayerMatrix
-from mmquant.models.layers import LAYER_TYPES, num_outputs, output_axis
+from mmquant.models.layers import LAYER_TYPES, altered, output_axis, replace_parameter
 
 
 class FoldedBatchNorm(nn.Module):
@@ -38,12 +38,12 @@ class FoldedBatchNorm(nn.Module):
                 value.mul_(factor)
 
 
-def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
-    """Pairs (layer, BatchNorm) where the BatchNorm alone reads the layer's output and each is called once."""
-    modules, pairs = dict(model.named_modules()), []
+def candidates(model: nn.Module, flow: DataFlow) -> list[tuple[str, str, str]]:
+    """(layer, BatchNorm, why it cannot be folded or '') where a BatchNorm alone reads a layer's output, each once."""
+    modules, found = dict(model.named_modules()), []
     for call in flow.calls:
         bn = modules[call.name]
-        if not isinstance(bn, _BatchNorm) or bn.running_mean is None or len(call.inputs) != 1:
+        if not isinstance(bn, _BatchNorm) or len(call.inputs) != 1:
             continue
         value, maker = call.inputs[0], flow.maker(call.inputs[0])
         if maker is None or maker.name not in flow.layers or (len(maker.inputs), len(maker.outputs)) != (1, 1):
@@ -53,10 +53,35 @@ def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
         alone = value not in flow.calls[0].outputs and all(
             call.enter < op.tick < call.exit for op in flow.readers.get(value, ()))
         same_channels = output_axis(layer) % len(flow.shapes[value]) == 1  # BatchNorm's are axis 1 of its input
-        if (once and alone and same_channels and hasattr(layer, 'bias')
-                and is_linear_in_weight(layer, flow.shapes[maker.inputs[0]])):
-            pairs.append((maker.name, call.name))
-    return pairs
+        if once and alone and same_channels and hasattr(layer, 'bias'):
+            why = not_plain(bn) or _not_alone(maker.name, layer, flow) or _not_alone(call.name, bn, flow)
+            if not why and not is_linear_in_weight(layer, flow.shapes[maker.inputs[0]]):
+                why = f'{maker.name} does more with its weight than multiply it'
+            found.append((maker.name, call.name, why))
+    return found
+
+
+def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
+    """Those :func:`candidates` (layer, BatchNorm) that can be folded."""
+    return [(layer, bn) for layer, bn, why in candidates(model, flow) if not why]
+
+
+def not_plain(bn: nn.Module) -> str:
+    """Why a BatchNorm cannot be written as a factor and a bias for each channel; '' if it can."""
+    if type(bn).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or bn._modules:
+        return f'{type(bn).__name__} has a forward or parts of its own'
+    if bn.running_mean is None or bn.running_var is None or bn.training:
+        return 'it normalizes by the statistics of the batch'
+    return '' if {'weight', 'bias'} <= bn._parameters.keys() else 'its parameters are computed in each forward pass'
+
+
+def _not_alone(name: str, module: nn.Module, flow: DataFlow) -> str:
+    """Why a module's parameters cannot be changed; '' if they can."""
+    if why := altered(module):
+        return f'{name}: {why}'
+    if readers := flow.foreign.get(name):
+        return f'{name}: {readers[0] or "the model itself"} reads its parameters too'
+    return ''
 
 
 @torch.no_grad()
@@ -86,18 +111,18 @@ def is_linear_in_weight(layer: nn.Module, shape: tuple[int, ...]) -> bool:
 def fold(layer: nn.Module, bn: _BatchNorm) -> None:
     """Fold ``bn`` into ``layer`` exactly: ``w' = w * gamma / sigma``, ``b' = beta + (b - mean) * gamma / sigma``."""
     sigma = (bn.running_var.double() + bn.eps).sqrt()
-    gamma = bn.weight.double() if bn.affine else torch.ones_like(sigma)
-    beta = bn.bias.double() if bn.affine else torch.zeros_like(sigma)
-    factor = gamma / sigma
-    if layer.bias is None:
-        layer.bias = nn.Parameter(layer.weight.new_zeros(num_outputs(layer)))
-    scaled = LayerMatrix(layer).scaled(layer.weight.double(), factor)
-    layer.weight.data = torch.empty_like(layer.weight).copy_(scaled)  # laid out in memory as before
-    layer.bias.data = (beta + (layer.bias.double() - bn.running_mean.double()) * factor).to(layer.weight.dtype)
+    gamma = torch.ones_like(sigma) if bn.weight is None else bn.weight.double()
+    beta = torch.zeros_like(sigma) if bn.bias is None else bn.bias.double()
+    factor, weight = gamma / sigma, layer.weight
+    bias = torch.zeros_like(sigma) if layer.bias is None else layer.bias.double()
+    scaled = LayerMatrix(layer).scaled(weight.double(), factor)
+    replace_parameter(layer, 'weight', torch.empty_like(weight).copy_(scaled))  # laid out in memory as before
+    replace_parameter(layer, 'bias', (beta + (bias - bn.running_mean.double()) * factor).to(weight.dtype))
     layer.folded_bn = FoldedBatchNorm(gamma, beta, bn.running_mean, sigma)
 
 
-def replace_by_identity(model: nn.Module, name: str) -> None:
-    """Put an identity in place of a submodule (its name stays, as mmcv's ConvModule looks norms up by name)."""
-    parent, _, leaf = name.rpartition('.')
-    setattr(model.get_submodule(parent), leaf, nn.Identity())
+def become_identity(bn: _BatchNorm) -> None:
+    """Turn a BatchNorm into an identity in place, for every name it has; its hooks and plain attributes stay."""
+    for name in (*bn._parameters, *bn._buffers):
+        delattr(bn, name)
+    bn.__class__ = nn.Identity

@@ -101,7 +101,7 @@ class QuantizedLayer:
     @property
     def bias(self) -> torch.Tensor | None:
         active = _CALLS.active.get(self) or self.__dict__.get('_fixed')
-        return self._parameters['bias'] if active is None or active[1] is None else active[1]
+        return self._parameters.get('bias') if active is None or active[1] is None else active[1]
 
     @property
     def quantized_tensor(self) -> torch.Tensor:
@@ -183,9 +183,27 @@ def mixed_class(mixin: type, cls: type, prefix: str = 'Quantized') -> type:
     return type(prefix + cls.__name__, (mixin, cls), {'__module__': cls.__module__})
 
 
+def computed_parts(module: nn.Module) -> list[str]:
+    """Of ``weight`` and ``bias``, those made anew in each forward pass: pruning, weight or spectral norm, own code."""
+    found = []
+    for name in ('weight', 'bias'):
+        if name not in module._parameters and getattr(module, name, None) is not None:
+            makers = getattr(module, 'parametrizations', {})
+            makers = makers[name] if name in makers else (x for x in module._forward_pre_hooks.values() if any(
+                name == getattr(x, key, None) for key in ('name', '_tensor_name')))
+            found.append(f'{name} ({", ".join(type(x).__name__ for x in makers) or "computed"})')
+    return found
+
+
 def has_own_weight(module: nn.Module) -> bool:
-    """Whether a module is a layer with a weight to quantize, not one that weight or spectral norm computes anew."""
-    return is_layer(module) and module._parameters.get('weight') is not None
+    """Whether a module is a layer whose weight, and bias if any, are parameters of its own."""
+    return is_layer(module) and module._parameters.get('weight') is not None and not computed_parts(module)
+
+
+def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Give a module a parameter of its own: whoever shared the one before keeps that."""
+    before = module._parameters.get(name)
+    setattr(module, name, nn.Parameter(value, before is None or before.requires_grad))
 
 
 def use_channels_last(model: nn.Module) -> None:
@@ -215,8 +233,20 @@ def mmcv_operators(model: nn.Module) -> list[nn.Module]:
 def give_plain_memory(model: nn.Module) -> None:
     """Lay out plainly what mmcv's operators read: RoIAlign takes channels_last maps for plain ones in silence."""
     for module in mmcv_operators(model):
-        module.register_forward_pre_hook(lambda module, args, kwargs: tree_map_only(
-            torch.Tensor, torch.Tensor.contiguous, (args, kwargs)), with_kwargs=True)
+        module.register_forward_pre_hook(_contiguous, with_kwargs=True)
+
+
+def _contiguous(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    return tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
+
+
+def altered(module: nn.Module) -> str:
+    """What besides its class decides what a module computes: '' or words for a message."""
+    if 'forward' in vars(module):
+        return 'its forward was set on the instance'
+    if [*module._forward_hooks.values(), *(x for x in module._forward_pre_hooks.values() if x is not _contiguous)]:
+        return 'it has forward hooks'
+    return ''
 
 
 def channel_axis(layer: nn.Module) -> int:
