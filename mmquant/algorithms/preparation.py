@@ -3,9 +3,27 @@ import torch
 from mmengine.logging import print_log
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.models.detection import is_detector
 from mmquant.models.edits import Merged
+from mmquant.models.placement import BY_CONFIG
 from mmquant.models.reparameterize import correct_deployed, is_deployed, reparameterizable
 from mmquant.registry import STEPS
+
+REMEMBERED = 32
+"""Images whose outputs of the original float model are kept; two of a detector."""
+
+
+def remember(context: CalibrationContext) -> None:
+    """Keep outputs of the original float model as ``context.model.reference``, once."""
+    if context.model.reference is None:
+        context.model.remember(context.batches(2 if is_detector(context.model.architecture) else REMEMBERED))
+
+
+def nothing(float_layers: tuple[tuple[str, str], ...]) -> str:
+    """What to say where no tensor would be quantized."""
+    reasons = [f'{name}: {why}' for name, why in float_layers if why != BY_CONFIG]
+    return (f'nothing can be quantized: {"; ".join(reasons[:3])}' if reasons else
+            'the quantizer config leaves every layer float: give bits to quantizer.weight or quantizer.activation')
 
 
 @STEPS.register_module()
@@ -29,6 +47,7 @@ class Reparameterize(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
+        remember(context)
         found = reparameterizable(context.model.architecture)
         if not found:
             raise ValueError(f'{type(context.model.architecture).__name__} has nothing to re-parameterize: no module '
@@ -47,6 +66,7 @@ class FoldBatchNorm(Step):
     structural = True
 
     def run(self, context: CalibrationContext) -> None:
+        remember(context)
         pairs = context.model.fold_batch_norm(context.sample, context.sample_info)
         context.records.append(dict(kind='folded', pairs=len(pairs)))
 
@@ -61,11 +81,11 @@ class InsertQuantizers(Step):
     structural = True
 
     def run(self, context: CalibrationContext) -> None:
+        remember(context)
         model = context.model
         plan = model.make_plan(context.sample, context.sample_info)
         if not plan.places:
-            raise ValueError('the quantizer config leaves every layer float: give bits to quantizer.weight or '
-                             'quantizer.activation')
-        model.insert_quantizers(plan)
+            raise ValueError(nothing(plan.float_layers))
+        model.insert_quantizers(plan, context.sample, context.sample_info)
         model.requires_grad_(False)
         model.observe(context.sample, context.sample_info)

@@ -2,6 +2,10 @@
 import torch
 from torch import nn
 
+from mmquant.models.layers import computed_parts
+
+PARTS = ('weight', 'bias', 'in_proj_weight', 'in_proj_bias', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight')
+
 
 class SplitMultiheadAttention(nn.MultiheadAttention):
     """What :func:`split_attention` turns ``nn.MultiheadAttention`` into: the same arguments, outputs and numbers.
@@ -34,22 +38,23 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         return out, weights if need_weights else None
 
 
-def splittable(model: nn.Module) -> list[nn.MultiheadAttention]:
-    """What :func:`split_attention` splits: no subclasses, and no modules with learned extra keys or zero attention."""
-    return [m for m in model.modules() if type(m) is nn.MultiheadAttention and m.bias_k is None
-            and not m.add_zero_attn]
+def splittable(model: nn.Module) -> dict[str, nn.MultiheadAttention]:
+    """What :func:`split_attention` splits: plain modules, without learned extra keys, zero attention, own forward."""
+    return {n: m for n, m in model.named_modules() if type(m) is nn.MultiheadAttention and m.bias_k is None
+            and not m.add_zero_attn and 'forward' not in vars(m)
+            and not any(computed_parts(x, PARTS) for x in (m, m.out_proj))}
 
 
 @torch.no_grad()
-def split_attention(model: nn.Module) -> int:
-    """Split every ``nn.MultiheadAttention`` of a model that can be split, in place; returns how many."""
-    found = splittable(model)
+def split_attention(model: nn.Module, skipped: tuple[str, ...] = ()) -> int:
+    """Split every ``nn.MultiheadAttention`` that can be split but some, in place; returns how many."""
+    found = [m for n, m in splittable(model).items() if n not in skipped]
     for module in found:
         weights = module.in_proj_weight.chunk(3) if module._qkv_same_embed_dim else (
             module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-        for name in ('in_proj_weight', 'in_proj_bias', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight'):
-            delattr(module, name)
+        for name in PARTS[2:]:  # None, where the layers around ask for it: no fast path then
+            module._parameters[name] = None
         for name, weight, bias in zip(('q_proj', 'k_proj', 'v_proj'), weights, biases):
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
             layer.weight.copy_(weight)
@@ -57,4 +62,7 @@ def split_attention(model: nn.Module) -> int:
                 layer.bias.copy_(bias)
             setattr(module, name, layer)
         module.__class__ = SplitMultiheadAttention
+    for encoder in model.modules() if found else ():
+        if isinstance(encoder, nn.TransformerEncoder):
+            encoder.use_nested_tensor = False  # ragged batches are for the fast path alone
     return len(found)

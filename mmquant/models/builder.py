@@ -1,18 +1,28 @@
 """From a float model to a quantized one: observe, edit, plan, insert; methods of QuantizedModel, all in place."""
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mmquant.models.attention import splittable
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import DECODE, decoders, no_tensors
-from mmquant.models.edits import CallsLayers, Edit, Folded, SplitAttention, planned_module
-from mmquant.models.folding import foldable_pairs
-from mmquant.models.layers import PerCall, channel_axis, has_own_weight, quantize_layer, quantize_output
+from mmquant.models.edits import CallsLayers, Edit, Folded, ReadElsewhere, SplitAttention, planned_module
+from mmquant.models.folding import candidates
+from mmquant.models.layers import (
+    PerCall,
+    channel_axis,
+    has_own_weight,
+    quantize_layer,
+    quantize_output,
+    use_channels_last,
+    use_plain_memory,
+)
 from mmquant.models.matmul import quantize_matmuls
 from mmquant.models.packed_weight import PackedWeight
 from mmquant.models.placement import place_quantizers
@@ -20,6 +30,8 @@ from mmquant.models.plan import Place, Plan
 from mmquant.models.proof import Proof
 from mmquant.models.quantizer_index import QuantizerIndex, quantizer_at
 from mmquant.models.recorder import record
+from mmquant.models.reference import Reference, change_of
+from mmquant.models.usage import REMEDY, check_used
 from mmquant.quantizers import Quantizer
 from mmquant.registry import QUANTIZERS
 from mmquant.utils.building import ConfigError, build, closest
@@ -28,7 +40,8 @@ from mmquant.utils.building import ConfigError, build, closest
 def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
     """Record the data flow of one small batch in float mode, as ``model.flow``; arguments as of ``run``.
 
-    Raises a ValueError if the model returns no tensor that it computed from the inputs.
+    Raises a ValueError if the model returns no tensor that it computed from the inputs, or a layer to quantize has a
+    ``forward`` set on the instance.
     """
     returned = []
     with model.quantization(weights=False, activations=False):
@@ -39,6 +52,10 @@ def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
                       [(head, DECODE) for head in decoders(model.architecture).values()])
     if not flow.calls[0].outputs:
         raise ValueError(no_tensors(model.architecture, returned[0]))
+    patched = [n for n in flow.calls_of if n in flow.layers and 'forward' in vars(model.architecture.get_submodule(n))
+               and model.policy.weight(n, False, False)]
+    if patched:
+        raise ValueError(f'{", ".join(patched[:5])} {REMEDY["weight"]}')
     model.flow = flow
     return flow
 
@@ -59,9 +76,32 @@ def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = Non
     model.plan = replace(before, edits=(*before.edits, *edits))
 
 
+def remember(model, batches: list[tuple]) -> None:
+    """Keep what the float model returns for (inputs, data samples) as ``model.reference``, before its first change.
+
+    The layout of its weights in memory is taken back meanwhile. RuntimeError if that layout changes the outputs.
+    """
+    if model.reference is not None or model.plan is not None:
+        return
+    use_plain_memory(model.architecture)
+    model.reference = Reference(model, batches)
+    if model.plain_memory:
+        return
+    use_channels_last(model.architecture)
+    if change_of(model.reference.outputs[0], model.reference.run(model), 1e-4)[0] > 1e-4:
+        use_plain_memory(model.architecture)
+        proof = Proof(model, *batches[0])
+        use_channels_last(model.architecture)
+        proof.check(('the layout of weights in memory (channels_last)', ))
+
+
 def fold_batch_norm(model, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:
-    """Fold each BatchNorm that alone reads a layer's output; returns the pairs (layer, BatchNorm)."""
-    pairs = foldable_pairs(model.architecture, model.observe(inputs, data_samples))
+    """Fold each BatchNorm that alone reads a layer's output; returns pairs (layer, BatchNorm), logs what is left."""
+    found = candidates(model.architecture, model.observe(inputs, data_samples))
+    pairs = [(layer, bn) for layer, bn, why in found if not why]
+    if left := [f'{bn} ({why})' for _, bn, why in found if why]:
+        print_log(f'{len(left)} BatchNorms behind layers stay as they are: {"; ".join(left[:5])}', 'current',
+                  logging.WARNING)
     model.edit(tuple(Folded(*pair) for pair in pairs), inputs, data_samples)
     return pairs
 
@@ -71,19 +111,33 @@ def make_plan(model, inputs, data_samples: list | None = None) -> Plan:
 
     Attention gets layers for its projections; modules that read a layer's weight are made to call the layer.
     """
-    if splittable(model.architecture):
-        model.edit((SplitAttention(), ), inputs, data_samples)
     flow = model.observe(inputs, data_samples)
+    attention = splittable(model.architecture)
+    skipped = tuple(n for n in attention if n not in flow.calls_of or n in flow.foreign)
+    if len(skipped) < len(attention):
+        model.edit((SplitAttention(skipped), ), inputs, data_samples)
+        flow = model.observe(inputs, data_samples)
     uncalled = any(has_own_weight(m) and n not in flow.calls_of for n, m in model.architecture.named_modules())
     if uncalled and flow.functional:
         model.edit(tuple(CallsLayers(o, tuple(n)) for o, n in flow.functional.items()), inputs, data_samples)
         flow = model.observe(inputs, data_samples)
+    read = [n for n in flow.foreign if n in flow.layers and n in flow.calls_of and model.policy.weight(n, False, False)
+            and not model.architecture.get_submodule(n).__dict__.get('read_elsewhere')]
+    if read:
+        print_log(f'the weights of {", ".join(read)} are read elsewhere, too ('
+                  f'{flow.foreign[read[0]][0] or "by the model itself"}): they are quantized there as well, the '
+                  'activations that they meet there stay float', 'current', logging.WARNING)
+        model.edit(tuple(map(ReadElsewhere, read)), inputs, data_samples)
     plan = place_quantizers(model.architecture, flow, model.policy)
     return replace(plan, edits=model.plan.edits if model.plan else ())
 
 
-def insert_quantizers(model, plan: Plan) -> None:
-    """Make the edits still to be made, and put a quantizer at each place; PlanError if a module is not there."""
+def insert_quantizers(model, plan: Plan, inputs=None, data_samples: list | None = None) -> None:
+    """Make the edits still to be made, and put a quantizer at each place; PlanError if a module is not there.
+
+    With ``inputs`` each must be used by that batch, and float outputs must stay: see :func:`check_used`.
+    """
+    proof = None if inputs is None else Proof(model, inputs, data_samples)
     todo = [change for change in plan.edits if model.plan is None or change not in model.plan.edits]
     for change in (x for x in todo if not x.after_places):
         change.apply(model.architecture)
@@ -94,6 +148,8 @@ def insert_quantizers(model, plan: Plan) -> None:
     model.index = QuantizerIndex(model.architecture, plan)
     model.train(False)
     model.to(next(model.architecture.parameters()).device)
+    if proof is not None:
+        check_used(model, proof)
 
 
 def _install(model: nn.Module, places: tuple[Place, ...]) -> None:

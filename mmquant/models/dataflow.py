@@ -71,6 +71,8 @@ class DataFlow:
         # module -> position among its own products of two tensors that both depend on the input -> kind
         self.matmuls: dict[str, dict[int, str]] = defaultdict(dict)
         self.functional: dict[str, list[str]] = {}  # module -> linear layers below it whose weight it gives F.linear
+        # module -> modules that read its parameters outside of its own calls, by the order of reading
+        self.foreign: dict[str, list[str]] = {}
         self.layers: frozenset[str] = frozenset()  # names of convolution and linear layers
         self._answers: dict[Hashable, object] = {}
 

@@ -99,10 +99,11 @@ class Folded(Edit):
 @EDITS.register_module()
 @dataclass(frozen=True)
 class SplitAttention(Edit):
-    """Every ``nn.MultiheadAttention`` got layers for its projections."""
+    """Every ``nn.MultiheadAttention`` got layers for its projections, but those whose weights something else reads."""
+    skipped: tuple[str, ...] = ()
 
     def apply(self, model: nn.Module) -> None:
-        split_attention(model)
+        split_attention(model, self.skipped)
 
 
 @EDITS.register_module()
@@ -116,6 +117,16 @@ class CallsLayers(Edit):
         for name in (self.owner, *self.layers):
             self.module(model, name)
         call_functional_layers(model, {self.owner: self.layers})
+
+
+@EDITS.register_module()
+@dataclass(frozen=True)
+class ReadElsewhere(Edit):
+    """Others than a layer read its weight, too: they get the quantized one."""
+    layer: str
+
+    def apply(self, model: nn.Module) -> None:
+        self.module(model, self.layer).read_elsewhere = True
 
 
 @EDITS.register_module()

@@ -123,6 +123,8 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
 
 def become_identity(bn: _BatchNorm) -> None:
     """Turn a BatchNorm into an identity in place, for every name it has; its hooks and plain attributes stay."""
-    for name in (*bn._parameters, *bn._buffers):
-        delattr(bn, name)
+    tensors = {**bn._parameters, **bn._buffers}
+    bn._parameters.clear()
+    bn._buffers.clear()
+    bn.__dict__.update(tensors)  # out of its state, for whoever asks for a dtype or device
     bn.__class__ = nn.Identity

@@ -91,11 +91,16 @@ class QuantizedLayer:
         input_quantizer (Quantizer | None): Of the layer's input; ``None`` where the producer did it.
         adapters (nn.ModuleList): :class:`Adapter` objects around the weight quantizer; none by default.
         quantized_bias (Tensor | None): Buffer, the bias while weights are quantized; None: the float one.
+        read_elsewhere (bool): Whether others read the weight past ``forward``: ``weight`` is then always the one that
+            the layer computes with.
     """
+    read_elsewhere = False
 
     @property
     def weight(self) -> torch.Tensor:
         active = _CALLS.active.get(self) or self.__dict__.get('_fixed')
+        if active is None and self.read_elsewhere and getattr(self.weight_quantizer, 'enabled', False):
+            return self.quantized_weight
         return self._parameters['weight'] if active is None else active[0]
 
     @property
@@ -183,10 +188,10 @@ def mixed_class(mixin: type, cls: type, prefix: str = 'Quantized') -> type:
     return type(prefix + cls.__name__, (mixin, cls), {'__module__': cls.__module__})
 
 
-def computed_parts(module: nn.Module) -> list[str]:
-    """Of ``weight`` and ``bias``, those made anew in each forward pass: pruning, weight or spectral norm, own code."""
+def computed_parts(module: nn.Module, names: tuple[str, ...] = ('weight', 'bias')) -> list[str]:
+    """Parameters that are made anew in each forward pass, and by what: pruning, weight or spectral norm, own code."""
     found = []
-    for name in ('weight', 'bias'):
+    for name in names:
         if name not in module._parameters and getattr(module, name, None) is not None:
             makers = getattr(module, 'parametrizations', {})
             makers = makers[name] if name in makers else (x for x in module._forward_pre_hooks.values() if any(

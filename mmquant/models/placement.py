@@ -8,7 +8,7 @@ from collections import defaultdict
 from torch import nn
 
 from mmquant.models.dataflow import MOVEMENT, POOLING, Call, DataFlow
-from mmquant.models.layers import has_own_weight, is_depthwise, is_layer
+from mmquant.models.layers import computed_parts, is_depthwise, is_layer
 from mmquant.models.matmul import OPERANDS
 from mmquant.models.plan import Place, Plan
 from mmquant.models.policy import QuantizerPolicy
@@ -16,7 +16,8 @@ from mmquant.models.units import find_blocks, first_layers, last_layers, layer_c
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNREACHED = 'not reached through its own forward by the observed batch'
-NO_WEIGHT = 'its weight is computed in each forward pass (weight or spectral norm): remove the parametrization first'
+COMPUTED = ('computed in each forward pass: make it permanent first (in torch.nn.utils: '
+            'parametrize.remove_parametrizations, remove_weight_norm, prune.remove)')
 BY_CONFIG = 'float weights by configuration'
 
 
@@ -118,7 +119,7 @@ class _Placer:
                 float_layers.append((name, BY_CONFIG))
             else:
                 float_layers.append((name, f'outside the scope ({", ".join(self.policy.scope)})'))
-        float_layers += [(n, UNREACHED if has_own_weight(m) else NO_WEIGHT) for n, m in self.modules.items()
+        float_layers += [(n, _why_float(m)) for n, m in self.modules.items()
                          if is_layer(m) and n not in reached]
         return places, float_layers
 
@@ -128,6 +129,11 @@ class _Placer:
             for position, kind in sites.items() if quantizer else ():
                 for role in OPERANDS[kind]:
                     yield Place(name, 'operand', quantizer, call=position, role=role)
+
+
+def _why_float(layer: nn.Module) -> str:
+    parts = computed_parts(layer)
+    return f'its {" and ".join(parts)} is {COMPUTED}' if parts else UNREACHED
 
 
 def place_quantizers(model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) -> Plan:

@@ -12,6 +12,7 @@ from mmquant.models.detection import is_detector, plain_samples
 from mmquant.models.plan import Plan
 from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.quantizer_index import QuantizerIndex
+from mmquant.models.reference import Reference
 from mmquant.models.units import find_units
 from mmquant.quantizers import Quantizer
 from mmquant.registry import MODELS
@@ -31,6 +32,7 @@ class QuantizedModel(BaseModel):
         data_preprocessor (dict | None): Handed to the architecture.
 
     Attributes:
+        reference (Reference | None): What it returned before its first change; see :meth:`remember`.
         plan (Plan | None): Quantized tensors and structural changes so far.
         flow (DataFlow | None): The latest record of :meth:`observe`.
         index (QuantizerIndex): The inserted quantizers.
@@ -50,10 +52,11 @@ class QuantizedModel(BaseModel):
         self.architecture = architecture
         self.float_checkpoint, self.quantizer_cfg, self.policy = float_checkpoint, quantizer, policy
         self.block_types = policy.block_types  # names of classes declared as blocks
+        self.reference: Reference | None = None
         self.plan: Plan | None = None
         self.flow: DataFlow | None = None
         self.index = QuantizerIndex(architecture, Plan())
-        self._plain_memory = False
+        self.plain_memory = False
         self.train(False)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
@@ -69,16 +72,20 @@ class QuantizedModel(BaseModel):
         try:
             return self._forward(inputs, data_samples, mode)
         except RuntimeError as error:
+<<<<<<< HEAD
             if was_plain or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
+=======
+            if self.plain_memory or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
+>>>>>>> fece8ed (Weights are followed to whoever reads them; planned quantizers must be used; the original float outputs are kept)
                 raise
         layers.use_plain_memory(self.architecture)
-        self._plain_memory = True
+        self.plain_memory = True
         return self._forward(inputs, data_samples, mode)
 
     def _forward(self, inputs, data_samples, mode: str):
         for quantizers in self.index.per_call.values():
             quantizers.position = 0
-        if self._plain_memory:
+        if self.plain_memory:
             inputs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, inputs)
         if isinstance(self.architecture, BaseModel):
             return self.architecture(inputs, data_samples, mode=mode)
@@ -106,7 +113,7 @@ class QuantizedModel(BaseModel):
     def init_weights(self) -> None:
         """Nothing: weights come from ``float_checkpoint``."""
 
-    observe, edit, fold_batch_norm = builder.observe, builder.edit, builder.fold_batch_norm
+    remember, observe, edit, fold_batch_norm = builder.remember, builder.observe, builder.edit, builder.fold_batch_norm
     make_plan, insert_quantizers, set_bits = builder.make_plan, builder.insert_quantizers, builder.set_bits
     save, load = checkpoint.save, checkpoint.load
 

@@ -19,6 +19,7 @@ from torch.utils.weak import TensorWeakRef
 from mmquant.models.dataflow import Call, DataFlow, Op, wrapped_forwards
 from mmquant.models.functional_layers import fits, linear_arguments
 from mmquant.models.layers import is_layer
+from mmquant.models.weight_reads import ForeignReads
 
 # Products of two tensors, by the place of their operands.
 MATMULS = {torch.matmul: 'matmul', torch.Tensor.matmul: 'matmul', torch.Tensor.__matmul__: 'matmul',
@@ -33,9 +34,11 @@ def operands(args: tuple, kwargs: dict) -> tuple:
 
 class _Recorder(TorchDispatchMode):
 
-    def __init__(self, flow: DataFlow) -> None:
+    def __init__(self, flow: DataFlow, model: nn.Module) -> None:
         super().__init__()
         self.flow, self.tick, self.stack = flow, itertools.count(1).__next__, []
+        self.reads = ForeignReads(model)
+        flow.foreign = self.reads.found
         self.values: dict[int, tuple[TensorWeakRef, int]] = {}  # by identity of the tensor
         # by identity of the storage: what keeps the identity from being reused, but no content; what was seen in it
         self.memories: dict[int, tuple[object, list[tuple[TensorWeakRef, int]]]] = {}
@@ -79,6 +82,7 @@ class _Recorder(TorchDispatchMode):
         self.flow.ops.append(Op(self.tick(), name, call, inputs, tuple(map(self.new_value, outputs)), args))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads.note(func, (args, kwargs), [self.flow.calls[i].name for i in self.stack])
         inputs = self.lookup((args, kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if inputs:
@@ -148,7 +152,7 @@ def record(model: nn.Module, run, inputs, decoders=()) -> DataFlow:
     make_out_of_place(model)
     flow = DataFlow()
     flow.layers = frozenset(name for name, module in model.named_modules() if is_layer(module))
-    recorder = _Recorder(flow)
+    recorder = _Recorder(flow, model)
     flow.network_inputs = tuple(recorder.new_value(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
 
     def wrap(name, module, forward):

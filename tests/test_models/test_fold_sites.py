@@ -5,7 +5,7 @@ from models_for_tests import Attention, ResNet, ViT, flow_of, images, randomize
 from torch import nn
 
 from mmquant.models.fold_sites import FoldSite, changes_nothing, depthwise_chains, fold_sites, scale_channels
-from mmquant.models.folding import fold, foldable_pairs, replace_by_identity
+from mmquant.models.folding import become_identity, fold, foldable_pairs
 from mmquant.models.recorder import record
 
 
@@ -88,7 +88,7 @@ def test_resnet_has_one_site_per_block():
     x = images(2, 3, 16, 16)
     for layer, bn in foldable_pairs(model, flow_of(model, x)):
         fold(model.get_submodule(layer), model.get_submodule(bn))
-        replace_by_identity(model, bn)
+        become_identity(model.get_submodule(bn))
     expected = [(f'layer{k}.{i}.conv1', (f'layer{k}.{i}.conv2', )) for k in (1, 2) for i in (0, 1)]
     assert [(s.producer, s.consumers) for s in fold_sites(model, flow_of(model, x))] == expected
 

@@ -8,7 +8,7 @@ from torch import nn
 from mmquant.models import QuantizedModel
 from mmquant.models.edits import Folded
 from mmquant.models.fold_sites import fold_sites, scale_channels
-from mmquant.models.folding import FoldedBatchNorm, fold, foldable_pairs, replace_by_identity
+from mmquant.models.folding import FoldedBatchNorm, become_identity, fold, foldable_pairs
 
 LAYERS = dict(
     conv=(lambda: nn.Conv2d(4, 6, 3, padding=1), lambda: nn.BatchNorm2d(6), (5, 4, 7, 7)),
@@ -42,7 +42,7 @@ def test_folding_keeps_the_output(kind):
     before, bare = net(x), layer(x)
     assert foldable_pairs(net, flow_of(net, x)) == [('0', '1')]
     fold(layer, bn)
-    replace_by_identity(net, '1')
+    become_identity(net[1])
     assert relative(net(x), before) < 1e-4 and relative(bare, before) > 0.1
     assert isinstance(net[1], nn.Identity) and layer.bias is not None
     sigma = (bn.running_var + bn.eps).sqrt()
