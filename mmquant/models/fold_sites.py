@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmquant.models.dataflow import MOVEMENT, Call, DataFlow, Op
 from mmquant.models.layer_matrix import LayerMatrix
-from mmquant.models.layers import has_own_weight, is_depthwise, num_outputs, output_axis
+from mmquant.models.layers import has_own_weight, is_depthwise, num_outputs, output_axis, replace_parameter
 
 # f(s x) = s f(x) for every s > 0 and for each channel by itself; then operations that leave elements in their places
 CHANNELWISE = frozenset('relu leaky_relu prelu _prelu_kernel clone contiguous alias detach _to_copy lift_fresh '
@@ -49,7 +49,7 @@ def fold_sites(model: nn.Module, flow: DataFlow, kinds: Iterable[str] = ('homoge
     modules, sites = dict(model.named_modules()), []
     for call in flow.calls:
         module = modules[call.name]
-        if len(flow.calls_of[call.name]) > 1 or len(call.outputs) != 1:
+        if len(flow.calls_of[call.name]) > 1 or len(call.outputs) != 1 or call.name in flow.foreign:
             continue
         kind = 'norm' if isinstance(module, nn.LayerNorm) else 'homogeneous' if has_own_weight(module) else None
         scaled = kind == 'homogeneous' or kind and module.weight is not None and len(module.normalized_shape) == 1
@@ -80,7 +80,8 @@ def _readers(modules: dict, flow: DataFlow, value: int, axis: int) -> list[str] 
             module = modules[layer.name]
             width = module.in_features if isinstance(module, nn.Linear) else getattr(module, 'in_channels', None)
             deeper = [layer.name] if (has_own_weight(module) and len(flow.calls_of[layer.name]) == 1
-                                      and layer.inputs == (value, ) and axis == output_axis(module) % len(shape)
+                                      and layer.name not in flow.foreign and layer.inputs == (value, )
+                                      and axis == output_axis(module) % len(shape)
                                       and shape[axis] == width) else None
         else:
             after = None if any(map(flow.readers.get, op.outputs[1:])) else _axis_after(flow, op, value, axis)
@@ -160,13 +161,13 @@ def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
     producer = model.get_submodule(site.producer)
     if site.kind == 'norm':
         scale = factor
-        producer.weight.mul_(scale)
+        replace_parameter(producer, 'weight', producer.weight * scale)
     else:
         scale = factor.new_ones(num_outputs(producer))
         scale[slice(*site.rows)] = factor
-        producer.weight.copy_(LayerMatrix(producer).scaled(producer.weight, scale))
+        replace_parameter(producer, 'weight', LayerMatrix(producer).scaled(producer.weight, scale))
     if producer.bias is not None:
-        producer.bias.mul_(scale)
+        replace_parameter(producer, 'bias', producer.bias * scale)
     if hasattr(producer, 'folded_bn'):
         producer.folded_bn.scale(scale)
     for name in site.consumers:
@@ -174,4 +175,4 @@ def scale_channels(model: nn.Module, site: FoldSite, factor: Tensor) -> None:
         columns = matrix.matrix(layer.weight)
         by_group = factor.view(columns.shape[0], 1, -1, 1)
         divided = columns.unflatten(2, (by_group.shape[2], -1)) / by_group
-        layer.weight.copy_(matrix.tensor(divided.flatten(2)))
+        replace_parameter(layer, 'weight', matrix.tensor(divided.flatten(2)))

@@ -115,8 +115,7 @@ def fold(layer: nn.Module, bn: _BatchNorm) -> None:
     beta = torch.zeros_like(sigma) if bn.bias is None else bn.bias.double()
     factor, weight = gamma / sigma, layer.weight
     bias = torch.zeros_like(sigma) if layer.bias is None else layer.bias.double()
-    scaled = LayerMatrix(layer).scaled(weight.double(), factor)
-    replace_parameter(layer, 'weight', torch.empty_like(weight).copy_(scaled))  # laid out in memory as before
+    replace_parameter(layer, 'weight', LayerMatrix(layer).scaled(weight.double(), factor))
     replace_parameter(layer, 'bias', (beta + (bias - bn.running_mean.double()) * factor).to(weight.dtype))
     layer.folded_bn = FoldedBatchNorm(gamma, beta, bn.running_mean, sigma)
 

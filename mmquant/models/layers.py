@@ -206,8 +206,9 @@ def has_own_weight(module: nn.Module) -> bool:
 
 
 def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Give a module a parameter of its own: whoever shared the one before keeps that."""
+    """Give a module a parameter of its own, laid out as before: whoever shared the one before keeps that."""
     before = module._parameters.get(name)
+    value = value if before is None else torch.empty_like(before).copy_(value)
     setattr(module, name, nn.Parameter(value, before is None or before.requires_grad))
 
 

@@ -77,7 +77,8 @@ class Proof:
         traces, counts = {}, defaultdict(int)
 
         def note(name, module, args, output):
-            if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
+            plain = isinstance(output, torch.Tensor) and output.layout is torch.strided and not output.is_nested
+            if plain and output.is_floating_point() and output.numel():
                 flat = output.detach().flatten()
                 traces[name, counts[name]] = flat[::max(1, flat.numel() // SAMPLES)].clone()
             counts[name] += 1

@@ -68,15 +68,11 @@ class QuantizedModel(BaseModel):
         Several threads may run one model, but none may while a step runs or a switch is entered (:meth:`quantization`,
         :meth:`frozen`, whose state is that of all threads).
         """
-        was_plain = self._plain_memory  # another thread may lay it out meanwhile
+        was_plain = self.plain_memory  # another thread may lay it out meanwhile
         try:
             return self._forward(inputs, data_samples, mode)
         except RuntimeError as error:
-<<<<<<< HEAD
             if was_plain or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
-=======
-            if self.plain_memory or not any(text in str(error) for text in NEEDS_PLAIN_MEMORY):
->>>>>>> fece8ed (Weights are followed to whoever reads them; planned quantizers must be used; the original float outputs are kept)
                 raise
         layers.use_plain_memory(self.architecture)
         self.plain_memory = True
