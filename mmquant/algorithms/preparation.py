@@ -47,7 +47,6 @@ class Reparameterize(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        remember(context)
         found = reparameterizable(context.model.architecture)
         if not found:
             raise ValueError(f'{type(context.model.architecture).__name__} has nothing to re-parameterize: no module '
@@ -56,6 +55,7 @@ class Reparameterize(Step):
         if not todo:
             print_log('the branches were merged before (deployed form): nothing left to re-parameterize', 'current')
         correct_deployed(context.model.architecture)
+        remember(context)
         context.model.edit((Merged(), ), context.sample, context.sample_info, self.tolerance)
         context.records.append(dict(kind='reparameterized', modules=len(todo)))
 

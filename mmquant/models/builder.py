@@ -36,6 +36,9 @@ from mmquant.quantizers import Quantizer
 from mmquant.registry import QUANTIZERS
 from mmquant.utils.building import ConfigError, build, closest
 
+LARGEST_REFERENCE = 2**28
+"""Bytes of outputs of the original model that are kept, unless two images have more."""
+
 
 def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
     """Record the data flow of one small batch in float mode, as ``model.flow``; arguments as of ``run``.
@@ -85,6 +88,9 @@ def remember(model, batches: list[tuple]) -> None:
         return
     use_plain_memory(model.architecture)
     model.reference = Reference(model, batches)
+    if sum(x.nbytes for outputs in model.reference.outputs for x in outputs) > LARGEST_REFERENCE:
+        images, samples = batches[0]
+        model.reference = Reference(model, [(images[:2], samples and samples[:2])])
     if model.plain_memory:
         return
     use_channels_last(model.architecture)
