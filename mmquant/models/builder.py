@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models.attention import splittable
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import DECODE, decoders, no_tensors
-from mmquant.models.edits import CallsLayers, Edit, Folded, ReadElsewhere, SplitAttention, planned_module
+from mmquant.models.edits import CallsLayers, Edit, Folded, PlainMemory, ReadElsewhere, SplitAttention, planned_module
 from mmquant.models.folding import candidates
 from mmquant.models.layers import (
     PerCall,
@@ -82,7 +82,7 @@ def edit(model, edits: tuple[Edit, ...], inputs, data_samples: list | None = Non
 def remember(model, batches: list[tuple]) -> None:
     """Keep what the float model returns for (inputs, data samples) as ``model.reference``, before its first change.
 
-    The layout of its weights in memory is taken back meanwhile. RuntimeError if that layout changes the outputs.
+    The layout of its weights in memory is taken back meanwhile, and for good where it changes the outputs.
     """
     if model.reference is not None or model.plan is not None:
         return
@@ -95,10 +95,8 @@ def remember(model, batches: list[tuple]) -> None:
         return
     use_channels_last(model.architecture)
     if change_of(model.reference.outputs[0], model.reference.run(model), 1e-4)[0] > 1e-4:
-        use_plain_memory(model.architecture)
-        proof = Proof(model, *batches[0])
-        use_channels_last(model.architecture)
-        proof.check(('the layout of weights in memory (channels_last)', ))
+        (plain := PlainMemory()).apply(model.architecture)
+        model.plan = Plan(edits=(plain, ))
 
 
 def fold_batch_norm(model, inputs, data_samples: list | None = None) -> list[tuple[str, str]]:

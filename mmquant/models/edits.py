@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmquant.models.attention import split_attention
 from mmquant.models.folding import become_identity, fold, not_plain
 from mmquant.models.functional_layers import call_functional_layers
+from mmquant.models.layers import use_plain_memory
 from mmquant.models.output_affine import add_output_affine
 from mmquant.models.reparameterize import reparameterize
 from mmquant.registry import EDITS
@@ -117,6 +118,15 @@ class CallsLayers(Edit):
         for name in (self.owner, *self.layers):
             self.module(model, name)
         call_functional_layers(model, {self.owner: self.layers})
+
+
+@EDITS.register_module()
+@dataclass(frozen=True)
+class PlainMemory(Edit):
+    """Weights lie plainly in memory, as something in the model reads tensors by the order of their memory."""
+
+    def apply(self, model: nn.Module) -> None:
+        use_plain_memory(model)
 
 
 @EDITS.register_module()

@@ -213,8 +213,12 @@ def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Keep weights of 2-D convolutions as (O, H, W, I) in memory, which is fastest with images kept alike."""
-    for module in model.modules():
+    """Keep weights of 2-D convolutions as (O, H, W, I) in memory, which is fastest with images kept alike.
+
+    Not inside mmcv's operators: a deformable convolution takes its offsets for plain ones, whatever made them.
+    """
+    inside = {m for operator in mmcv_operators(model) for m in operator.modules()}
+    for module in (m for m in model.modules() if m not in inside):
         # a layer's own forward may look at the weight through a view
         plain = type(module).forward in (nn.Conv2d.forward, nn.ConvTranspose2d.forward)
         if plain and module._parameters.get('weight') is not None:

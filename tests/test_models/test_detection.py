@@ -101,6 +101,17 @@ class Deformed(nn.Module):
         return self.last(self.deformed(self.first(x).relu()).relu())
 
 
+@torch.no_grad()
+def test_offsets_of_a_deformable_convolution_are_read_as_they_are():
+    """Its inner convolution must not lay them out with channels last: the operator takes them for plain ones."""
+    torch.manual_seed(0)
+    net, x = Deformed().eval(), images(2, 3, 12, 12)
+    expected = net(x)
+    model = QuantizedModel(net, quantizer_cfg(), 'random')
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), expected)
+
+
 def test_deformable_convolutions_are_reconstructed_in_float32():
     """Their inputs come from the cache with channels last; mmcv computes them with plain memory and in float32 only."""
     context = replace(context_of(Deformed(), images(16, 3, 12, 12).split(8)), amp=True)

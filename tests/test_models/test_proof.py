@@ -1,11 +1,11 @@
 """Float outputs before and after a change: what counts as a difference, and who is told."""
 import pytest
 import torch
-from models_for_tests import ResNet, images, quantizer_cfg, randomize
+from models_for_tests import ResNet, calibrated, images, quantizer_cfg, randomize
 from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models.edits import Edit
+from mmquant.models.edits import Edit, PlainMemory
 from mmquant.models.reference import change_of
 
 
@@ -84,8 +84,17 @@ class ReadsMemory(nn.Module):
         return self.conv(x) * flat[:4].view(1, 4, 1, 1)
 
 
-def test_a_layout_in_memory_that_changes_outputs_is_refused():
+@torch.no_grad()
+def test_a_layout_in_memory_that_changes_outputs_is_taken_back(tmp_path):
     torch.manual_seed(0)
-    model = QuantizedModel(ReadsMemory(), quantizer_cfg(), 'random')
-    with pytest.raises(RuntimeError, match=r'layout of weights in memory \(channels_last\) changed the float output'):
-        model.remember([(images(2, 3, 8, 8), None)])
+    net, x = ReadsMemory().eval(), images(2, 3, 8, 8)
+    expected = net(x)
+    model = calibrated(net, x, w_bits=8, a_bits=8, overrides=()).model
+    assert model.plan.edits[0] == PlainMemory()
+    with model.quantization(False, False):
+        torch.testing.assert_close(model(x), expected)
+    model.decide()
+    model.save(str(tmp_path / 'q.pth'))
+    other = QuantizedModel(ReadsMemory(), model.quantizer_cfg, 'random')
+    other.load(str(tmp_path / 'q.pth'))
+    assert torch.equal(other(x), model(x))
