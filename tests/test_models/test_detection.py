@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from detectors_for_tests import context_of, detector, needs_detectors, spec
-from models_for_tests import calibrated, images
+from models_for_tests import calibrated, images, quantizer_cfg
 from reconstruction_for_tests import run, weights
 from torch import nn
 
