@@ -1,10 +1,12 @@
 """Quantize a model: run the steps of a config's calibration loop."""
 import argparse
+from contextlib import nullcontext
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.apis.prepare import dry_run
+from mmquant.utils.files import locked
 
 HOOKS = ('mmquant.EvaluationHook', 'mmquant.ReportHook')  # of every run, unless the config has its own
 
@@ -36,7 +38,8 @@ def main() -> None:
     missing = {*HOOKS[:1 if args.no_report else 2]} - {h['type'] for h in hooks}
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in HOOKS if name in missing)]
     check_data(cfg, 'train_dataloader', 'val_dataloader')
-    build_runner(cfg).train()
+    with locked(cfg.work_dir) if args.launcher == 'none' else nullcontext():  # of several processes, the first locks it
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -1,5 +1,4 @@
 """A config's model with quantizers, without the rest of its steps: with its images, or without (a dry run)."""
-import json
 import os
 import os.path as osp
 import time
@@ -20,6 +19,7 @@ from mmquant.models import QuantizedModel
 from mmquant.models.cost import ModelCost, model_cost
 from mmquant.registry import MODELS
 from mmquant.utils.building import ConfigError
+from mmquant.utils.files import write_json
 from mmquant.utils.progress import progress
 
 RANDOM_BATCH, TIMED_BATCH = 2, 8
@@ -76,8 +76,7 @@ def dry_run(cfg: Config) -> dict:
     report['estimated_seconds'] = estimate_seconds(context, steps, report)
     folder = cfg.get('work_dir') or '.'
     os.makedirs(folder, exist_ok=True)
-    with open(osp.join(folder, 'dry_run.json'), 'w') as f:
-        json.dump(report, f, indent=1)
+    write_json(osp.join(folder, 'dry_run.json'), report)
     return report
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmquant.registry import DATASETS
+from mmquant.utils.files import write_text
 
 from .digits import DigitsDataset
 
@@ -112,10 +113,7 @@ def make(root: str, split: str) -> str:
     names = enumerate(DigitsDataset.METAINFO['classes'], 1)
     content = dict(info=dict(version=VERSION, description='digits of scikit-learn on textured backgrounds'),
                    images=images, annotations=annotations, categories=[dict(id=i, name=name) for i, name in names])
-    with open(f'{ann_file}.tmp{os.getpid()}', 'w') as stream:
-        json.dump(content, stream)
-    os.replace(stream.name, ann_file)
-    return ann_file
+    return write_text(ann_file, json.dumps(content))
 
 
 @DATASETS.register_module()

@@ -1,211 +1,74 @@
-"""Reading and writing checkpoints without ever executing code from them; two methods of QuantizedModel."""
-import os
-import urllib.error
-import zipfile
-import zlib
-from collections import OrderedDict
-from collections.abc import Collection
+"""Reading and writing checkpoints of quantized models; two methods of QuantizedModel."""
+from __future__ import annotations
 
-import torch
-from torch import nn
+import os
+from math import prod
 
 from mmquant.models.edits import PlanError
+from mmquant.models.float_weights import load_float_weights
 from mmquant.models.layers import QuantizedLayer
+from mmquant.models.made_with import differences, plain_quantizer, quantizer_facts
 from mmquant.models.old_plans import convert_state, from_old_dict
 from mmquant.models.packed_state import PackedError, check_codes, grow, pack_state, shrink, unpack_state
 from mmquant.models.plan import Plan
-from mmquant.quantizers import Quantizer
+from mmquant.models.policy import QuantizerPolicy
+from mmquant.models.unchanged import unchanged_on_error
+from mmquant.utils.building import ConfigError, differing_keys
+from mmquant.utils.download import fetch
+from mmquant.utils.tensor_files import CheckpointError, read_tensors, write_atomically
 
+__all__ = ['CheckpointError', 'FORMAT', 'fetch', 'load', 'load_float_weights', 'read_quantized', 'read_tensors', 'save',
+           'write_atomically']
 FORMAT = 2
+MOST_SCALES = 2**24  # of one activation
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the text says what to do."""
-
-
-class _Ignored:
-    """Stands for any object of an unknown class in a checkpoint's meta data; holds nothing and does nothing."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        pass
-
-    __setstate__ = __init__
-
-
-def read_tensors(path: str) -> dict:
-    """Load a checkpoint with ``weights_only=True``; foreign objects in its meta data become inert placeholders.
-
-    Raises a CheckpointError if the file is missing, truncated or no checkpoint.
-    """
-    if not os.path.isfile(path):
-        raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
-                              'weights first')
-    _check_sums(path)
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # no zip archive, or a damaged one: the next lines say so
-        foreign = []
-    try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in foreign]):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch.load raises almost anything on damaged files
-        told = str(error).rpartition('WeightsUnpickler error:')[2].strip()  # without its advice to load unsafely
-        reason = told.splitlines()[0].strip() if told else 'no further information'
-        raise CheckpointError(f'checkpoint {path} cannot be read ({type(error).__name__}: {reason}); it is truncated, '
-                              'damaged, or holds objects other than tensors and plain values. Copy or download it '
-                              'again, or save its state_dict alone') from error
-
-
-def _check_sums(path: str) -> None:
-    """torch.load does not compare the checksums that torch.save wrote: a flipped bit would be a wrong weight."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        reader = torch._C.PyTorchFileReader(path)  # what torch.load reads with
-        with zipfile.ZipFile(path) as archive:
-            broken = [x.filename for x in archive.infolist()
-                      if zlib.crc32(reader.get_record(x.filename.partition('/')[2])) != x.CRC]
-    except Exception as error:  # both raise almost anything on damaged files
-        broken = [type(error).__name__]
-    if broken:
-        raise CheckpointError(f'checkpoint {path} cannot be read (wrong checksum: {broken[0]}); it is truncated or '
-                              'damaged. Copy or download it again')
-
-
-def fetch(path_or_url: str) -> str:
-    """Local path of a checkpoint; a URL is downloaded once into torch's hub folder, or a CheckpointError is raised."""
-    if not path_or_url.startswith(('http://', 'https://')):
-        return path_or_url
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    target = os.path.join(folder, os.path.basename(path_or_url))
-    if not os.path.isfile(target):
-        os.makedirs(folder, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(path_or_url, target, progress=False)
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f'the weights {path_or_url} cannot be downloaded ({error}); download the file elsewhere and pass '
-                'its path: --cfg-options model.float_checkpoint=PATH. The embedded config '
-                'configs/brecq/resnet18_w2a4_digits.py needs no download') from error
-    return target
-
-
-def load_float_weights(model: nn.Module, source: str | None, state: dict | None = None,
-                       absent: Collection[str] = ()) -> None:
-    """Load float weights into a model, strictly, after its own conversion of the names and shapes of older versions.
-
-    ``source`` is a path or URL; ``'random'`` leaves the model as it is. ``state`` was read from there, if given; it
-    may lack the keys ``absent``. Raises a CheckpointError if there is no source, or keys, shapes or values do not fit.
-    """
-    if source == 'random':
-        return
-    if not source:
-        raise CheckpointError('the config gives no float weights: set model.float_checkpoint to a path or URL '
-                              '(or to "random" to quantize a randomly initialised model on purpose)')
-    state = _read_state(source) if state is None else state
-    broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f'{source} holds NaN or infinite values in {len(broken)} tensors (first: {broken[0]})')
-    given = OrderedDict((k, v) for k, v in state.items() if not k.startswith('data_preprocessor.'))
-    given._metadata = getattr(state, '_metadata', {})
-    try:
-        (missing, extra), wrong = model.load_state_dict(given, strict=False), []
-    except RuntimeError as error:
-        own = model.state_dict()
-        missing, extra = [k for k in own if k not in given], [k for k in given if k not in own]
-        adopted = {f'{n}.{b}' for n, m in model.named_modules() if isinstance(m, Quantizer) for b in m._buffers}
-        wrong = [f'{k}: {tuple(given[k].shape)} instead of {tuple(own[k].shape)}' for k in own
-                 if k in given and given[k].shape != own[k].shape and k not in adopted]
-        wrong = wrong or [str(error).splitlines()[-1].strip()]
-    # statistics of a merged branch have no place in a model that was built merged
-    extra = [k for k in extra if not k.endswith('.codes') and '.folded_bn.' not in k]
-    missing = [k for k in missing if k not in absent]
-    if missing or extra or wrong:
-        kinds = ('missing keys', missing), ('unexpected keys', extra), ('wrong shapes', wrong)
-        told = '; '.join(f'{len(keys)} {kind} (first: {keys[0]})' for kind, keys in kinds if keys)
-        raise CheckpointError(f'{source} does not fit the model: {told}. Is it the checkpoint of another architecture?')
-
-
-def _read_state(source: str) -> dict:
-    """State dict of a float checkpoint, with the versions of its modules."""
-    data = read_tensors(fetch(source))
-    if isinstance(data, dict) and {'format', 'about', 'codes'} <= set(data):
-        raise CheckpointError(f'{source} is a quantized checkpoint, which holds codes instead of float weights; give '
-                              'the float checkpoint it was made from')
-    state = data.get('state_dict', data) if isinstance(data, dict) else None
-    if not isinstance(state, dict):
-        raise CheckpointError(f'{source} holds {type(data).__name__}, expected a dict with "state_dict"')
-    found = OrderedDict((k.removeprefix('module.'), v) for k, v in state.items())
-    found._metadata = getattr(state, '_metadata', {})
-    other = [k for k, v in found.items() if not isinstance(v, torch.Tensor)]
-    if other:
-        raise CheckpointError(f'{source} holds {type(found[other[0]]).__name__} at {other[0]}, expected tensors only; '
-                              'is it a checkpoint of model weights?')
-    return found
-
-
-def write_atomically(path: str, data: dict) -> str:
-    """Write with ``torch.save`` to a temporary file, flush it to disk, then rename; returns the path.
-
-    A process that is killed leaves the old file, and a ``.tmp`` that the next write replaces. Raises a CheckpointError
-    if the disk is full or the folder cannot be written.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = f'{path}.tmp'
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(temporary, 'wb') as f:
-            torch.save(data, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        handle = os.open(folder, os.O_RDONLY)  # the rename itself is on disk only when its folder is
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f'cannot write {path} ({error}); free some disk space or choose another --work-dir. '
-                              'The previous file is untouched') from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-    return path
-
-
-def save(model, path: str, meta: dict | None = None) -> str:
+def save(model, path, meta: dict | None = None) -> str:
     """Write all that the quantized net needs, atomically and as plain values; returns the path.
 
     Decides first (``decide``); holds no float weights of quantized layers, unless some weights have no range.
+    Raises a CheckpointError for a model without quantizers, and if the file cannot be written.
     """
+    if model.plan is None or not model.plan.places:
+        raise CheckpointError(f'{path} is not written: the model has no quantizers yet; run the steps of an algorithm '
+                              '(tools/ptq.py, mmquant.quantize), or save its state_dict as float weights')
     model.decide()
     packed = {x for x in model.quantized_layers().values() if x.weight_quantizer.codes is not None}
     state, blobs = pack_state(model.architecture, packed if model.ready[0] else set())
-    about = shrink(dict(plan=model.plan.to_dict(), meta=meta or {}, **state))
+    made_with = dict(quantizer=plain_quantizer(model.quantizer_cfg), model=model.structure)
+    about = shrink(dict(plan=model.plan.to_dict(), meta=meta or {}, made_with=made_with, **state))
     return write_atomically(path, dict(format=FORMAT, about=about, **blobs))
 
 
-def read_quantized(path: str) -> dict:
+def read_quantized(path) -> dict:
     """Read a quantized checkpoint of this format, or of format 1 with its float weights.
 
-    Returns ``plan``, ``meta``, ``state_dict``, and ``absent``: the keys of float weights that it does not hold. Raises
-    a CheckpointError if it is missing, damaged, a float checkpoint, or of a newer format.
+    Returns ``plan``, ``meta``, ``state_dict``, ``made_with`` (``quantizer``: its config; ``model``: as of
+    :func:`structure`; what an older version did not write is missing), and ``absent``: the keys of float weights that
+    it does not hold. Raises a CheckpointError if it is missing, damaged, a float checkpoint, or of a newer format.
     """
     data = read_tensors(path)
     keys = set(data) if isinstance(data, dict) else set()
     if 'format' in keys and isinstance(data['format'], int) and data['format'] > FORMAT:
         raise CheckpointError(f'{path} has format {data["format"]}, this mmquant reads up to {FORMAT}; update mmquant')
     if {'format', 'plan', 'state_dict', 'meta'} <= keys:
-        return dict(data, absent=set())
+        return dict(data, absent=set(), made_with=_older(data['meta']))
     if not {'format', 'about', 'codes'} <= keys:
         raise CheckpointError(f'{path} is no checkpoint of mmquant (no quantization plan inside); quantize the model '
                               'with tools/ptq.py and give the quantized.pth from its work directory')
     try:
         about = grow(data['about'])
         state, absent = unpack_state(about, data)
-        return dict(plan=about['plan'], meta=about['meta'], state_dict=state, absent=absent)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return dict(plan=about['plan'], meta=about['meta'], state_dict=state, absent=absent,
+                    made_with=about.get('made_with') or _older(about['meta']))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _altered(path, error) from error
+
+
+def _older(meta) -> dict:
+    """What older checkpoints of tools/ptq.py tell of how they were made."""
+    settings = meta.get('settings') if isinstance(meta, dict) else None
+    return {k: v for k, v in (settings or {}).items() if k == 'quantizer'}
 
 
 def _altered(path: str, error: Exception) -> CheckpointError:
@@ -213,18 +76,49 @@ def _altered(path: str, error: Exception) -> CheckpointError:
                            'Copy or download it again, or quantize again with tools/ptq.py')
 
 
-def load(model, path: str, float_weights: bool = False) -> dict:
+def load(model, path, float_weights: bool = False) -> dict:
     """Rebuild quantizers from a checkpoint of ``save`` and load their state; returns its meta.
 
     ``float_weights`` keeps the model's own float weights, for comparisons with the float net. Default: they are given
-    up where the checkpoint holds none, so that asking for them is an error. Raises a CheckpointError if the file is
-    missing, damaged, or of another model.
+    up where the checkpoint holds none, so that asking for them is an error. Raises a CheckpointError, the model being
+    unchanged, if the file is missing, damaged, without codes, or of a model with other modules, settings or quantizers.
     """
+    path = os.fspath(path)
     data = read_quantized(path)
+    with unchanged_on_error(model):
+        _check_quantizers(model, path, data)
+        _fill(model, path, data, float_weights)
+        _check_same(path, 'model', differences(data['made_with'].get('model') or {}, model.structure))
+    return data['meta']
+
+
+def _check_quantizers(model, path: str, data: dict) -> None:
+    saved = data['made_with'].get('quantizer')
+    if saved is None:
+        return
+    try:
+        saved = quantizer_facts(QuantizerPolicy(saved))
+    except (AttributeError, ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f'{path} was made with quantizers that cannot be read ({error}); import the module that '
+                              'registers them') from error
+    _check_same(path, 'quantizer', differing_keys(saved, quantizer_facts(model.policy)))
+
+
+def _check_same(path: str, what: str, changed: list[str]) -> None:
+    if changed:
+        more = f' and {len(changed) - 5} more' if len(changed) > 5 else ''
+        raise CheckpointError(f'{path} was made with another {what} ({", ".join(changed[:5])}{more}), which gives '
+                              'other results; load it into the model it was made with, or quantize again')
+
+
+def _fill(model, path: str, data: dict, float_weights: bool) -> None:
     state, absent = data['state_dict'], data['absent']
     try:
         old = 'format' not in data['plan']  # format 1
         plan = from_old_dict(data['plan'], model.policy) if old else Plan.from_dict(data['plan'])
+        large = next((p for p in plan.places if p.shape and not 0 < prod(p.shape) <= MOST_SCALES), None)
+        if large is not None:
+            raise PlanError(f'{large.name} has an activation with scales of shape {large.shape}')
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path} holds a quantization plan that cannot be read ({type(error).__name__}: '
                               f'{error}); it is damaged or of another version. Quantize again with tools/ptq.py'
@@ -243,8 +137,16 @@ def load(model, path: str, float_weights: bool = False) -> dict:
         if f'{name}.weight' in absent and not float_weights:
             layer.leave_codes(name)
     load_float_weights(model.architecture, path, state, absent)
+    lost = [n for n, q in model.weight_quantizers().items() if q.initialized and q.codes is None]
+    if lost and (not old or len(lost) == len(model.quantized_layers()) and _trained(data['meta'])):
+        raise CheckpointError(f'{path} lacks the codes of {len(lost)} layers (first: {lost[0]}), without which their '
+                              'weights would be others; it was altered. Copy or download it again, or quantize again')
     try:
         check_codes(model.architecture)
     except PackedError as error:
         raise _altered(path, error) from error
-    return data['meta']
+
+
+def _trained(meta: dict) -> bool:
+    """Whether a run of format 1, which saved nearest weights without codes, had found better ones."""
+    return any('flipped' in r for r in meta.get('records', ()))

@@ -17,8 +17,11 @@ from mmquant.models.folding import FoldedBatchNorm
 from mmquant.models.layers import QuantizedLayer
 from mmquant.ops import pack_bits, packed_bytes, unpack_bits, width_of
 from mmquant.quantizers import Quantizer
+from mmquant.utils.tensor_files import from_bytes
 
 LARGE = 2**23  # bytes beyond which deflating is to be quick
+# Bytes to which data may be inflated: so many, and so many times their own. Zeros shrink to a thousandth.
+ROOM, GROWTH = 2**26, 100
 DTYPES = {str(d).removeprefix('torch.'): d for d in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool)}
@@ -120,19 +123,24 @@ def check_codes(model: nn.Module) -> None:
 
 
 def shrink(value) -> Tensor:
-    """Plain values and tensors, deflated, as a uint8 tensor."""
+    """Plain values and tensors, deflated, as a uint8 tensor; PackedError for more than :func:`grow` takes."""
     file = io.BytesIO()
     torch.save(value, file)
+    if file.tell() > ROOM:
+        raise PackedError(f'the description of a checkpoint takes {file.tell()} bytes, at most {ROOM}; give less meta')
     return _deflated(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
 
 
 def grow(data: Tensor):
     """The inverse of :func:`shrink`; executes no code. PackedError if the data are damaged or not plain values."""
     try:
-        raw = zlib.decompress(data.numpy().tobytes())
-        return torch.load(io.BytesIO(raw), map_location='cpu', weights_only=True)
-    except Exception as error:  # zlib and torch.load raise almost anything on damaged data
-        raise PackedError(f'its description cannot be read ({type(error).__name__})') from error
+        inflater = zlib.decompressobj()
+        raw = inflater.decompress(data.numpy().tobytes(), ROOM)
+        if not inflater.eof:
+            raise PackedError(f'it is cut, or larger than {ROOM} bytes')
+        return from_bytes(raw, 'description')
+    except Exception as error:  # zlib raises almost anything on damaged data
+        raise PackedError(f'its description cannot be read ({type(error).__name__}: {error})') from None
 
 
 def _deflated(flat: Tensor) -> Tensor:
@@ -146,6 +154,8 @@ def _inflated(data: Tensor | None, count: int, name: str) -> Tensor:
     if dtype is None or data is None:
         raise PackedError(f'the numbers of dtype {name} are missing')
     size = count * dtype.itemsize
+    if size > ROOM + GROWTH * data.numel():
+        raise PackedError(f'{size} bytes of numbers of dtype {name} are claimed by {data.numel()} bytes')
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(data.numpy().tobytes(), size + 1)  # no more, whatever the file claims

@@ -1,5 +1,6 @@
 """The quantized model: wraps a float model of mmpretrain, mmdet or plain PyTorch."""
 import contextlib
+import os
 
 import torch
 from mmengine.model import BaseModel
@@ -9,6 +10,8 @@ from torch.utils._pytree import tree_map_only
 from mmquant.models import builder, checkpoint, layers
 from mmquant.models.dataflow import DataFlow
 from mmquant.models.detection import is_detector, plain_samples
+from mmquant.models.made_with import structure
+from mmquant.models.matmul import QuantizedMatmulOwner
 from mmquant.models.plan import Plan
 from mmquant.models.policy import QuantizerPolicy
 from mmquant.models.quantizer_index import QuantizerIndex
@@ -17,6 +20,7 @@ from mmquant.models.units import find_units
 from mmquant.quantizers import Quantizer
 from mmquant.registry import MODELS
 from mmquant.structures.unit import Unit
+from mmquant.utils.building import ConfigError
 
 NEEDS_PLAIN_MEMORY = ('view size is not compatible', 'must be contiguous')  # in errors of torch and of mmcv's operators
 
@@ -28,25 +32,32 @@ class QuantizedModel(BaseModel):
     Args:
         architecture (dict | nn.Module): The float model or its config.
         quantizer (dict): Which tensors get which quantizers: see :class:`QuantizerPolicy`, also for errors.
-        float_checkpoint (str | None): Path or URL of the float weights; ``'random'`` keeps the random initialisation.
+        float_checkpoint (str | PathLike | None): Path or URL of the float weights; ``'random'`` keeps the
+            random initialisation.
         data_preprocessor (dict | None): Handed to the architecture.
+
+    Raises:
+        ConfigError: For what :class:`QuantizerPolicy` refuses, and for a model of which a layer is quantized already.
 
     Attributes:
         reference (Reference | None): What it returned before its first change; see :meth:`remember`.
+        structure (dict): What decides the float model's outputs beside its parameters; see :func:`structure`.
         plan (Plan | None): Quantized tensors and structural changes so far.
         flow (DataFlow | None): The latest record of :meth:`observe`.
         index (QuantizerIndex): The inserted quantizers.
     """
 
-    def __init__(self, architecture, quantizer: dict, float_checkpoint: str | None = None,
+    def __init__(self, architecture, quantizer: dict, float_checkpoint: str | os.PathLike | None = None,
                  data_preprocessor: dict | None = None) -> None:
         policy = QuantizerPolicy(quantizer)  # first: its errors come before a model is built
         if isinstance(architecture, dict):
             default = {} if data_preprocessor is None else dict(data_preprocessor=data_preprocessor)
             architecture = MODELS.build(default | dict(architecture))
+        _check_float(architecture)
         policy.check_block_types({type(m).__name__ for m in architecture.modules()})
         super().__init__(data_preprocessor=getattr(architecture, 'data_preprocessor', None))
         architecture.eval()  # of mmpretrain's backbones, returns None
+        self.structure = structure(architecture)  # before it is changed
         layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just the same
         layers.give_plain_memory(architecture)
         self.architecture = architecture
@@ -168,3 +179,12 @@ class QuantizedModel(BaseModel):
         for layer in self.quantized_layers().values():
             if layer.weight_quantizer.initialized and layer.weight_quantizer.codes is None:
                 layer.weight_quantizer.decide(layer.quantized_tensor)
+
+
+def _check_float(architecture: nn.Module) -> None:
+    kinds = (QuantizedModel, layers.QuantizedLayer, QuantizedMatmulOwner, Quantizer)
+    found = next((name or 'the model itself' for name, m in architecture.named_modules() if isinstance(m, kinds)), None)
+    if found is not None:
+        raise ConfigError(f'{found} is quantized already: a model is changed in place, and so is every model that '
+                          'shares a layer with it. Build the float model again, or quantize a copy.deepcopy of it; to '
+                          'change widths alone there is set_bits of the quantized model')

@@ -12,6 +12,7 @@ from mmquant.analysis.inspection import Inspection
 from mmquant.analysis.sensitivity import LayerSensitivity
 from mmquant.analysis.tables import bits_text, stage_rows
 from mmquant.models.cost import FLOAT_BITS, ModelCost
+from mmquant.utils.files import write_text
 from mmquant.utils.tables import cell
 from mmquant.visualization import figures as draw
 
@@ -104,9 +105,7 @@ def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
             f'<header><div class="page"><h1>{escape(run.title)}</h1><p>{facts}</p></div></header>'
             f'<nav><div class="page">{links}</div></nav><main class="page">{_tiles(run)}{"".join(parts)}</main>'
             '</body></html>\n')
-    with open(path, 'w', encoding='utf-8') as f:
-        f.write(page)
-    return path
+    return write_text(path, page)
 
 
 def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
@@ -118,8 +117,7 @@ def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
     table = _table(('layer', *map(titles.get, keys)), [(r.name, *(getattr(r, k) for k in keys)) for r in rows])
     body = f'{SENSITIVITY}{_svg(draw.sensitivity_figure(rows))}<div class="scroll">{table}</div>{SENSITIVITY_END}'
     page, found = re.subn(f'{SENSITIVITY}.*?{SENSITIVITY_END}', lambda _: body, page, count=1, flags=re.S)
-    with open(path, 'w', encoding='utf-8') as f:
-        f.write(page)
+    write_text(path, page)
     return bool(found)
 
 

@@ -6,11 +6,9 @@
 """
 import argparse
 import copy
-import json
 import os.path as osp
 import time
 
-import mmengine
 from benchmarks import add_out_argument, show
 
 import mmquant  # noqa: F401  checks the versions
@@ -25,6 +23,7 @@ from mmquant.registry import SEARCHERS
 from mmquant.search import ClipProblem
 from mmquant.search.problem import find_clips
 from mmquant.utils.building import build
+from mmquant.utils.files import write_json
 
 POWELL = dict(type='mmquant.PowellSearch')
 OTHERS = ('CoordinateDescent', 'GradientSearch', 'PatternSearch')
@@ -106,9 +105,7 @@ def main() -> None:
     cfg = merge_common(load_config(args.config, args.cfg_options), args)
     check_data(cfg, 'val_dataloader')
     results = compare(cfg, args)
-    mmengine.mkdir_or_exist(cfg.work_dir)
-    with open(osp.join(cfg.work_dir, 'benchmark_search.json'), 'w') as f:
-        json.dump(results, f, indent=1)
+    write_json(osp.join(cfg.work_dir, 'benchmark_search.json'), results)
 
 
 if __name__ == '__main__':

@@ -6,10 +6,8 @@ where the loss is separable). PNG files and landscape.json go to the work dir, s
 """
 import argparse
 import copy
-import json
 import os.path as osp
 
-import mmengine
 from landscape import chosen_clips, curvature, surface
 from landscape_pictures import plot_hessian, plot_norms, plot_surface
 
@@ -21,6 +19,7 @@ from mmquant.apis.prepare import prepare_context
 from mmquant.apis.quantize import run_steps
 from mmquant.losses.objectives import build_objective
 from mmquant.search import ClipProblem
+from mmquant.utils.files import write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,9 +97,7 @@ def main() -> None:
     cfg = merge_common(load_config(args.config, args.cfg_options), args)
     check_data(cfg, 'val_dataloader')
     results = [landscape(cfg, bits, args) for bits in args.bits]
-    mmengine.mkdir_or_exist(cfg.work_dir)
-    with open(osp.join(cfg.work_dir, 'landscape.json'), 'w') as f:
-        json.dump(results, f, indent=1)
+    write_json(osp.join(cfg.work_dir, 'landscape.json'), results)
 
 
 if __name__ == '__main__':

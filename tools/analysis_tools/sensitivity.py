@@ -16,6 +16,7 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.engine.evaluation import nothing_to_find
 from mmquant.utils.building import ConfigError, closest
+from mmquant.utils.files import replacing
 from mmquant.utils.tables import render
 from mmquant.visualization.figures import sensitivity_figure
 from mmquant.visualization.report import add_sensitivity
@@ -54,7 +55,7 @@ def evaluator(runner, metric):
 
 def write_csv(path: str, rows: list[LayerSensitivity]) -> None:
     """One line a layer, worst first; figures with four decimals."""
-    with open(path, 'w', newline='') as stream:
+    with replacing(path) as stream:
         writer = csv.DictWriter(stream, [f.name for f in fields(LayerSensitivity)])
         writer.writeheader()
         writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}

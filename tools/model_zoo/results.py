@@ -13,6 +13,7 @@ import os.path as osp
 from glob import glob
 from statistics import mean, stdev
 
+from mmquant.utils import files
 from mmquant.utils.building import ConfigError, differing_keys
 from mmquant.utils.versions import found_versions
 
@@ -107,10 +108,7 @@ def check_publishable(meta: dict, settings: dict, data: dict) -> None:
 
 def write_json(path: str, data: dict) -> str:
     """Write with sorted keys and a line end; returns the path."""
-    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
-    with open(path, 'w') as f:
-        f.write(json.dumps(data, indent=1, sort_keys=True) + '\n')
-    return path
+    return files.write_json(path, data, sort_keys=True)
 
 
 def read_json(path: str) -> dict | None:

@@ -15,6 +15,7 @@ import yaml
 from mmengine.config import Config
 
 from mmquant.utils.building import ConfigError, closest, plain
+from mmquant.utils.files import write_text
 
 from .results import FLOAT_BITS, read_cost, read_records, repository_path, results_folder, spread, values_of
 from .variants import read_variants
@@ -141,8 +142,7 @@ def _text(path: str) -> str:
 def update_folder(folder: str) -> None:
     """Write README.md and metafile.yml of a folder anew."""
     for path, text in updated_files(folder).items():
-        with open(path, 'w', encoding='utf-8') as f:
-            f.write(text)
+        write_text(path, text)
 
 
 # ---- README --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
 """The evaluation hook: float baseline, nearest rounding, each step, final; one results file."""
-import json
 import os.path as osp
 import time
 
@@ -11,6 +10,7 @@ from mmquant.analysis.tables import coverage_table, summary_table
 from mmquant.engine.evaluation import nothing_to_find
 from mmquant.models.cost import model_cost
 from mmquant.registry import HOOKS
+from mmquant.utils.files import write_json
 from mmquant.utils.hardware import peak_memory_bytes
 
 
@@ -59,8 +59,7 @@ class EvaluationHook(Hook):
         results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,
                        stages=runner.train_loop.stages, size_mb=cost.size_mb, bops=cost.bops, peak_memory_bytes=peak,
                        checkpoint=path, seconds=total, records=context.records)
-        with open(osp.join(runner.work_dir, 'results.json'), 'w') as f:
-            json.dump(results, f, indent=1)
+        write_json(osp.join(runner.work_dir, 'results.json'), results)
         runner.logger.info('\n' + coverage_table(cost))
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
 

@@ -1,9 +1,11 @@
 """The calibration loop: runs the steps of an algorithm in the train slot of a Runner."""
+import contextlib
 import inspect
 import os.path as osp
 import time
 
 import torch
+from mmengine import dist
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
@@ -16,6 +18,7 @@ from mmquant.models.cost import model_cost
 from mmquant.registry import LOOPS, SOURCES
 from mmquant.utils.building import ConfigError, build, check_keys, plain
 from mmquant.utils.distributed import alone, gather_list, one_writes
+from mmquant.utils.files import locked
 from mmquant.utils.hardware import device_name, peak_memory_bytes
 from mmquant.utils.progress import progress
 from mmquant.utils.versions import found_versions
@@ -79,7 +82,11 @@ class CalibrationLoop(BaseLoop):
     epoch, max_epochs = iter, max_iters
 
     def run(self):
-        """Run all steps; returns the model."""
+        """Run all steps; returns the model. InUseError if another process works in the work dir."""
+        with locked(self.runner.work_dir) if dist.is_main_process() else contextlib.nullcontext():
+            return self._run()
+
+    def _run(self):
         runner = self.runner
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.load_float_checkpoint()
