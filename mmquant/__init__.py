@@ -5,7 +5,7 @@ from .version import __version__
 check_versions()
 torchvision_shim.install()
 
-_LAZY = ('quantize', 'summary')  # they import torch
+_LAZY = ('load', 'quantize', 'summary')  # they import torch
 __all__ = ['__version__', *_LAZY]
 
 

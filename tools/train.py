@@ -1,5 +1,6 @@
 """Train a float model with a plain mmengine Runner."""
 import argparse
+from contextlib import nullcontext
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -9,6 +10,7 @@ import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import check_data, load_config
 from mmquant.utils.building import ConfigError
+from mmquant.utils.files import locked
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,8 +49,9 @@ def main() -> None:
     cfg = merge_common(load_config(args.config, args.cfg_options), args)
     check_training(cfg)
     cfg = merge_args(cfg, args)
-    runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
-    runner.train()
+    with locked(cfg.work_dir) if args.launcher == 'none' else nullcontext():
+        runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import sys
 
 from mmengine.config import Config, DictAction
 
+from mmquant.apis.safe_loading import read_safely
 from mmquant.models.checkpoint import CheckpointError
 from mmquant.utils.building import ConfigError
 from mmquant.utils.registry_errors import explain, origin
@@ -45,6 +46,7 @@ def merge_common(cfg: Config, args: argparse.Namespace) -> Config:
 
 def run_as_script(main) -> None:
     """Run ``main()``; an error meant for the user becomes one paragraph and exit code 1."""
+    read_safely()
     try:
         main()
     except Exception as error:

@@ -1,5 +1,4 @@
 """A config's model with quantizers, without the rest of its steps: with its images, or without (a dry run)."""
-import os
 import os.path as osp
 import time
 
@@ -75,7 +74,6 @@ def dry_run(cfg: Config) -> dict:
     report = describe(model, next((s.unit for s in steps if s.unit), 'block'))
     report['estimated_seconds'] = estimate_seconds(context, steps, report)
     folder = cfg.get('work_dir') or '.'
-    os.makedirs(folder, exist_ok=True)
     write_json(osp.join(folder, 'dry_run.json'), report)
     return report
 

@@ -17,6 +17,7 @@ from mmquant.analysis.tables import short_summary
 from mmquant.engine.sources.source import chunks_of_one_size
 from mmquant.models import QuantizedModel
 from mmquant.models.policy import merged_config
+from mmquant.models.unchanged import unchanged_on_error
 from mmquant.utils.building import ConfigError, check_keys, check_types, closest
 from mmquant.utils.progress import progress
 
@@ -91,7 +92,7 @@ class Settings:
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list = 'brecq', w_bits: int | None = 4,
              a_bits: int | None = 4, *, weight: dict | None = None, activation: dict | None = None,
              overrides: list[dict] | None = None, **settings) -> QuantizedModel:
-    """Quantize a model after training.
+    """Quantize a model after training; after an error the model is as it was.
 
     Args:
         model (nn.Module): Float model with loaded weights; it is changed in place and called as ``model(images)``.
@@ -123,11 +124,12 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
                 **{key: getattr(chosen, key) for key in OF_QUANTIZER})
     spec['overrides'] = _first_and_last(spec) if overrides is None else overrides
     steps = build_steps(recipe_steps(recipe, **{key: getattr(chosen, key) for key in OF_STEPS}), 'recipe')
-    model.eval()
-    wrapped = QuantizedModel(model, spec, 'random')
-    chunks = _collect(calib_loader, wrapped, chosen.chunk_size)
-    run_steps(CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress), steps)
-    wrapped.decide()
+    with unchanged_on_error(model):
+        model.eval()
+        wrapped = QuantizedModel(model, spec, 'random')
+        chunks = _collect(calib_loader, wrapped, chosen.chunk_size)
+        run_steps(CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress), steps)
+        wrapped.decide()
     if wrapped.plan:
         print_log(short_summary(wrapped, next((s.unit for s in steps if s.unit), 'block')), 'current')
     return wrapped

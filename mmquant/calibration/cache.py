@@ -30,13 +30,14 @@ class Cache:
     Args:
         device, host, disk (int | str | None): Bytes of cached tensors on the accelerator, in host memory and in files,
             see :func:`parse_bytes`. Tensors of a model on the CPU begin at ``host``.
-        folder (str | None): Where the files go. Default: the system's temporary folder.
+        folder (str | PathLike | None): Where the file goes, which has no name and ends with the process. Default: the
+            system's temporary folder.
     """
 
     def __init__(self, device: int | str | None = None, host: int | str | None = None, disk: int | str | None = None,
-                 folder: str | None = None) -> None:
+                 folder: str | os.PathLike | None = None) -> None:
         self.limits = {tier: parse_bytes(size, f'cache.{tier}') for tier, size in zip(TIERS, (device, host, disk))}
-        self.used, self.peak, self.folder = dict.fromkeys(TIERS, 0), dict.fromkeys(TIERS, 0), folder
+        self.used, self.peak, self.file = dict.fromkeys(TIERS, 0), dict.fromkeys(TIERS, 0), _Rooms(folder)
 
     @property
     def has_budget(self) -> bool:
@@ -44,7 +45,10 @@ class Cache:
         return self.limits['device'] is not None or self.limits['host'] is not None
 
     def put(self, x: torch.Tensor) -> 'torch.Tensor | CachedTensor':
-        """Keep a tensor; read it with :func:`load` or :meth:`CachedTensor.rows`. MemoryError if it fits nowhere."""
+        """Keep a tensor; read it with :func:`load` or :meth:`CachedTensor.rows`.
+
+        Raises a MemoryError if it fits nowhere, an OSError if the disk is full before its limit is reached.
+        """
         if not self.has_budget:
             return x
         size = x.numel() * x.element_size()
@@ -61,22 +65,65 @@ class Cache:
         self.peak[tier] = max(self.peak[tier], self.used[tier])
 
 
+class _Rooms:
+    """A file without a name, so that nothing is left of it whatever happens; rooms of it are used again."""
+
+    def __init__(self, folder) -> None:
+        self.folder, self.stream, self.end = folder, None, 0
+        self.free: list[tuple[int, int]] = []  # (begin, end) of rooms below ``end``, in order, none touching another
+
+    def write(self, data: memoryview) -> int:
+        """Where the data begin now."""
+        if self.stream is None:
+            self.stream = tempfile.TemporaryFile(dir=self.folder, buffering=0)
+        begin = next((b for b, e in self.free if e - b >= len(data)), self.end)
+        self.free = [(b + len(data) if b == begin else b, e) for b, e in self.free if (b, e) != (begin, b + len(data))]
+        self.end = max(self.end, begin + len(data))
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self.stream.fileno(), data[done:], begin + done)
+        except OSError as error:
+            self.release(begin, len(data))
+            where = self.folder or tempfile.gettempdir()
+            raise OSError(error.errno, f'{os.strerror(error.errno)}: {len(data)} bytes of activations do not fit into '
+                          f'{where}; set train_cfg.cache.folder to a larger disk') from error
+        return begin
+
+    def read(self, into: memoryview, begin: int) -> None:
+        while len(into):
+            count = os.preadv(self.stream.fileno(), [into], begin)
+            if not count:
+                raise OSError('the file of cached activations was cut')
+            into, begin = into[count:], begin + count
+
+    def release(self, begin: int, size: int) -> None:
+        joined = []
+        for b, e in sorted([*self.free, (begin, begin + size)] if size else self.free):
+            if joined and joined[-1][1] == b:
+                joined[-1] = joined[-1][0], e
+            else:
+                joined.append((b, e))
+        if joined and joined[-1][1] == self.end:
+            self.end = joined.pop()[0]
+            os.ftruncate(self.stream.fileno(), self.end)
+        self.free = joined
+
+
 class CachedTensor:
     """A tensor in a :class:`Cache`; its room is given back when nobody refers to it any more."""
 
     def __init__(self, cache: Cache, x: torch.Tensor, tier: str, size: int) -> None:
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self.last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        cache._account(tier, size)
         if tier == 'disk':
-            handle, self.path = tempfile.mkstemp('.activations', dir=cache.folder)
             rows = (x.permute(0, 2, 3, 1) if self.last else x.contiguous()).cpu()
-            with os.fdopen(handle, 'wb') as stream:
-                stream.write(rows.reshape(-1).view(torch.uint8).numpy().data)
-            self.tensor = None
-            weakref.finalize(self, os.remove, self.path)
+            self.tensor, self.file = None, cache.file
+            self.begin = self.file.write(rows.reshape(-1).view(torch.uint8).numpy().data)
+            weakref.finalize(self, self.file.release, self.begin, size)
         else:
             self.tensor = x.cpu() if tier == 'host' else x
+        cache._account(tier, size)
         weakref.finalize(self, cache._account, tier, -size)
 
     def load(self) -> torch.Tensor:
@@ -93,10 +140,8 @@ class CachedTensor:
         """Pieces of so many elements each, joined to ``shape``."""
         size = elements * self.dtype.itemsize
         content = bytearray(size * len(pieces))
-        with open(self.path, 'rb') as stream:
-            for i, piece in enumerate(pieces):
-                stream.seek(piece * size)
-                stream.readinto(memoryview(content)[i * size:(i + 1) * size])
+        for i, piece in enumerate(pieces):
+            self.file.read(memoryview(content)[i * size:(i + 1) * size], self.begin + piece * size)
         x = torch.frombuffer(content, dtype=self.dtype) if content else torch.empty(0, dtype=self.dtype)
         if self.last:
             n, c, h, w = shape

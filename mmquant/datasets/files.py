@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 EMBEDDED_CONFIG = 'configs/brecq/resnet18_w2a4_digits.py'
 REAL_DATA_VARIABLE = 'MMQUANT_REAL_DATA'
+RUNS_CODE = ('.pkl', '.pickle', '.yml', '.yaml')
 # Data sets of mmpretrain whose ``split`` is a folder below ``data_root``.
 SPLIT_FOLDER_TYPES = ('ImageNet', 'ImageNet21k')
 # Data sets of mmpretrain that fetch missing files themselves, unless told not to.
@@ -16,10 +17,13 @@ SELF_MADE_TYPES = ('DigitsDetDataset',)
 def check_dataset_cfg(dataset_cfg: dict) -> None:
     """Raise FileNotFoundError if a file or folder that a data set config names does not exist; builds nothing.
 
+    A pickled file is a ValueError: mmengine would run the code in it.
+
     Looked at are ``data_root``, ``ann_file``, ``data_prefix``, ``tar_file`` and, for mmpretrain's ImageNet, the folder
     of ``split``; wrappers are followed through ``dataset`` and ``datasets``. Remote addresses (``s3://...``) and data
     sets that download or make their files themselves are passed over.
     """
+    _check_no_code(dataset_cfg)
     inner = [cfg for cfg in dataset_cfg.get('datasets') or [dataset_cfg.get('dataset')] if isinstance(cfg, dict)]
     for cfg in inner:
         check_dataset_cfg(cfg)
@@ -38,8 +42,18 @@ def check_evaluator_cfg(evaluator_cfg, dataset_cfg: dict) -> None:
     metrics = evaluator_cfg if isinstance(evaluator_cfg, (list, tuple)) else [evaluator_cfg]
     for metric in metrics:
         path = metric.get('ann_file') if isinstance(metric, dict) else None
+        _check_no_code(dict(ann_file=path))
         if path and '://' not in path and not osp.exists(path) and not _will_be_made(path, dataset_cfg):
             raise FileNotFoundError(_missing_text(str(metric.get('type')), 'ann_file', path, 'metric'))
+
+
+def _check_no_code(cfg: dict) -> None:
+    """Raise ValueError for a file that mmengine would unpickle, or read by a loader of YAML that builds any object."""
+    for key, path in cfg.items():
+        if isinstance(path, (str, os.PathLike)) and str(path).lower().endswith(RUNS_CODE):
+            raise ValueError(f'{key}={path} of the {cfg.get("type", "metric")}: reading such a file can run code; '
+                             'convert it to JSON (where that may happen: mmengine.dump(mmengine.load("a.pkl"), '
+                             '"a.json")) and name that')
 
 
 def _brings_its_files(cfg: dict) -> bool:

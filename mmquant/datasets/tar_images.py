@@ -27,7 +27,8 @@ class TarImageDataset(BaseDataset):
 
     Raises:
         FileNotFoundError: The archive does not exist.
-        ValueError: The file is no uncompressed tar archive, holds no image, or has a folder that is no known class.
+        ValueError: The file is no uncompressed tar archive, is cut off, holds no image or one that is sparse or a link,
+            or has a folder that is no known class.
     """
 
     def __init__(self, tar_file: str, data_root: str = '', extensions: Sequence[str] = ('.jpg', '.jpeg', '.png'),
@@ -54,13 +55,33 @@ class TarImageDataset(BaseDataset):
     def _image_members(self) -> list[tarfile.TarInfo]:
         try:
             with tarfile.open(self.tar_path, 'r:') as archive:
-                members = [m for m in archive if m.isfile() and m.name.lower().endswith(self.extensions)]
+                found = [m for m in archive if not m.isdir() and m.name.lower().endswith(self.extensions)]
+                self._check_end(archive)
         except tarfile.ReadError as error:
             raise ValueError(f'{self.tar_path} is not an uncompressed tar archive ({error}). '
                              'Decompress it first: the images are read in place.') from error
+        odd = next((m for m in found if not m.isreg() or m.issparse()), None)
+        if odd is not None:
+            kind = 'sparse file' if odd.issparse() else 'link'
+            raise ValueError(f'{self.tar_path} holds {odd.name} as a {kind}, which cannot be read in place; pack it '
+                             'anew with "tar --hard-dereference -h" and without -S')
+        members = {m.name: m for m in found}.values()  # of one name, the last one counts, as when it is extracted
         if not members:
             raise ValueError(f'{self.tar_path} holds no file that ends with one of {list(self.extensions)}.')
         return sorted(members, key=lambda member: member.name)
+
+    def _check_end(self, archive: tarfile.TarFile) -> None:
+        """An archive ends with blocks of zeros; Python's reader takes any other end for one."""
+        with open(self.tar_path, 'rb') as file:
+            file.seek(archive.offset)
+            rest = file.read(2**16)
+            whole = len(rest) >= tarfile.BLOCKSIZE and not rest.strip(b'\0')
+            while whole and (rest := file.read(2**20)):
+                whole = not rest.strip(b'\0')
+        if not whole:
+            raise ValueError(f'{self.tar_path} is cut off, damaged, or several archives in one: its index ends at byte '
+                             f'{archive.offset}, without the blocks of zeros that end an archive. Copy it again, or '
+                             'pack the images anew')
 
     def extra_repr(self) -> list[str]:
         """Name the archive."""

@@ -29,6 +29,9 @@ class LoadImageFromTar(BaseTransform):
         with open(results['tar_path'], 'rb') as archive:
             archive.seek(results['tar_offset'])
             content = archive.read(results['tar_size'])
+        if len(content) < results['tar_size']:
+            raise ValueError(f'{results["tar_path"]} ends within {results["img_path"]}: it is shorter than when its '
+                             'index was read')
         img = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         if img is None:
             raise ValueError(f'{results["img_path"]} in {results["tar_path"]} cannot be decoded as an image by '

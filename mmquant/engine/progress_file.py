@@ -11,24 +11,31 @@ from mmquant.utils.building import differing_keys
 from mmquant.utils.distributed import gather_list, one_writes
 
 NAME = 'progress.pth'
-MADE_WITH = {'config': 'another config', 'weights': 'other float weights', 'calibration': 'other calibration images'}
+MADE_WITH = {'config': 'another config', 'model': 'another model', 'weights': 'other float weights',
+             'calibration': 'other calibration images', 'evaluation': 'another evaluation'}
 
 
 def digest(tensors) -> str:
     """SHA-256 over the bytes of tensors, in order."""
     total = hashlib.sha256()
-    for x in tensors:
-        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for x in tensors:  # a module may have a state that is no tensor
+        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                     if isinstance(x, torch.Tensor) else repr(x).encode())
     return total.hexdigest()
 
 
-def fingerprint(context: CalibrationContext, settings: dict) -> dict[str, str]:
-    """What must agree between a run and its resumption; taken before the first step."""
-    text = json.dumps(settings, sort_keys=True, default=str)
+def fingerprint(context: CalibrationContext, settings: dict, evaluation: dict | None = None) -> dict[str, str]:
+    """What must agree between a run and its resumption; taken before the first step.
+
+    ``evaluation``: plain values that say on which images a run measures, and how.
+    """
+    def of(value) -> str:
+        return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
     weights = (t for _, t in sorted(context.model.architecture.state_dict().items()))
     images = gather_list([digest([image]) for chunk in context.chunks for image in chunk])
-    return dict(config=hashlib.sha256(text.encode()).hexdigest(), weights=digest(weights),
-                calibration=hashlib.sha256(''.join(images).encode()).hexdigest())
+    return dict(config=of(settings), model=of(context.model.structure), weights=digest(weights),
+                calibration=hashlib.sha256(''.join(images).encode()).hexdigest(), evaluation=of(evaluation))
 
 
 class ProgressFile:
@@ -69,10 +76,12 @@ class ProgressFile:
                    if data['fingerprint'].get(key) != self.fingerprint[key]]
         if changed:
             raise CheckpointError(f'cannot resume from {path}: it was made with {" and ".join(changed)}; use the same '
-                                  'config, float weights and calibration images, or start without --resume')
+                                  'config, model, float weights and images, or start without --resume')
         return data
 
     def _difference(self, key: str, data: dict) -> str:
+        if key not in data['fingerprint']:
+            return ' (an older mmquant did not record it)'
         keys = differing_keys(data['told'][key], self.told[key]) if key in data.get('told', {}) else []
         more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
         return f' ({", ".join(keys[:5])}{more})' if keys else ''

@@ -1,6 +1,4 @@
 """Reading and writing checkpoints of quantized models; two methods of QuantizedModel."""
-from __future__ import annotations
-
 import os
 from math import prod
 

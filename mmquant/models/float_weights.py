@@ -1,6 +1,4 @@
 """Float weights from what training frameworks write: found, named as the model names them, and checked."""
-from __future__ import annotations
-
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Mapping

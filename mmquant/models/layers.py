@@ -184,8 +184,29 @@ class PerCall(nn.ModuleList):
 
 @lru_cache(maxsize=None)
 def mixed_class(mixin: type, cls: type, prefix: str = 'Quantized') -> type:
-    """The subclass of a module's class whose ``forward`` is the mix-in's."""
-    return type(prefix + cls.__name__, (mixin, cls), {'__module__': cls.__module__})
+    """The subclass of a module's class whose ``forward`` is the mix-in's; its modules can be copied and pickled."""
+    return type(prefix + cls.__name__, (mixin, cls), {'__module__': cls.__module__, '_mixed': (mixin, cls, prefix),
+                                                      '__reduce_ex__': _reduce})
+
+
+def _reduce(module: nn.Module, protocol: int) -> tuple:
+    """As of any module, but for the class, which has no name to be found by."""
+    _, _, *state = object.__reduce_ex__(module, 2)
+    return _unfilled, (_parts(type(module)), ), *state
+
+
+def _parts(cls: type):
+    mixin, base, prefix = cls.__dict__.get('_mixed', (None, None, None))
+    return cls if mixin is None else (mixin, _parts(base), prefix)
+
+
+def _unfilled(parts) -> nn.Module:
+    cls = _class_of(parts)
+    return cls.__new__(cls)
+
+
+def _class_of(parts) -> type:
+    return mixed_class(parts[0], _class_of(parts[1]), parts[2]) if isinstance(parts, tuple) else parts
 
 
 def computed_parts(module: nn.Module, names: tuple[str, ...] = ('weight', 'bias')) -> list[str]:
@@ -299,7 +320,11 @@ def own_bias(layer: QuantizedLayer) -> torch.Tensor:
 def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:
     """Quantize what a module returns (one tensor)."""
     module.output_quantizer = quantizer
-    module.register_forward_hook(lambda owner, args, output: owner.output_quantizer(output))
+    module.register_forward_hook(_quantized_output)
+
+
+def _quantized_output(module, args, output):
+    return module.output_quantizer(output)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 Taken from the modules themselves, so that it is known of any model, with or without a config.
 """
-from __future__ import annotations
-
 import inspect
 import json
 import types

@@ -84,7 +84,15 @@ def quantize_matmuls(module: nn.Module, sites: dict[str, nn.ModuleDict]) -> None
     """Quantize a module's own matrix products, in place; ``sites`` maps a position to its operands' quantizers."""
     for inner in module.modules():
         if inner is not module:
-            inner.register_forward_pre_hook(lambda *_: _RUNNING.modes.append(None))
-            inner.register_forward_hook(lambda *_: _RUNNING.modes.pop(), always_call=True)  # a None: the output stays
+            inner.register_forward_pre_hook(_enter)
+            inner.register_forward_hook(_leave, always_call=True)
     module.__class__ = mixed_class(QuantizedMatmulOwner, type(module))
     module.matmul_quantizers = nn.ModuleDict(sites)
+
+
+def _enter(*_) -> None:
+    _RUNNING.modes.append(None)
+
+
+def _leave(*_) -> None:
+    _RUNNING.modes.pop()

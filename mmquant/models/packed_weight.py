@@ -41,6 +41,9 @@ class PackedWeight(nn.Parameter):
     def __deepcopy__(self, memo) -> PackedWeight:
         return memo.setdefault(id(self), self.moved(lambda scalar: scalar))
 
+    def __reduce_ex__(self, protocol) -> tuple:
+        return PackedWeight, (torch.zeros((), dtype=self.dtype, device=self.device), tuple(self.shape), self.layer)
+
     def __repr__(self, **kwargs) -> str:
         return f'PackedWeight of {self.layer}, shape {tuple(self.shape)}, {self.dtype}, {self.device}'
 

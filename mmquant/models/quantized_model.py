@@ -61,7 +61,8 @@ class QuantizedModel(BaseModel):
         layers.use_channels_last(architecture)  # here, so that a loaded checkpoint computes just the same
         layers.give_plain_memory(architecture)
         self.architecture = architecture
-        self.float_checkpoint, self.quantizer_cfg, self.policy = float_checkpoint, quantizer, policy
+        self.float_checkpoint = None if float_checkpoint is None else os.fspath(float_checkpoint)
+        self.quantizer_cfg, self.policy = quantizer, policy
         self.block_types = policy.block_types  # names of classes declared as blocks
         self.reference: Reference | None = None
         self.plan: Plan | None = None

@@ -8,8 +8,10 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from .elementwise import one_order
 
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
 CHUNK = 16384  # as in c_kernels.c
 SOURCE = Path(__file__).with_suffix('.c')
 FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared',
@@ -26,22 +29,58 @@ FLAGS = ('-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-m
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be had. Built once a machine, into the user's cache folder."""
+    """The compiled kernels, or None where they cannot be had.
+
+    Built once a machine, into the user's cache folder; what there is not the user's own, or damaged, is built anew.
+    """
     if os.environ.get('MMQUANT_NATIVE', '1') == '0' or platform.system() != 'Linux':
         return None
     compiler = shutil.which(os.environ.get('CC', 'cc')) or shutil.which('gcc')
     try:
         key = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + _processor()).hexdigest()[:16]
-        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmquant' / 'kernels'
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f'kernels-{key}.so'
-        if not path.is_file():
-            if compiler is None:
-                return None
-            _compile(compiler, path)
-        return _declare(ctypes.CDLL(str(path)))
+        folder = _own_folder()
+        if folder is not None:
+            return _load(compiler, folder / f'kernels-{key}.so')
+        with tempfile.TemporaryDirectory() as private:  # what is loaded needs no file any more
+            return _load(compiler, Path(private) / f'kernels-{key}.so')
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
+
+
+def _own_folder() -> Path | None:
+    """A cache folder into which this user alone writes, None if it is another's; an open one is closed and emptied."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    for folder in (cache / 'mmquant', cache / 'mmquant' / 'kernels'):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+            warnings.warn(f'{folder} is not a folder of this user; kernels are compiled for this process alone',
+                          stacklevel=2)
+            return None
+        if facts.st_mode & OTHERS:
+            warnings.warn(f'{folder} was writable by others; it is closed to them, and kernels are compiled anew',
+                          stacklevel=2)
+            folder.chmod(facts.st_mode & 0o755)
+            for found in (cache / 'mmquant' / 'kernels').glob('kernels-*'):
+                found.unlink()
+    return folder
+
+
+def _load(compiler: str | None, path: Path) -> ctypes.CDLL | None:
+    if not _intact(path):
+        if compiler is None:
+            return None
+        _compile(compiler, path)
+    return _declare(ctypes.CDLL(str(path)))
+
+
+def _intact(path: Path) -> bool:
+    """Whether a library is this user's own and ends with its checksum."""
+    if not path.exists():
+        return False
+    facts, content = path.lstat(), path.read_bytes()
+    own = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & OTHERS
+    return own and content[-64:] == hashlib.sha256(content[:-64]).hexdigest().encode()
 
 
 def _processor() -> bytes:
@@ -55,6 +94,11 @@ def _compile(compiler: str, path: Path) -> None:
         built = Path(folder) / 'kernels.so'
         subprocess.run([compiler, *FLAGS, str(SOURCE), '-o', str(built), '-lmvec', '-lm'], check=True,
                        capture_output=True, timeout=120)
+        built.chmod(0o700)
+        with open(built, 'r+b') as stream:  # a loader does not look behind the last section
+            stream.write(hashlib.sha256(stream.read()).hexdigest().encode())
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(built, path)
 
 

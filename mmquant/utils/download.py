@@ -1,6 +1,4 @@
 """Weights from the network: one file an address, whole, and what its name promises."""
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

@@ -1,6 +1,4 @@
 """Files that are whole or not there, and folders with one writer."""
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -1,6 +1,4 @@
 """Files of tensors: no code in them runs, no memory is taken that they do not hold, and they are written at once."""
-from __future__ import annotations
-
 import io
 import os
 import zipfile

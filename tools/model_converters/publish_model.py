@@ -1,17 +1,16 @@
 """Make a training checkpoint ready for publication: weights only, measured accuracy in its meta, checksum."""
 import argparse
-import hashlib
 import os.path as osp
 from typing import Optional
 
-import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from mmengine.utils import mkdir_or_exist
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import run_as_script
 from mmquant.apis.config import check_data, load_config
+from mmquant.utils.files import sha256_of, write_text
+from mmquant.utils.tensor_files import CheckpointError, read_tensors, write_atomically
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,9 +37,10 @@ def strip(checkpoint: dict, config: str, command: Optional[str]) -> dict:
         dict: ``state_dict`` of contiguous CPU tensors and ``meta`` with config, command, seed, epoch, dataset_meta.
     """
     meta = checkpoint.get('meta', {})
+    classes = meta['dataset_meta'].get('classes', ()) if isinstance(meta.get('dataset_meta'), dict) else ()
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint['state_dict'].items()}
     kept = dict(config=config, command=command, seed=meta.get('seed'), epoch=meta.get('epoch'))
-    kept['dataset_meta'] = dict(classes=list(meta.get('dataset_meta', {}).get('classes', ())))
+    kept['dataset_meta'] = dict(classes=list(classes))
     return dict(meta=kept, state_dict=state_dict)
 
 
@@ -60,20 +60,20 @@ def set_checksum(checksums: str, file: str, digest: str) -> None:
     if osp.exists(checksums):
         with open(checksums) as stream:
             lines = [line for line in stream.read().splitlines() if line.split()[-1] != name]
-    with open(checksums, 'w') as stream:
-        stream.write('\n'.join(sorted([*lines, f'{digest}  {name}'], key=lambda line: line.split()[-1])) + '\n')
+    write_text(checksums, '\n'.join(sorted([*lines, f'{digest}  {name}'], key=lambda line: line.split()[-1])) + '\n')
 
 
 def main() -> None:
     """Evaluate, strip, save, and log the checksum."""
     args = parse_args()
+    training = read_tensors(args.in_file)  # no code in it runs, before as after the evaluation
+    if not isinstance(training, dict) or not isinstance(training.get('state_dict'), dict):
+        raise CheckpointError(f'{args.in_file} is no checkpoint of a training run: it has no "state_dict"')
     metrics = measure(args.config, args.in_file, args.work_dir)
-    checkpoint = strip(torch.load(args.in_file, map_location='cpu', weights_only=False), args.config, args.command)
+    checkpoint = strip(training, args.config, args.command)
     checkpoint['meta']['metrics'] = metrics
-    mkdir_or_exist(osp.dirname(osp.abspath(args.out_file)))
-    torch.save(checkpoint, args.out_file)
-    with open(args.out_file, 'rb') as stream:
-        digest = hashlib.sha256(stream.read()).hexdigest()
+    write_atomically(args.out_file, checkpoint)
+    digest = sha256_of(args.out_file)
     if args.checksums:
         set_checksum(args.checksums, args.out_file, digest)
     logger = MMLogger.get_current_instance()

@@ -6,7 +6,6 @@ One record is one evaluation by ``tools/test.py``: plain values, no path of a ma
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import os.path as osp
@@ -23,12 +22,6 @@ COST_KEYS = ('params', 'macs', 'bops', 'size_mb', 'float_size_mb')
 META_KEYS = ('seed', 'stages', 'records', 'settings', 'cost', 'device', 'versions', 'calibration', 'seconds',
              'peak_memory_bytes', 'evaluated_images')
 FLOAT_BITS = 32
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, 'rb') as f:
-        return hashlib.sha256(f.read()).hexdigest()
 
 
 def repository_path(path: str) -> str:
@@ -72,7 +65,7 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
         cost={k: meta['cost'][k] for k in COST_KEYS}, seed=meta['seed'], settings=settings,
         calibration=meta['calibration'], minutes=meta['seconds'] / 60, peak_memory_bytes=meta['peak_memory_bytes'],
         device=meta['device'], versions=dict(quantized=meta['versions'], evaluated=found_versions()),
-        checkpoint=dict(sha256=file_sha256(checkpoint), bytes=osp.getsize(checkpoint)))
+        checkpoint=dict(sha256=files.sha256_of(checkpoint), bytes=osp.getsize(checkpoint)))
 
 
 def _bits(quantizer: dict) -> int:

@@ -12,6 +12,7 @@ from mmengine.runner import BaseLoop
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps, listed_steps
 from mmquant.calibration.cache import Cache
+from mmquant.datasets.identity import list_digest, without_roots
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
 from mmquant.engine.sources import LoaderImages, Source
 from mmquant.models.cost import model_cost
@@ -98,9 +99,10 @@ class CalibrationLoop(BaseLoop):
         self.num_images = sum(gather_list([len(chunk) for chunk in chunks]))
         settings = plain(dict(steps=listed_steps(runner.cfg.train_cfg.steps), quantizer=model.quantizer_cfg,
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
-        told = dict(config=settings, weights=dict(float_checkpoint=model.float_checkpoint),
-                    calibration=dict(images=self.num_images, shape=list(chunks[0].shape[1:])))
-        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings), told)
+        evaluation = self._evaluation()
+        told = dict(config=settings, model=model.structure, evaluation=evaluation,
+                    weights=dict(float_checkpoint=model.float_checkpoint), calibration=dict(images=self.num_images, shape=list(chunks[0].shape[1:])))
+        saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings, evaluation), told)
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
             self.stages, context.records = state['stages'], state['records']
@@ -123,6 +125,19 @@ class CalibrationLoop(BaseLoop):
     def collect(self, model) -> tuple[list[torch.Tensor], list[list] | None]:
         """All calibration images, preprocessed, in chunks, and the data samples of each; see :meth:`Source.collect`."""
         return self.source.collect(model, self.runner.seed, self.chunk_size)
+
+    def _evaluation(self) -> dict | None:
+        """What decides the figures of the run's stages: the images, what is made of them, and the metrics."""
+        cfg, loop = self.runner.cfg, self.runner.val_loop
+        if loop is None:
+            return None
+        try:
+            listed = list_digest(loop.dataloader.dataset)
+        except ValueError:
+            listed = None
+        dataset = (cfg.get('val_dataloader') or {}).get('dataset')
+        return plain(dict(val_dataloader=dict(dataset=without_roots(dataset), list_sha256=listed),
+                          val_evaluator=without_roots(cfg.get('val_evaluator')), val_cfg=cfg.get('val_cfg')))
 
     @torch.no_grad()
     def _check_architecture(self, context: CalibrationContext) -> None:
