@@ -72,8 +72,8 @@ class ProgressFile:
         if not isinstance(data, dict) or not isinstance(data.get('fingerprint'), dict):
             raise CheckpointError(f'cannot resume from {path}: it holds no state of a run; give the {NAME} of a '
                                   'work dir')
-        changed = [f'{text}{self._difference(key, data)}' for key, text in MADE_WITH.items()
-                   if data['fingerprint'].get(key) != self.fingerprint[key]]
+        changed = [f'{text}{self._difference(key, data)}' for key, text in MADE_WITH.items() if key in self.fingerprint
+                   and data['fingerprint'].get(key) != self.fingerprint[key]]
         if changed:
             raise CheckpointError(f'cannot resume from {path}: it was made with {" and ".join(changed)}; use the same '
                                   'config, model, float weights and images, or start without --resume')

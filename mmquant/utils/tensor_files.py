@@ -35,7 +35,8 @@ def read_tensors(path, known: Sequence = ()) -> dict:
     if not os.path.isfile(path):
         raise CheckpointError(f'checkpoint {path} does not exist; give the path of a file, or download the '
                               'weights first')
-    return _read(path, path, known)
+    with open(path, 'rb') as file:  # once: another process may put a new file in its place
+        return _read(file, path, known)
 
 
 def from_bytes(raw: bytes, name: str):
@@ -72,8 +73,7 @@ class _RefusedError(ValueError):
 
 
 def _rewound(file):
-    if hasattr(file, 'seek'):
-        file.seek(0)
+    file.seek(0)
     return file
 
 
@@ -88,7 +88,7 @@ def _check_records(file) -> int | None:
     with zipfile.ZipFile(_rewound(file)) as archive:
         infos = archive.infolist()
         total = sum(x.file_size for x in infos)
-        size = os.path.getsize(file) if isinstance(file, str) else len(file.getvalue())
+        size = file.seek(0, os.SEEK_END)
         packed = [x.filename for x in infos if x.compress_type != zipfile.ZIP_STORED]
         if packed or total > size:
             raise _RefusedError(f'compressed record {packed[0]}' if packed else

@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from models_for_tests import images
+from models_for_tests import full_disk, images
 
 from mmquant.calibration.cache import Cache, CachedTensor, load, parse_bytes
 from mmquant.calibration.unit_inputs import Rows, join, pick, run_in_chunks
@@ -29,7 +29,7 @@ def test_what_does_not_fit_goes_to_disk_and_comes_back(shape, tmp_path):
     if len(shape) == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     kept = cache.put(x)
-    assert isinstance(kept, CachedTensor) and kept.tensor is None and len(os.listdir(tmp_path)) == 1
+    assert isinstance(kept, CachedTensor) and kept.tensor is None and not os.listdir(tmp_path)
     assert cache.used['disk'] == x.numel() * 4
     assert torch.equal(load(kept), x)
     if shape:
@@ -38,7 +38,31 @@ def test_what_does_not_fit_goes_to_disk_and_comes_back(shape, tmp_path):
         assert kept.rows(rows).dim() != 4 or kept.rows(rows).is_contiguous(memory_format=torch.channels_last)
     del kept
     gc.collect()
-    assert not os.listdir(tmp_path) and cache.used == dict(device=0, host=0, disk=0)
+    assert cache.file.end == 0 and cache.used == dict(device=0, host=0, disk=0)
+
+
+def test_rooms_of_the_file_are_used_again(tmp_path):
+    cache = Cache(host=0, folder=tmp_path)
+    x = [images(n, 10, seed=n) for n in (3, 5, 2, 4, 5, 2)]
+    a, b, c = (cache.put(t) for t in x[:3])
+    assert [t.begin for t in (a, b, c)] == [0, 120, 320] and cache.file.end == 400
+    del b
+    gc.collect()
+    d = cache.put(x[3])  # into the room of the second
+    assert d.begin == 120 and cache.file.end == 400 and cache.file.free == [(280, 320)]
+    assert all(torch.equal(load(t), v) for t, v in zip((a, c, d), (x[0], x[2], x[3])))
+    del c, d
+    gc.collect()
+    assert cache.file.end == 120 and not cache.file.free and torch.equal(load(a), x[0])
+
+
+def test_a_full_disk_leaves_nothing_and_counts_nothing(tmp_path):
+    cache = Cache(host=0, folder=tmp_path)
+    with full_disk(2**16), pytest.raises(OSError, match='65540 bytes of activations do not fit into .*cache.folder'):
+        cache.put(torch.zeros(2**14 + 1))
+    assert not os.listdir(tmp_path) and cache.used['disk'] == 0 == cache.file.end
+    kept = cache.put(torch.ones(2**10))
+    assert torch.equal(load(kept), torch.ones(2**10))
 
 
 def test_memory_first_then_disk_then_an_error(tmp_path):

@@ -26,7 +26,7 @@ def test_digest_sees_every_bit_and_no_layout():
 def test_fingerprint_tells_apart_settings_weights_and_images(context):
     before = fingerprint(context, dict(lr=1, steps=['a']))
     assert before == fingerprint(context, dict(steps=['a'], lr=1))
-    assert set(before) == {'config', 'weights', 'calibration'}
+    assert set(before) == {'config', 'model', 'weights', 'calibration', 'evaluation'}
 
     def differing(after):
         return [k for k in before if before[k] != after[k]]
@@ -60,14 +60,14 @@ def test_refusals(context, tmp_path):
     for key, text in (('config', 'another config'), ('weights', 'other float weights'),
                       ('calibration', 'other calibration images')):
         other = ProgressFile(file.path, {**file.fingerprint, key: 'x'})
-        with pytest.raises(CheckpointError, match=f'progress.pth: it was made with {text}; use the same config, float'):
+        with pytest.raises(CheckpointError, match=f'progress.pth: it was made with {text}; use the same config, model'):
             other.load(file.path)
     told = dict(config=dict(steps=[dict(lr=1)], seed=0), weights=dict(float_checkpoint='a.pth'))
     ProgressFile(file.path, file.fingerprint, told).save(context, 0, -1, [])
     now = dict(config=dict(steps=[dict(lr=2)], seed=0), weights=dict(float_checkpoint='a.pth'))
     other = ProgressFile(file.path, dict(config='x', weights='y', calibration='c'), now)
     with pytest.raises(CheckpointError, match=r'made with another config \(steps\.0\.lr: 1 instead of 2\) and '
-                       'other float weights; use the same config, float weights'):
+                       'other float weights; use the same config, model, float weights'):
         other.load(file.path)
     (tmp_path / 'progress.pth').write_bytes((tmp_path / 'progress.pth').read_bytes()[:200])
     with pytest.raises(CheckpointError, match='cannot be read'):

@@ -14,7 +14,6 @@ from models_for_tests import MLP, calibrated, change_quantized, full_disk, image
 from torch import nn
 
 from mmquant.models import QuantizedModel
-from mmquant.models import checkpoint as module
 from mmquant.models.checkpoint import (
     CheckpointError,
     fetch,
@@ -214,7 +213,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         file.write(b'half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(module.torch, 'save', broken)
+    monkeypatch.setattr(torch, 'save', broken)
     with pytest.raises(CheckpointError, match='cannot write .*No space left.*The previous file is untouched'):
         write_atomically(path, dict(a=2))
     monkeypatch.undo()

@@ -101,7 +101,8 @@ class CalibrationLoop(BaseLoop):
                               seed=runner.seed, chunk_size=self.chunk_size, amp=self.amp))
         evaluation = self._evaluation()
         told = dict(config=settings, model=model.structure, evaluation=evaluation,
-                    weights=dict(float_checkpoint=model.float_checkpoint), calibration=dict(images=self.num_images, shape=list(chunks[0].shape[1:])))
+                    weights=dict(float_checkpoint=model.float_checkpoint),
+                    calibration=dict(images=self.num_images, shape=list(chunks[0].shape[1:])))
         saved = ProgressFile(osp.join(runner.work_dir, NAME), fingerprint(context, settings, evaluation), told)
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
