@@ -73,3 +73,49 @@ def test_undecodable_bytes(tmp_path):
     path.write_bytes(b'no image at all')
     with pytest.raises(ValueError, match='cat/1.png in .*broken cannot be decoded'):
         LoadImageFromTar().transform(dict(tar_path=str(path), tar_offset=0, tar_size=15, img_path='cat/1.png'))
+
+
+def test_half_an_archive_is_no_smaller_one(tmp_path):
+    """Cut between members, Python's reader sees nothing wrong."""
+    data = open(write_tar(tmp_path / 'a.tar', [f'c/{i}.png' for i in range(10)]), 'rb').read()
+    assert len(TarImageDataset(str(tmp_path / 'a.tar'))) == 10
+    for size in (1024 * 5, 1024 * 5 + 512, 1024 * 5 + 700, 1024 * 10):
+        (tmp_path / 'half.tar').write_bytes(data[:size])
+        with pytest.raises(ValueError, match=r'half\.tar is (cut off|not an uncompressed tar archive)'):
+            TarImageDataset(str(tmp_path / 'half.tar'))
+    end = data.rstrip(b'\0')
+    (tmp_path / 'one.tar').write_bytes(data[:-(-len(end) // 512) * 512 + 512])  # one block of zeros is an end
+    assert len(TarImageDataset(str(tmp_path / 'one.tar'))) == 10
+    broken = bytearray(data)
+    broken[1024 * 4] ^= 255  # in a header: another end for Python
+    for content in (bytes(broken), data + data):
+        (tmp_path / 'odd.tar').write_bytes(content)
+        with pytest.raises(ValueError, match='is cut off, damaged, or several archives in one'):
+            TarImageDataset(str(tmp_path / 'odd.tar'))
+
+
+@pytest.mark.parametrize('kind, text', [(tarfile.LNKTYPE, 'link'), (tarfile.SYMTYPE, 'link'),
+                                        (tarfile.GNUTYPE_SPARSE, 'sparse file')])
+def test_members_without_bytes_of_their_own(tmp_path, kind, text):
+    path = write_tar(tmp_path / 'a.tar', ['c/1.png'])
+    with tarfile.open(path, 'a') as archive:
+        member = tarfile.TarInfo('c/2.png')
+        member.type, member.linkname = kind, 'c/1.png'
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=f'holds c/2.png as a {text}, which cannot be read in place'):
+        TarImageDataset(path)
+
+
+def test_of_one_name_the_last_counts(tmp_path):
+    dataset = TarImageDataset(write_tar(tmp_path / 'a.tar', ['c/1.png', 'c/2.png', 'c/1.png']), test_mode=True,
+                              pipeline=[dict(type='mmquant.LoadImageFromTar')])
+    assert len(dataset) == 2 and dataset[0]['img'].max() == 2
+
+
+def test_an_archive_that_became_shorter(tmp_path):
+    path = tmp_path / 'a.tar'
+    dataset = TarImageDataset(write_tar(path, ['c/1.png']), pipeline=[dict(type='mmquant.LoadImageFromTar')],
+                              test_mode=True)
+    path.write_bytes(path.read_bytes()[:530])
+    with pytest.raises(ValueError, match=r'a\.tar ends within c/1\.png'):
+        dataset[0]

@@ -16,7 +16,6 @@ from torch import nn
 from mmquant.models import QuantizedModel
 from mmquant.models.checkpoint import (
     CheckpointError,
-    fetch,
     load_float_weights,
     read_quantized,
     read_tensors,

@@ -73,7 +73,7 @@ def test_the_hash_in_a_name_is_a_promise(address, tmp_path):
                 with pytest.raises(CheckpointError, match=f'{name} is not what its name promises: its SHA-256'):
                     fetch(source)
     assert not list((tmp_path / 'hub').rglob('*00000000*.pth'))
-    assert [bool(PROMISE.search(x)) for x in ('a_20220902_112414-78e30dcc.pth', 'resnet18-8xb32.pth', 'b-deadbeef.pth.tar',
+    assert [bool(PROMISE.search(x)) for x in ('a_20220902_112414-78e30dcc.pth', 'resnet18-8xb32.pth', 'b-deadbeef.tar',
                                               'c-lsj-200e_coco.pth')] == [True, False, True, False]
 
 
