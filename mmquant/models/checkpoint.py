@@ -27,7 +27,7 @@ def save(model, path, meta: dict | None = None) -> str:
     Decides first (``decide``); holds no float weights of quantized layers, unless some weights have no range.
     Raises a CheckpointError for a model without quantizers, and if the file cannot be written.
     """
-    if model.plan is None or not model.plan.places:
+    if model.plan is None:
         raise CheckpointError(f'{path} is not written: the model has no quantizers yet; run the steps of an algorithm '
                               '(tools/ptq.py, mmquant.quantize), or save its state_dict as float weights')
     model.decide()

@@ -36,6 +36,10 @@ def test_fingerprint_tells_apart_settings_weights_and_images(context):
     with torch.no_grad():
         other.model.architecture.fc1.bias[0] += 1e-6
     assert differing(fingerprint(other, dict(lr=1, steps=['a']))) == ['weights']
+    other = copy.deepcopy(context)
+    other.model.structure['act']['type'] = 'GELU'
+    assert differing(fingerprint(other, dict(lr=1, steps=['a']))) == ['model']
+    assert differing(fingerprint(context, dict(lr=1, steps=['a']), dict(topk=[1]))) == ['evaluation']
     context.chunks[0][0, 0] += 1e-6
     assert differing(fingerprint(context, dict(lr=1, steps=['a']))) == ['calibration']
 
@@ -76,6 +80,22 @@ def test_refusals(context, tmp_path):
     torch.save(MLP().state_dict(), foreign)
     with pytest.raises(CheckpointError, match='it holds no state of a run; give the progress.pth of a work dir'):
         file.load(str(foreign))
+
+
+def test_a_state_that_says_too_little_is_refused(context, tmp_path):
+    file = ProgressFile(str(tmp_path / 'progress.pth'), dict(config='a', weights='b', calibration='c'))
+    file.save(context, 0, -1, [])
+    now = ProgressFile(file.path, {**file.fingerprint, 'model': 'd', 'evaluation': 'e'})
+    with pytest.raises(CheckpointError, match=r'another model \(an older mmquant did not record it\) and another eval'):
+        now.load(file.path)
+    told = dict(model=dict(conv=dict(stride=[1])), evaluation=dict(val_dataloader=dict(dataset=dict(indices=100))))
+    before = ProgressFile(file.path, {**file.fingerprint, 'model': 'd', 'evaluation': 'e'}, told)
+    before.save(context, 0, -1, [])
+    told = dict(model=dict(conv=dict(stride=[2])), evaluation=dict(val_dataloader=dict(dataset=dict(indices=3))))
+    now = ProgressFile(file.path, {**file.fingerprint, 'model': 'f', 'evaluation': 'g'}, told)
+    with pytest.raises(CheckpointError, match=r'another model \(conv\.stride\.0: 1 instead of 2\) and another evaluation '
+                       r'\(val_dataloader\.dataset\.indices: 100 instead of 3\)'):
+        now.load(file.path)
 
 
 def test_damaged_and_hostile_states(context, tmp_path):

@@ -163,7 +163,9 @@ def test_loading_into_a_quantized_model_replaces_its_state(tmp_path):
 
 def test_loading_another_plan_into_a_quantized_model_is_refused(tmp_path):
     model, x = randomize(ResNet()), images(8, 3, 16, 16)
-    path = calibrated(model, x, a_bits=6).model.save(str(tmp_path / 'q.pth'))
+    wrapped = calibrated(model, x).model
+    wrapped.set_bits({'fc': (5, None)})
+    path = wrapped.save(str(tmp_path / 'q.pth'))
     with pytest.raises(CheckpointError, match='already quantized.*fresh'):
         calibrated(model, x).model.load(path)
 
