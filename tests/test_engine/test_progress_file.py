@@ -93,8 +93,8 @@ def test_a_state_that_says_too_little_is_refused(context, tmp_path):
     before.save(context, 0, -1, [])
     told = dict(model=dict(conv=dict(stride=[2])), evaluation=dict(val_dataloader=dict(dataset=dict(indices=3))))
     now = ProgressFile(file.path, {**file.fingerprint, 'model': 'f', 'evaluation': 'g'}, told)
-    with pytest.raises(CheckpointError, match=r'another model \(conv\.stride\.0: 1 instead of 2\) and another evaluation '
-                       r'\(val_dataloader\.dataset\.indices: 100 instead of 3\)'):
+    with pytest.raises(CheckpointError, match=r'another model \(conv\.stride\.0: 1 instead of 2\) and another '
+                       r'evaluation \(val_dataloader\.dataset\.indices: 100 instead of 3\)'):
         now.load(file.path)
 
 
