@@ -55,4 +55,6 @@ class PackedWeight(nn.Parameter):
         own = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, cls))
         if func is torch.Tensor.detach:  # of state_dict()
             return own
+        if func is torch.Tensor.to:
+            return own.moved(lambda scalar: scalar.to(*args[1:], **(kwargs or {})))
         raise own.missing()
