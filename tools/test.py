@@ -5,7 +5,6 @@ import os.path as osp
 import sys
 from functools import reduce
 
-import mmengine
 from mmengine.dist import is_main_process
 
 import mmquant  # noqa: F401  checks the versions
@@ -109,8 +108,7 @@ def main() -> None:
     if not is_main_process():
         return
     if args.out and args.out_item == 'metrics':
-        mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
-        mmengine.dump(metrics, args.out)
+        write_json(args.out, metrics)
     dataset = runner.test_loop.dataloader.dataset
     try:
         data = dict(name=data_name(args.config), type=type(dataset).__name__, images=len(dataset))
