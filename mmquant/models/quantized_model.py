@@ -1,5 +1,6 @@
 """The quantized model: wraps a float model of mmpretrain, mmdet or plain PyTorch."""
 import contextlib
+import copy
 import os
 
 import torch
@@ -113,6 +114,15 @@ class QuantizedModel(BaseModel):
         if data_samples is None and is_detector(self.architecture):
             data_samples = plain_samples(inputs)
         return self.forward(inputs, data_samples)
+
+    def __getstate__(self) -> dict:
+        """For pickling: without the data flow, which refers to functions of torch that cannot be found by name."""
+        return {**self.__dict__, 'flow': None}
+
+    def __deepcopy__(self, memo: dict) -> 'QuantizedModel':
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def train(self, mode: bool = True):
         """Stays in eval mode: quantized models have folded statistics and no dropout."""

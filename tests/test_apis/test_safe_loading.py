@@ -34,10 +34,11 @@ def loader():
 
 def test_resuming_runs_no_code(loader, tmp_path):
     mark = tmp_path / 'ran'
-    torch.save(Payload(mark), tmp_path / 'p.pth')
-    with pytest.raises(CheckpointError):
-        loader(tmp_path / 'p.pth')
-    torch.save(dict(state_dict=MLP().state_dict(), optimizer=Payload(mark), meta=dict(
+    for data in (Payload(mark), dict(state_dict={}, optimizer=Payload(mark)), [1]):
+        torch.save(data, tmp_path / 'p.pth')
+        with pytest.raises(CheckpointError):
+            loader(tmp_path / 'p.pth')
+    torch.save(dict(state_dict=MLP().state_dict(), meta=dict(
         epoch=1, config=f'import os\nos.system("touch {mark}")')), tmp_path / 'p.pth')
     data = loader(tmp_path / 'p.pth')  # a Runner would run the config as a program
     assert 'config' not in data['meta'] and data['meta']['epoch'] == 1 and not mark.exists()
