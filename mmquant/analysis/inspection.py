@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from mmquant.models import QuantizedModel
+from mmquant.models.layers import is_layer
 from mmquant.quantizers import Quantizer
 from mmquant.utils.contexts import hooked
 
@@ -99,7 +100,7 @@ def inspect(model: QuantizedModel, images: list) -> Inspection:
 
 def _run(model: QuantizedModel, images: list) -> tuple[dict[str, float | None], list[Histogram]]:
     """Errors of layers' outputs against the float model, and histograms of what activation quantizers meet."""
-    layers = {name: model.architecture.get_submodule(name) for name in model.plan.layers}
+    layers = {n: m for n in model.plan.layers if is_layer(m := model.architecture.get_submodule(n))}
     quantizers = {n: q for n, q in model.activation_quantizers().items() if q.initialized}
     sums = {name: [0.0, 0.0] for name in layers}  # signal, noise
     met: dict[str, list[torch.Tensor]] = defaultdict(list)

@@ -94,5 +94,5 @@ def _input_note(model: QuantizedModel, name: str) -> str:
     source, flow = model.plan.inputs.get(name), model.flow
     if source is not None:
         return f'quantized at {source.name}' if source.what == 'output' else ''
-    reads = [flow.root(c.inputs[0]) for c in flow.calls_of.get(name, ()) if c.inputs]
-    return 'reads the network input' if set(reads) & set(flow.network_inputs) else ''
+    reads = (c.inputs[0] for c in flow.calls_of.get(name, ()) if c.inputs)
+    return '' if flow.weightless.isdisjoint(reads) else 'reads the network input'

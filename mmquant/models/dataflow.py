@@ -9,6 +9,8 @@ from math import inf
 
 from torch import nn
 
+from mmquant.models.weight_reads import SHAPE_ONLY
+
 # Operations that move elements without changing them (zero padding included: zero is always representable).
 MOVEMENT = frozenset(
     'view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand clone contiguous alias '
@@ -16,6 +18,11 @@ MOVEMENT = frozenset(
     'channel_shuffle native_channel_shuffle as_strided'.split())
 POOLING = frozenset('mean _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d max_pool2d_with_indices max_pool2d '
                     'amax'.split())
+# Operations between elements and a parameter, or side by side with it: normalisation, offsets, class tokens.
+ELEMENTWISE = frozenset(
+    'add sub rsub mul div pow maximum minimum where copy addcmul addcdiv lerp cat stack index_put scatter batch_norm '
+    'native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm native_layer_norm native_group_norm '
+    '_prelu_kernel'.split())
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Op:
     inputs: tuple[int, ...]  # value numbers of tensors that depend on the network's input
     outputs: tuple[int, ...]
     args: tuple = ()  # arguments that are no tensors, in order
+    weights: tuple[str, ...] = ()  # parameters of two or more axes that it reads, or what is computed from them alone
 
 
 @dataclass
@@ -135,6 +143,24 @@ class DataFlow:
         """The innermost call of a layer that an operation belongs to."""
         return next((c for c in self.ancestors(op.call) if c.name in self.layers), None)
 
+    def is_weighted(self, op: Op) -> bool:
+        """Whether an operation belongs to a layer, or multiplies by a weight that is none's."""
+        return self.layer_around(op) is not None or bool(op.weights) and op.name not in ELEMENTWISE
+
+    @cached_property
+    def weightless(self) -> set[int]:
+        """The network's inputs, and what is computed from them alone without weights: images that were normalised,
+        sliced, resized, cast; not what takes their shape only."""
+        found, weighted = set(self.network_inputs), set()
+        for op in self.ops:
+            if op.name in SHAPE_ONLY:
+                continue
+            if self.is_weighted(op) or not weighted.isdisjoint(op.inputs):
+                weighted.update(op.outputs)
+            elif not found.isdisjoint(op.inputs):
+                found.update(op.outputs)
+        return found
+
     def layers_reading(self, value: int, through: frozenset[str] = MOVEMENT) -> tuple[list[Call], bool]:
         """Calls of layers that read a value, looking through operations as :meth:`final_readers` does, in order; and
         whether anything else reads it, or the network returns it."""
@@ -151,7 +177,7 @@ class DataFlow:
                 seen.add(op.tick)
                 layer = self.layer_around(op)
                 names |= {layer.name} if layer else set()
-                stack += () if layer else op.inputs
+                stack += () if self.is_weighted(op) else op.inputs
         return names
 
     def path(self, first: Call, last: Call) -> list[Op] | None:

@@ -31,6 +31,7 @@ class _Placer:
                        if c.bare and len(c.outputs) == 1}
         self.first, self.last = first_layers(model, flow), last_layers(flow)
         self.of_first = self._values_of_first()
+        self.outside = f'outside the scope ({", ".join(policy.scope or ())})'
         self.by_input = defaultdict(list)
         for call in self.calls:
             self.by_input[flow.root(call.inputs[0])].append(call)
@@ -41,9 +42,10 @@ class _Placer:
         for op in self.flow.ops:
             layer = self.flow.layer_around(op)
             known = [v for v in op.inputs if v in of_any]
-            if layer.name in self.first if layer else known and of_first.issuperset(known):
+            weighted = self.flow.is_weighted(op)
+            if layer and layer.name in self.first or not weighted and known and of_first.issuperset(known):
                 of_first.update(op.outputs)
-            if layer or known:
+            if weighted or known:
                 of_any.update(op.outputs)
         return of_first
 
@@ -79,7 +81,7 @@ class _Placer:
         for value, calls in self.by_input.items():
             made_by_block = value in self.blocks and self.blocks[value].name in outputs
             names = list(dict.fromkeys(c.name for c in calls))
-            if (made_by_block or value in self.flow.network_inputs
+            if (made_by_block or value in self.flow.weightless
                     or (quantizer := self._quantizer(value, names)) is None):
                 continue
             covered = list(filter(self.policy.covers, names))
@@ -103,7 +105,8 @@ class _Placer:
         shape = None
         if self.policy.depthwise_channels and all(is_depthwise(self.modules[n]) for n in readers):
             quantizer = dict(quantizer, granularity='channel')
-            shape = (1, self.modules[owner].in_channels, 1, 1)
+            layer = self.modules[owner]
+            shape = (1, layer.in_channels, *[1] * (layer.weight.dim() - 2))
         times = len(self.flow.calls_of[owner]) if self.policy.per_call else 1
         for call in range(times):
             yield Place(owner, 'input', quantizer, tuple(readers), call if times > 1 else None, shape=shape)
@@ -118,10 +121,19 @@ class _Placer:
             elif self.policy.covers(name):
                 float_layers.append((name, BY_CONFIG))
             else:
-                float_layers.append((name, f'outside the scope ({", ".join(self.policy.scope)})'))
+                float_layers.append((name, self.outside))
         float_layers += [(n, _why_float(m)) for n, m in self.modules.items()
                          if is_layer(m) and n not in reached]
-        return places, float_layers
+        return places, [*float_layers, *self._other_weights({name for name, _ in float_layers})]
+
+    def _other_weights(self, named: set[str]):
+        """Modules that are not ``named`` yet and hold float weights, and why."""
+        for name, module in self.modules.items():
+            own = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1
+                   and not (n == 'weight' and is_layer(module))]
+            if own and name not in named:
+                why = f'{", ".join(own)}: no weight of a convolution or linear layer'
+                yield name, why if self.policy.covers(name) else self.outside
 
     def _operands(self):
         for name, sites in self.flow.matmuls.items():
@@ -143,10 +155,13 @@ def place_quantizers(model: nn.Module, flow: DataFlow, policy: QuantizerPolicy) 
     quantizer for each call instead of one for all. With ``depthwise_channels``, a tensor that depthwise convolutions
     alone read gets a scale for each channel: these multiply the weights' scales, so integer arithmetic stays exact,
     where a tensor-wide scale wastes most levels if channels differ. Raises a ConfigError if a part of the policy's
-    scope, or a pattern, names no module.
+    scope, or a pattern, names no module; warns of a position, or a pattern, that selects no layer.
     """
     names = [name for name, _ in model.named_modules()]
     policy.check_scope(names)
-    plan = _Placer(model, flow, policy).place()
+    placer = _Placer(model, flow, policy)
+    plan = placer.place()
     policy.check_patterns(names, [*plan.layers, *flow.matmuls])
+    reached = {c.name for c in placer.calls}
+    policy.check_matches(dict(first=placer.first, last=placer.last & reached), {*reached, *flow.matmuls})
     return plan

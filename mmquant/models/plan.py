@@ -41,7 +41,9 @@ class Place:
 class Plan:
     """All quantizers of a model and its structural changes, as plain values that a checkpoint can hold."""
     places: tuple[Place, ...] = ()
-    float_layers: tuple[tuple[str, str], ...] = ()  # layers whose weights stay float, and why: prose for a table
+    # modules with parameters of two or more axes that stay float, and why: prose for a table; a quantized layer may be
+    # among them, for what it holds beside its weight
+    float_layers: tuple[tuple[str, str], ...] = ()
     edits: tuple[Edit, ...] = ()  # in the order in which they were made
 
     @cached_property
@@ -56,8 +58,8 @@ class Plan:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Every layer with weights that the plan knows: quantized ones, then float ones."""
-        return (*self.weights, *(name for name, _ in self.float_layers))
+        """Every module with weights: layers with quantized ones, then what is float."""
+        return tuple(dict.fromkeys((*self.weights, *(name for name, _ in self.float_layers))))
 
     def to_dict(self) -> dict:
         """Plain containers, loadable with ``weights_only=True``."""

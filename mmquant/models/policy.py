@@ -1,7 +1,10 @@
 """Which quantizer a tensor gets: a default, overridden by position (first, last) and by name pattern."""
 import difflib
 import json
+import logging
 import re
+
+from mmengine.logging import print_log
 
 from mmquant.registry import QUANTIZERS
 from mmquant.utils.building import ConfigError, build, check_keys, closest
@@ -22,12 +25,12 @@ class QuantizerPolicy:
             ``matmul_bits``: bits of the operands of products inside attention, default ``'same'`` as activations.
 
             ``overrides``: list of dicts, applied in order, later ones over earlier ones. Each has one selector:
-            ``position='first'`` (layers that read the network's input; takes ``weight`` and ``output``: the tensor made
-            from them), ``position='last'`` (layers that make its output; ``weight`` and ``input``: the tensor that
-            theirs is made of) or ``pattern`` (a regular expression that must match a layer's whole name; ``weight``,
-            ``activation``: its input, ``matmul``). Their values are configs, merged over what holds so far; another
-            ``type`` replaces it. ``w_bits``, ``out_bits``, ``in_bits``, ``a_bits``, ``matmul_bits`` change the width
-            alone; by position they leave alone what is float by default.
+            ``position='first'`` (layers that read the network's input, or what is made of it without weights; takes
+            ``weight`` and ``output``: the tensor made from them), ``position='last'`` (layers that make its output;
+            ``weight`` and ``input``: the tensor that theirs is made of) or ``pattern`` (a regular expression that must
+            match a layer's whole name; ``weight``, ``activation``: its input, ``matmul``). Their values are configs,
+            merged over what holds so far; another ``type`` replaces it. ``w_bits``, ``out_bits``, ``in_bits``,
+            ``a_bits``, ``matmul_bits`` change the width alone; by position they leave alone what is float by default.
 
             ``scope``: paths of the parts to quantize, everything else is float; ``('backbone', 'neck')`` is the
             protocol of BRECQ's and QDrop's detection tables. Default: everything. ``block_types``: names of classes
@@ -90,6 +93,19 @@ class QuantizerPolicy:
                 near = difflib.get_close_matches(rule.pattern.pattern.replace('\\', ''), layers, 1, 0.4)
                 raise ConfigError(f'{rule.where}: the pattern {rule.pattern.pattern!r} matches no layer (it must match '
                                   f'the whole name, such as {(near or layers)[0]!r}); correct it or take it out')
+
+    def check_matches(self, positions: dict[str, set[str]], layers: set[str]) -> None:
+        """Warn of rules that select nothing: ``positions`` are layers by position, ``layers`` what can be selected."""
+        for rule in self.rules:
+            if rule.position and not positions[rule.position]:
+                makes = dict(first="reads the network's input", last="makes the network's output")[rule.position]
+                print_log(f'{rule.where}: position={rule.position!r} selects nothing, as no layer that can be '
+                          f'quantized {makes} without other weights in between; name the layers by a pattern',
+                          'current', logging.WARNING)
+            if rule.pattern is not None and not any(map(rule.pattern.fullmatch, layers)):
+                print_log(f'{rule.where}: the pattern {rule.pattern.pattern!r} matches modules but selects nothing, as '
+                          'none of them is a layer or a product that can be quantized (the plan tells why)', 'current',
+                          logging.WARNING)
 
     def weight(self, name: str, first: bool, last: bool) -> dict | None:
         """Quantizer of a layer's weights."""

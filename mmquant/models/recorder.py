@@ -36,6 +36,8 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, flow: DataFlow, model: nn.Module) -> None:
         super().__init__()
+        # by identity: parameters of two or more axes and what is computed from them alone, and their names
+        self.weights = {id(p): (TensorWeakRef(p), (name, )) for name, p in model.named_parameters() if p.dim() > 1}
         self.flow, self.tick, self.stack = flow, itertools.count(1).__next__, []
         self.reads = ForeignReads(model)
         flow.foreign = self.reads.found
@@ -77,22 +79,31 @@ class _Recorder(TorchDispatchMode):
             value = self.known(tensor)
         return value
 
-    def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor], args: tuple = ()) -> None:
+    def weights_in(self, leaves: list) -> tuple[str, ...]:
+        found = (self.weights.get(id(x)) for x in leaves if isinstance(x, torch.Tensor))
+        alive = [names for ref, names in filter(None, found) if ref() is not None]
+        return tuple(dict.fromkeys(name for names in alive for name in names))
+
+    def add_op(self, name: str, inputs: tuple[int, ...], outputs: list[torch.Tensor], args: tuple = (),
+               weights: tuple[str, ...] = ()) -> None:
         call = self.stack[-1] if self.stack else 0
-        self.flow.ops.append(Op(self.tick(), name, call, inputs, tuple(map(self.new_value, outputs)), args))
+        self.flow.ops.append(Op(self.tick(), name, call, inputs, tuple(map(self.new_value, outputs)), args, weights))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.reads.note(func, (args, kwargs), [self.flow.calls[i].name for i in self.stack])
-        inputs = self.lookup((args, kwargs or {}))
+        leaves = tree_leaves((args, kwargs or {}))
+        self.reads.note(func, leaves, [self.flow.calls[i].name for i in self.stack])
+        inputs, weights = self.lookup(leaves), self.weights_in(leaves)
         out = func(*args, **(kwargs or {}))
+        outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        if weights and not inputs:
+            self.weights |= {id(x): (TensorWeakRef(x), weights) for x in outputs}
         if inputs:
-            outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
             for x in [x for x in outputs if self.known(x) is not None]:  # written in place: every view of it changes
                 seen = self.seen_with(x)
                 self.flow.mutated |= {value for _, value in seen}
                 outputs += {id(y): y for ref, _ in seen if (y := ref()) is not None and y is not x}.values()
-            constants = tuple(x for x in tree_leaves((args, kwargs or {})) if not isinstance(x, torch.Tensor))
-            self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs, constants)
+            constants = tuple(x for x in leaves if not isinstance(x, torch.Tensor))
+            self.add_op(func._schema.name.split('::')[-1].removesuffix('_'), inputs, outputs, constants, weights)
         return out
 
     def enter(self, name: str, args, kwargs) -> Call:

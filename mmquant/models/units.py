@@ -29,9 +29,9 @@ def layers_within(model: nn.Module, flow: DataFlow, call: Call) -> tuple[str, ..
 
 
 def first_layers(model: nn.Module, flow: DataFlow) -> set[str]:
-    """Layers that read an input of the network, moved at most."""
+    """Layers that read an input of the network, through operations without weights at most."""
     return flow.once('first layers', lambda: {c.name for c in layer_calls(model, flow)
-                                              if flow.root(c.inputs[0]) in flow.network_inputs})
+                                              if c.inputs[0] in flow.weightless})
 
 
 def last_layers(flow: DataFlow) -> set[str]:

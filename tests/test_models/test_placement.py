@@ -273,3 +273,120 @@ def test_plan_survives_as_plain_values():
             check(y)
 
     check(plain)
+
+
+class Normalize(nn.Module):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.full((1, 3, 1, 1), 0.45), requires_grad=False)
+
+    def forward(self, x):
+        return (x.float() - self.mean) / 0.22
+
+
+class Focus(nn.Module):
+    """Space to depth, as the stem of YOLOX."""
+
+    def forward(self, x):
+        return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+
+
+class Coordinates(nn.Module):
+    """Appends where each pixel is, which depends on the shape of the image alone."""
+
+    def forward(self, x):
+        return torch.cat([x, torch.ones_like(x[:, :1]).cumsum(-1)], 1)
+
+
+FRONTS = dict(plain=(nn.Identity, 3), normalized=(Normalize, 3), batch_norm=(lambda: nn.BatchNorm2d(3), 3),
+              focus=(Focus, 12), coordinates=(Coordinates, 4), resized=(lambda: nn.Upsample(scale_factor=2), 3),
+              padded=(lambda: nn.ReflectionPad2d(1), 3), pooled=(lambda: nn.AvgPool2d(2), 3))
+
+
+@pytest.mark.parametrize('kind', FRONTS)
+def test_first_layers_lie_behind_whatever_has_no_weights(kind):
+    front, channels = FRONTS[kind]
+    model = nn.Sequential(front(), nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(),
+                          nn.Conv2d(4, 5, 1), nn.Softmax(1))
+    plan = plan_of(randomize(model), w_bits=2, a_bits=4)
+    assert {name: p.bits for name, p in plan.weights.items()} == {'1': 8, '3': 2, '5': 8}
+    assert not {'0', '1'} & {p.name for p in plan.places if p.what != 'weight'}  # the image stays as it is
+    assert {p.bits for p in plan.places if p.what != 'weight'} == {8}  # what the first layer makes, the last one reads
+
+
+class Raw(nn.Module):
+    """A convolution with a parameter of its own."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(c_out, c_in, 3, 3) * 0.1)
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel)
+
+
+@pytest.fixture()
+def told(monkeypatch) -> list[str]:
+    texts = []
+    monkeypatch.setattr('mmquant.models.policy.print_log', lambda text, *args: texts.append(text))
+    return texts
+
+
+def test_positions_that_select_nothing_are_told(told):
+    model = nn.Sequential(Raw(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), Raw(4, 5))
+    plan = plan_of(model.eval())
+    assert weights(plan) == {'2': 4, '0': None, '4': None}
+    assert dict(plan.float_layers) == dict.fromkeys('04', 'kernel: no weight of a convolution or linear layer')
+    for position in ('first', 'last'):
+        assert f"position='{position}' selects nothing" in ' '.join(told)
+
+
+def test_patterns_that_select_nothing_are_told(told):
+    plan_of(randomize(ResNet()), overrides=[dict(pattern=x, w_bits=8) for x in ('layer1', r'layer2\..*')])
+    assert "quantizer.overrides[0]: the pattern 'layer1' matches modules but selects nothing" in ' '.join(told)
+    assert 'overrides[1]' not in ' '.join(told)
+
+
+class Recurrent(nn.Module):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn, self.fc = nn.Conv2d(3, 4, 3), nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 5)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+
+    def forward(self, x):
+        return self.fc(self.rnn(self.conv(x).mean(2).transpose(1, 2) + self.token)[0])
+
+
+def test_every_parameter_of_two_axes_is_quantized_or_named():
+    attention = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
+
+    class Attention(nn.Module):
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.fc = attention, nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.attn(x, x, x)[0])
+
+    transposed = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ConvTranspose3d(4, 4, 2, 2), nn.Conv3d(4, 2, 1))
+    for model, x in ((Recurrent(), None), (Attention(), images(2, 5, 4)), (transposed, images(2, 1, 6, 6, 6))):
+        model = inserted(model.eval(), images(2, 3, 8, 8) if x is None else x).model
+        assert {name.rpartition('.')[0] for name, p in model.architecture.named_parameters() if p.dim() > 1} \
+            == set(model.plan.layers)
+        rows = {row.name: row for row in model_cost(model).layers}
+        assert set(rows) == set(model.plan.layers)
+        assert all(rows[name].note == why and rows[name].w_bits == 32 for name, why in model.plan.float_layers)
+    assert weights(model.plan) == {'0': 8, '1': 4, '2': 8}
+    plan = plan_of(Recurrent().eval(), images(2, 3, 8, 8))
+    assert dict(plan.float_layers) == {
+        'rnn': 'weight_ih_l0, weight_hh_l0: no weight of a convolution or linear layer',
+        '': 'token: no weight of a convolution or linear layer'}
+
+
+def test_scales_a_channel_fit_the_axes_of_the_tensor():
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv1d(4, 2, 1))
+    plan = plan_of(randomize(model), images(2, 3, 16), depthwise_channels=True)
+    assert [p.shape for p in plan.places if p.what == 'input' and p.name == '2'] == [(1, 4, 1)]
