@@ -26,6 +26,7 @@ def test_by_hand():
 @pytest.mark.parametrize('make, shape, macs', [
     (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, groups=2)), (4, 8, 8), 6 * 4 * 4 * 2 * 9),
     (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, groups=2)), (4, 5, 5), 4 * 5 * 5 * 3 * 9),
+    (lambda: nn.Sequential(nn.ConvTranspose3d(4, 6, 2, 2, groups=2)), (4, 2, 5, 5), 4 * 2 * 5 * 5 * 3 * 8),
     (lambda: nn.Sequential(nn.Conv1d(4, 6, 3)), (4, 10), 6 * 8 * 4 * 3),
     (lambda: nn.Sequential(nn.Linear(4, 6)), (7, 4), 7 * 4 * 6),
 ])

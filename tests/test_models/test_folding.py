@@ -18,6 +18,7 @@ LAYERS = dict(
     conv1d=(lambda: nn.Conv1d(4, 6, 3), lambda: nn.BatchNorm1d(6), (5, 4, 7)),
     conv3d=(lambda: nn.Conv3d(2, 6, 2), lambda: nn.BatchNorm3d(6), (3, 2, 4, 4, 4)),
     transposed=(lambda: nn.ConvTranspose2d(4, 6, 3, 2, bias=False), lambda: nn.BatchNorm2d(6), (5, 4, 7, 7)),
+    transposed3d=(lambda: nn.ConvTranspose3d(4, 6, 2, 2, groups=2), lambda: nn.BatchNorm3d(6), (5, 4, 3, 4, 3)),
     transposed_grouped=(lambda: nn.ConvTranspose2d(4, 6, 3, 2, groups=2), lambda: nn.BatchNorm2d(6), (5, 4, 7, 7)),
     transposed1d=(lambda: nn.ConvTranspose1d(4, 6, 3, groups=2), lambda: nn.BatchNorm1d(6), (5, 4, 7)),
     linear=(lambda: nn.Linear(4, 6), lambda: nn.BatchNorm1d(6), (9, 4)),

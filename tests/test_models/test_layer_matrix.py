@@ -28,6 +28,7 @@ LAYERS = {
     'transposed': (nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1), (3, 8, 4, 5)),
     'transposed, groups, dilated': (nn.ConvTranspose2d(8, 6, (2, 3), (3, 2), groups=2, dilation=(1, 2)), (2, 8, 4, 5)),
     'transposed, one dimension': (nn.ConvTranspose1d(4, 6, 4, 2, 3), (2, 4, 9)),
+    'transposed, three dimensions': (nn.ConvTranspose3d(4, 6, (1, 3, 2), (1, 2, 1), groups=2), (2, 4, 3, 2, 4)),
     'linear': (nn.Linear(6, 4), (5, 6)),
     'linear on tokens': (nn.Linear(6, 4, bias=False), (3, 5, 6)),
     'linear, channels last': (nn.Linear(6, 4), (2, 3, 5, 6)),

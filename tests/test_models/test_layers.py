@@ -39,7 +39,8 @@ def input_quantizer(x, bits=4):
 
 LAYERS = dict(conv=(lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 5, 5)),
               conv1d=(lambda: nn.Conv1d(4, 6, 3), (2, 4, 5)), linear=(lambda: nn.Linear(4, 6), (2, 3, 4)),
-              transposed=(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)))
+              transposed=(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+              transposed3d=(lambda: nn.ConvTranspose3d(4, 6, 2, groups=2), (2, 4, 3, 2, 3)))
 
 
 @torch.no_grad()
