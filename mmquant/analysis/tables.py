@@ -58,12 +58,11 @@ def short_summary(model: QuantizedModel, granularity: str) -> str:
     """Widths, units and what stays float, in a few lines."""
     widths = Counter(p.bits for p in model.plan.weights.values())
     rest = model.plan.float_layers
-    layers = len(model.plan.weights) + len(rest)
-    lines = [f'{len(model.plan.weights)} of {layers} layers with weights are quantized'
+    lines = [f'{len(model.plan.weights)} of {len(model.plan.layers)} layers with weights are quantized'
              + (f' ({", ".join(f"{n} at {b} bits" for b, n in sorted(widths.items()))})' if widths else '')]
     kinds = Counter(u.kind for u in model.units(granularity))
     lines.append(f'{sum(kinds.values())} units ({", ".join(f"{n} {k}" for k, n in kinds.items())})')
-    lines += [f'float: {name} ({reason})' for name, reason in rest[:SHOWN]]
+    lines += [f'float: {name or "the model itself"} ({reason})' for name, reason in rest[:SHOWN]]
     lines += [f'float: {len(rest) - SHOWN} more; mmquant.summary(model) lists all'] if len(rest) > SHOWN else []
     return '\n'.join(lines)
 

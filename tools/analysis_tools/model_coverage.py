@@ -191,7 +191,7 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) ->
         quantized = context.run(0)
     layers = sum(is_layer(m) for m in model.architecture.modules())
     units = {g: len(model.units(g)) for g in GRANULARITIES}
-    rest = [name for name, _ in model.plan.float_layers]
+    rest = [n for n, _ in model.plan.float_layers if is_layer(model.architecture.get_submodule(n))]
     constant = [n for n in rest if n in model.flow.calls_of and not any(c.inputs for c in model.flow.calls_of[n])]
     used = [n for n in rest if n in model.flow.calls_of and n not in constant]  # weights made anew in each pass
     used += functional_layers(context, [n for n in rest if n not in model.flow.calls_of])
