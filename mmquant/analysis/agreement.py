@@ -15,8 +15,8 @@ def agreement(model, images: list | None = None) -> dict:
     are then compared with its own float mode. ValueError without both.
 
     Returns:
-        dict: ``sqnr_db`` (inf where nothing differs), ``top1_agreement`` (0..1; None unless the outputs are one tensor
-        (N, classes)), ``images``, ``reference`` (``'original'`` or ``'float mode'``).
+        dict: ``sqnr_db`` (inf where nothing differs, NaN if the original is all zero), ``top1_agreement`` (0..1; None
+        unless the outputs are one tensor (N, classes)), ``images``, ``reference`` (``'original'`` or ``'float mode'``).
     """
     reference, kind = model.reference, 'original'
     if reference is None:
@@ -36,6 +36,5 @@ def agreement(model, images: list | None = None) -> dict:
             if logits:
                 same += int((before[0].argmax(1) == after[0].argmax(1)).sum())
             count += len(reference.batches[index][0])
-    ratio = signal / noise if noise else math.inf
-    return dict(sqnr_db=10 * math.log10(ratio) if 0 < ratio < math.inf else ratio and math.inf,
-                top1_agreement=same / count if logits else None, images=count, reference=kind)
+    sqnr = 10 * math.log10(max(signal / noise, 1e-30)) if signal and noise else math.inf if signal else math.nan
+    return dict(sqnr_db=sqnr, top1_agreement=same / count if logits else None, images=count, reference=kind)

@@ -58,6 +58,19 @@ def test_what_cannot_be_proven_is_a_warning(monkeypatch):
     assert 'differs is net.layer1.0.conv1' in text
 
 
+def test_outputs_that_are_all_zero_show_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr('mmquant.models.proof.print_log', lambda text, _, level: told.append((text, level)))
+    net = randomize(ResNet())
+    nn.init.zeros_(net.fc.weight)
+    nn.init.zeros_(net.fc.bias)
+    model, x = QuantizedModel(net, quantizer_cfg(), 'random'), images(2, 3, 16, 16)
+    model.fold_batch_norm(x)
+    assert told == []
+    model.edit((Doubled(), ), x)
+    assert told[0][1] == 30 and 'NOT proven: the first module whose own output changed is layer1.0.conv1' in told[0][0]
+
+
 @torch.no_grad()
 def test_the_original_is_remembered_before_the_first_change():
     net, x = randomize(ResNet()), images(4, 3, 16, 16)
