@@ -1,8 +1,9 @@
-"""Evaluate a quantized checkpoint with the Runner's own test loop; write a results record."""
+"""Evaluate a quantized checkpoint, or the float model, with the Runner's own test loop; write a results record."""
 import argparse
 import json
 import os.path as osp
 import sys
+from contextlib import nullcontext
 from functools import reduce
 
 from mmengine.dist import is_main_process
@@ -11,12 +12,12 @@ import mmquant  # noqa: F401  checks the versions
 from mmquant.algorithms.step_list import listed_steps
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
-from mmquant.datasets.identity import without_roots
-from mmquant.engine.evaluation import nothing_to_find
+from mmquant.datasets.identity import digest_or_none, without_roots
+from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
 from mmquant.utils.building import ConfigError, plain
 
 sys.path.append(osp.dirname(osp.abspath(__file__)))  # for model_zoo
-from model_zoo.results import check_publishable, make_record, results_folder, write_json
+from model_zoo.results import check_publishable, make_record, other_set, results_folder, write_json
 from model_zoo.tables import data_name, update_folder
 
 
@@ -24,7 +25,8 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Evaluate a quantized checkpoint')
     parser.add_argument('config', help='the config it was quantized with')
-    parser.add_argument('checkpoint', help='quantized.pth from the work dir of tools/ptq.py')
+    parser.add_argument('checkpoint', nargs='?', help='quantized.pth from the work dir of tools/ptq.py')
+    parser.add_argument('--float', action='store_true', help='evaluate the float model of the config instead')
     add_common_arguments(parser)
     parser.add_argument('--out', help='file for the metrics (json) or predictions (pkl)')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], default='metrics', help='what to save to --out')
@@ -39,6 +41,14 @@ def parse_args() -> argparse.Namespace:
                         help='publish the record: store it below records/, and make the tables of README.md and '
                         'metafile.yml beside the config anew')
     return parser.parse_args()
+
+
+def check_arguments(args) -> None:
+    """Raise ConfigError unless there is one model to evaluate, and a record only of a quantized one."""
+    if args.float == bool(args.checkpoint):
+        raise ConfigError('give the checkpoint of a quantized model, or --float for the float model of the config')
+    if args.float and args.update_results:
+        raise ConfigError('--update-results publishes quantized models; leave it out with --float')
 
 
 def merge_test_args(cfg, args):
@@ -87,19 +97,23 @@ def publish(record: dict, meta: dict, args) -> None:
 def main() -> None:
     """Load the checkpoint into the quantized model, run the test loop, write the record."""
     args = parse_args()
+    check_arguments(args)
     cfg = merge_common(load_config(args.config, args.cfg_options), args)
     check_quantized(cfg)
+    different = unlike_evaluations(cfg)
     if args.update_results:
         check_unchanged(cfg, args)
     cfg = merge_test_args(cfg, args)
     check_data(cfg, 'test_dataloader')
     runner = build_runner(cfg)
     model = runner.model.module if args.tta else runner.model
-    meta = model.load(args.checkpoint)
+    if different:
+        runner.logger.warning(different)
+    meta = model.load_float_checkpoint() if args.float else model.load(args.checkpoint)
     if args.out and args.out_item == 'pred':
         from mmengine.evaluator import DumpResults
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with model.frozen(*model.ready):
+    with nullcontext() if args.float else model.frozen(*model.ready):
         metrics = runner.test()
     metrics = {key: float(value) for key, value in metrics.items()}
     if (warning := nothing_to_find(metrics)) is not None:
@@ -109,15 +123,20 @@ def main() -> None:
         return
     if args.out and args.out_item == 'metrics':
         write_json(args.out, metrics)
+    if args.float:
+        return
     dataset = runner.test_loop.dataloader.dataset
     try:
-        data = dict(name=data_name(args.config), type=type(dataset).__name__, images=len(dataset))
+        data = dict(name=data_name(args.config), type=type(dataset).__name__, images=len(dataset),
+                    list_sha256=digest_or_none(dataset))
         record = make_record(args.config, args.checkpoint, meta, metrics, data)
     except ConfigError as error:
         if args.update_results:
             raise
         runner.logger.warning(f'No results record: {error}')
         return
+    if (lost := other_set(meta, data)) is not None:
+        runner.logger.warning(f'The record has no baselines: {lost}')
     path = write_json(osp.join(runner.work_dir, f'record_seed{record["seed"]}.json'), record)
     runner.logger.info(f'Results record: {path}')
     if args.update_results:

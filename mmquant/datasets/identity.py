@@ -34,6 +34,14 @@ def list_digest(dataset) -> str:
     return total.hexdigest()
 
 
+def digest_or_none(dataset) -> str | None:
+    """:func:`list_digest`; None where samples have no identity."""
+    try:
+        return list_digest(dataset)
+    except ValueError:
+        return None
+
+
 def without_roots(dataset_cfg):
     """A data set config as plain values, without ``data_root``: what is read, not where it lies."""
     if isinstance(dataset_cfg, dict):

@@ -49,6 +49,9 @@ def origin(error: BaseException) -> str:
 
 
 def _near(word: str, choices: set[str]) -> str:
+    scoped = sorted(c for c in choices if c != word and c.rpartition('.')[2] == word)
+    if scoped:  # registered, but not where the default scope of the config looks
+        return f'did you mean {" or ".join(map(repr, scoped))}?'
     near = difflib.get_close_matches(word, sorted(choices), 1, 0.5)
     return f'did you mean {near[0]!r}?' if near else 'there is nothing of a similar name'
 

@@ -43,16 +43,19 @@ def to_array(figure: Figure) -> np.ndarray:
 
 def accuracy_figure(stages: list[dict]) -> Figure:
     """The first metric after each evaluated step; the float model as a line."""
-    key = next(iter(stages[0]['metrics']))
+    key = next(k for s in stages for k in s['metrics'])
     names, values = [s['name'] for s in stages], [s['metrics'].get(key, 0.0) for s in stages]
+    shown = [v if math.isfinite(v) else 0.0 for v in values]
     with _drawing(2.9) as (figure, axes):
         colors = [FAINT if n == 'float' else WEIGHTS if n != 'final' else INK for n in names]
-        bars = axes.bar(names, values, color=colors, width=0.62)
-        axes.bar_label(bars, fmt='%.2f' if max(values) > 1 else '%.3f', padding=2)
+        bars = axes.bar(names, shown, color=colors, width=0.62)
+        digits = 2 if max(shown) > 1 else 3
+        labels = [f'{v:.{digits}f}' if key in s['metrics'] else 'nothing found' for s, v in zip(stages, values)]
+        axes.bar_label(bars, labels, padding=2)
         if 'float' in names:
-            axes.axhline(values[names.index('float')], color=FAINT, lw=1, ls='--', zorder=0)
+            axes.axhline(shown[names.index('float')], color=FAINT, lw=1, ls='--', zorder=0)
         axes.set_ylabel(key)
-        axes.set_ylim(0, max(values) * 1.15 or 1)
+        axes.set_ylim(min(0, *shown), max(shown) * 1.15 if max(shown) > 0 else 1)
     return figure
 
 

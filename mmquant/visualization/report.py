@@ -76,7 +76,7 @@ def figures_of(run: Run) -> dict[str, Figure]:
     flipped = [u for u in run.units if u.get('flipped') is not None]
     look = run.inspection
     made = {
-        'accuracy': run.stages and draw.accuracy_figure(run.stages),
+        'accuracy': stage_rows(run.stages)[0] and draw.accuracy_figure(run.stages),
         'layer_errors': look.output_sqnr and draw.error_figure(look),
         'flipped_roundings': flipped and draw.flipped_figure(flipped),
         'losses': curves and draw.loss_figure(curves),
@@ -158,9 +158,10 @@ def _section(anchor: str, title: str, note: str, body: str) -> str:
 
 def _tiles(run: Run) -> str:
     stages = {s['name']: s['metrics'] for s in run.stages}
-    key = next(iter(run.stages[0]['metrics'])) if run.stages else None
+    key = next(iter(stage_rows(run.stages)[0]), None)
     quantized = sum(x.w_bits != FLOAT_BITS for x in run.cost.layers)
-    tiles = [(cell(stages[n][key]), f'{key}, {n}') for n in ('float', 'nearest', 'final') if n in stages]
+    tiles = [(cell(stages[n].get(key, 'nothing found')), f'{key or "no metric"}, {n}')
+             for n in ('float', 'nearest', 'final') if n in stages]
     tiles += [(f'{run.cost.size_mb:.2f} MB', f'packed; float {run.cost.float_size_mb:.2f} MB'),
               (f'{run.cost.bops / 1e9:.2f} G', 'bit operations an image'),
               (f'{quantized} of {len(run.cost.layers)}', 'layers quantized'),

@@ -4,10 +4,12 @@ import json
 import pytest
 import torch
 from mmengine.hooks import Hook
-from tools_for_tests import STEPS, log_of, runner_of
+from tools_for_tests import CONFIG, STEPS, log_of, runner_of
 
 from mmquant.algorithms import Step
+from mmquant.apis.config import load_config
 from mmquant.engine import CalibrationLoop, EvaluationHook
+from mmquant.engine.evaluation import unlike_evaluations
 from mmquant.models.checkpoint import read_quantized
 from mmquant.registry import HOOKS, LOOPS
 
@@ -84,6 +86,30 @@ def test_chosen_stages(tmp_path):
     assert results['stages'][0]['metrics'] == results['stages'][1]['metrics']
     scalars = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     assert any('nearest/accuracy/top1' in s for s in scalars) and any('final/accuracy/top1' in s for s in scalars)
+
+
+def test_stages_are_checked_and_final_is_not_measured_twice(tmp_path, monkeypatch):
+    hook = dict(type='mmquant.EvaluationHook', stages=['nerest'])
+    with pytest.raises(ValueError, match=r"EvaluationHook\.stages: no stage 'nerest'; did you mean 'nearest'\?"):
+        runner_of(tmp_path / 'wrong', hooks=[hook]).train()
+    runner = runner_of(tmp_path, hooks=[dict(hook, stages=['nearest'])])
+    calls, run = [], runner.val_loop.run
+    monkeypatch.setattr(runner.val_loop, 'run', lambda: calls.append(1) or run())
+    runner.train()
+    assert len(calls) == 1 and [s['name'] for s in runner.train_loop.stages] == ['nearest', 'final']
+    runner = runner_of(tmp_path / 'none', hooks=[dict(hook, stages=[], final=False)])
+    runner.train()
+    assert runner.train_loop.stages == []
+
+
+def test_differing_evaluations_are_told(tmp_path):
+    """The test set of tools/test.py is another one than that of the run."""
+    runner_of(tmp_path, hooks=[dict(type='mmquant.EvaluationHook', stages=[], final=False)]).train()
+    assert "differ in dataloader.dataset.indices: 20 instead of None" in log_of(tmp_path)
+    cfg = load_config(CONFIG)
+    assert unlike_evaluations(cfg) is None
+    cfg.test_evaluator = dict(type='Accuracy', topk=(1, ))
+    assert 'evaluator.topk: ' in unlike_evaluations(cfg)
 
 
 def test_the_final_stage_is_the_whole_checkpoint(tmp_path):

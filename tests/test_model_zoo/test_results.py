@@ -7,6 +7,7 @@ from model_zoo.results import (
     baseline,
     check_publishable,
     make_record,
+    other_set,
     read_cost,
     read_records,
     repository_path,
@@ -45,6 +46,25 @@ def test_record(meta, tmp_path):
     del meta['cost']
     with pytest.raises(ConfigError, match="q.pth: its meta has no 'cost', which a results record needs; .*again with"):
         make_record('c.py', str(path), meta, {}, {})
+
+
+def test_a_record_never_mixes_two_sets(meta, tmp_path):
+    """Baselines are those of the evaluated images, or there are none."""
+    (tmp_path / 'q.pth').write_bytes(b'abc')
+
+    def made(**data):
+        return make_record('c.py', str(tmp_path / 'q.pth'), meta, {'accuracy/top1': 70.0}, dict(images=50, **data))
+
+    meta['evaluated_list_sha256'] = 'aa'
+    assert made(list_sha256='aa')['nearest'] == {'accuracy/top1': 20.0}
+    other = made(list_sha256='bb')
+    assert other['float'] is None and other['nearest'] is None and other['metrics'] == {'accuracy/top1': 70.0}
+    assert 'on 50 images, this evaluation on 50 others' in other_set(meta, dict(images=50, list_sha256='bb'))
+    with pytest.raises(ConfigError, match='--update-results: the run took its baselines on 50 images'):
+        check_publishable(meta, dict(SETTINGS, dataset=dict(type='D', split='c')), dict(images=50, list_sha256='bb'))
+    assert made(list_sha256='aa', **{})['float'] and other_set(meta, dict(images=49, list_sha256='aa'))
+    del meta['evaluated_list_sha256']  # of an older run: counts alone
+    assert made(list_sha256='bb')['float'] == {'accuracy/top1': 90.0}
 
 
 def test_baseline_of_a_recipe_without_activations(meta):

@@ -195,6 +195,32 @@ def test_clean_run_has_no_such_warning(tiny):
     assert 'EVALUATION images' not in log_of(tiny)
 
 
+def test_float_model(tiny, tmp_path):
+    """tools/test.py --float gives the run's own float figure; without a checkpoint or with both it says so."""
+    run_tool('test.py', CONFIG, '--float', '--work-dir', tmp_path, '--out', tmp_path / 'm.json', '--cfg-options', *TINY)
+    assert json.loads((tmp_path / 'm.json').read_text()) == results_of(tiny)['stages'][0]['metrics']
+    assert not list(tmp_path.glob('record*.json'))
+    for arguments in ((), ('--float', tiny / 'quantized.pth')):
+        with pytest.raises(SystemExit, match='give the checkpoint of a quantized model, or --float'):
+            run_tool('test.py', CONFIG, *arguments)
+
+
+@pytest.mark.parametrize('given, text', [
+    (('wieghts=3',), r"num_iters: unknown key 'wieghts'; did you mean 'weights'\?"),
+    (('weights=x',), '--num-iters: expected a number, or names with numbers'),
+    (('3', 'weights=2'), 'expected a number')])
+def test_num_iters_by_name(tmp_path, given, text):
+    with pytest.raises(SystemExit, match=text):
+        quantize(tmp_path, '--num-iters', *given)
+
+
+def test_num_iters_for_all(tmp_path):
+    quantize(tmp_path, '--dry-run', '--num-iters', '1', options=['model.float_checkpoint=no/such.pth'])
+    few = json.loads((tmp_path / 'dry_run.json').read_text())['estimated_seconds']
+    quantize(tmp_path, '--dry-run', options=['model.float_checkpoint=no/such.pth'])
+    assert few < json.loads((tmp_path / 'dry_run.json').read_text())['estimated_seconds'] / 50
+
+
 @pytest.mark.parametrize('script', ['ptq.py', 'test.py'])
 def test_help(script, capsys):
     with pytest.raises(SystemExit, match='0'):

@@ -1,4 +1,5 @@
 """The report page: what is on it, without a network, looked at in a browser where there is one."""
+import dataclasses
 import html.parser
 import re
 import shutil
@@ -142,3 +143,19 @@ def test_in_a_browser(page, tmp_path):
         assert (abs(pixels - color).sum(-1) < 60).sum() > 2000
     rows = np.flatnonzero((abs(pixels - blue).sum(-1) < 60).any(1))
     assert rows.max() - rows.min() > 1500  # figures all over the page
+
+
+@pytest.mark.parametrize('values', [
+    dict(float=.3, nearest=None, final=.29), dict(float=.3, nearest=.1, final=None),
+    dict(float=None, nearest=None, final=.3), dict(float=float('nan'), nearest=.1, final=.2),
+    dict(float=-1., final=-1.),
+    dict(float=None, final=None)])
+def test_stages_without_metrics(run, tmp_path, values):
+    """A detector that finds nothing has no metrics: the report says so and has all the rest."""
+    stages = [dict(name=n, metrics={} if v is None else {'coco/bbox_mAP': v}, seconds=1.) for n, v in values.items()]
+    part = dataclasses.replace(run, stages=stages)
+    figures = figures_of(part)
+    assert ('accuracy' in figures) == any(v is not None for v in values.values()) and 'layer_errors' in figures
+    text = open(write_report(str(tmp_path / 'r.html'), part, figures), encoding='utf-8').read()
+    lost = [n for n, v in values.items() if v is None]
+    assert len(re.findall('<b>nothing found</b>', text)) == len(lost) and 'packed; float' in text

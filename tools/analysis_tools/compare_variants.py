@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import mmquant  # noqa: F401  checks the versions
+from mmquant.algorithms.step_list import ordered_steps
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.utils.building import ConfigError, check_keys
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def run_once(cfg, work_dir: str, unchanged: bool) -> dict:
     """Quantize; metrics of the result. With the baselines that ``tools/test.py`` publishes if nothing was changed."""
-    stages = ['float', 'nearest'] if unchanged else []
+    stages = ['float', *({'nearest'} & {*ordered_steps(cfg.train_cfg.steps)})] if unchanged else []
     cfg.custom_hooks = [dict(type='mmquant.EvaluationHook', stages=stages)]
     cfg.work_dir, cfg.experiment_name = work_dir, osp.basename(work_dir)
     runner = build_runner(cfg)

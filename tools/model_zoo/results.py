@@ -44,11 +44,11 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
         config, checkpoint (str): Their paths.
         meta (dict): The checkpoint's, as :class:`CalibrationLoop` wrote it.
         metrics (dict): What the evaluation gave.
-        data (dict): ``name``, ``type`` and number of ``images`` of the test set.
+        data (dict): ``name``, ``type``, number of ``images`` and ``list_sha256`` (None: unknown) of the test set.
 
     Returns:
-        dict: ``metrics``, ``float`` and ``nearest`` (the run's own baselines), bits, ``cost`` (parameters, MACs and bit
-        operations of one image, packed size in 10**6 bytes), seed, settings, calibration list, time, memory, versions.
+        dict: ``metrics``, ``float`` and ``nearest`` (the run's own baselines; None if of other images), bits, ``cost``
+        (parameters, MACs and bit operations of one image, packed size in 10**6 bytes), seed, settings, calibration list, time, memory, versions.
 
     Raises:
         ConfigError: If the checkpoint's meta lacks something.
@@ -57,10 +57,10 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
     if lost:
         raise ConfigError(f'{checkpoint}: its meta has no {lost[0]!r}, which a results record needs; it was written by '
                           'an older mmquant or by mmquant.quantize. Quantize again with tools/ptq.py')
-    settings = meta['settings']
+    settings, stages = meta['settings'], meta['stages'] if other_set(meta, data) is None else []
     return dict(
         format=FORMAT, config=repository_path(config), data=data, metrics=metrics,
-        float=baseline(meta['stages'], 'float'), nearest=baseline(meta['stages'], 'nearest', 'nearest_weights'),
+        float=baseline(stages, 'float'), nearest=baseline(stages, 'nearest', 'nearest_weights'),
         w_bits=_bits(settings['quantizer']['weight']), a_bits=_bits(settings['quantizer']['activation']),
         cost={k: meta['cost'][k] for k in COST_KEYS}, seed=meta['seed'], settings=settings,
         calibration=meta['calibration'], minutes=meta['seconds'] / 60, peak_memory_bytes=meta['peak_memory_bytes'],
@@ -70,6 +70,19 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
 
 def _bits(quantizer: dict) -> int:
     return quantizer.get('bits', 8) or FLOAT_BITS
+
+
+def other_set(meta: dict, data: dict) -> str | None:
+    """What to tell where a run took its baselines on other images than an evaluation; None if on the same.
+
+    The lists are compared where both are known; runs of an older mmquant say their number alone.
+    """
+    images, listed = meta['evaluated_images'], meta.get('evaluated_list_sha256')
+    if images == data['images'] and (not listed or not data.get('list_sha256') or listed == data['list_sha256']):
+        return None
+    count = f'{data["images"]}' if images != data['images'] else f'{images} others'
+    return (f'the run took its baselines on {images} images, this evaluation on {count}; let val_dataloader and '
+            'test_dataloader have the same data')
 
 
 def check_publishable(meta: dict, settings: dict, data: dict) -> None:
@@ -94,9 +107,8 @@ def check_publishable(meta: dict, settings: dict, data: dict) -> None:
     if shared:
         raise ConfigError(f'--update-results: {shared[0]["count"]} calibration images of this run are also evaluation '
                           'images; calibrate on training images (train_cfg.dataloader)')
-    if meta['evaluated_images'] != data['images']:
-        raise ConfigError(f'--update-results: the run took its baselines on {meta["evaluated_images"]} images, this '
-                          f'evaluation on {data["images"]}; let val_dataloader and test_dataloader have the same data')
+    if (lost := other_set(meta, data)) is not None:
+        raise ConfigError(f'--update-results: {lost}')
 
 
 def write_json(path: str, data: dict) -> str:

@@ -7,9 +7,10 @@ from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.analysis.tables import coverage_table, summary_table
-from mmquant.engine.evaluation import nothing_to_find
+from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
 from mmquant.models.cost import model_cost
 from mmquant.registry import HOOKS
+from mmquant.utils.building import ConfigError, closest
 from mmquant.utils.files import write_json
 from mmquant.utils.hardware import peak_memory_bytes
 
@@ -19,13 +20,28 @@ class EvaluationHook(Hook):
     """Evaluates with the Runner's own validation loop and writes ``results.json``.
 
     Args:
-        stages (list[str] | None): Names of the stages to evaluate; default all. ``'final'`` always is.
+        stages (list[str] | None): Names of the stages to evaluate: ``'float'`` and those of steps. Default all.
+        final (bool): Evaluate the finished model, as the stage ``'final'``. Default True. Where the last step has just
+            evaluated the same network, its metrics are the final ones.
+
+    Raises:
+        ConfigError: When a run begins, for a stage that none of its steps has.
     """
     priority = 'LOW'
 
-    def __init__(self, stages: list[str] | None = None) -> None:
-        self.only = None if stages is None else set(stages)
+    def __init__(self, stages: list[str] | None = None, final: bool = True) -> None:
+        self.only, self.final = stages, final
         self.started = time.monotonic()
+
+    def before_train(self, runner) -> None:
+        """Check the names; warn of evaluations that differ."""
+        steps = runner.train_loop.steps
+        valid = ['float', *(step.name for step in steps if step.evaluates is not None), 'final']
+        for name in self.only or ():
+            if name not in valid:
+                raise ConfigError(f'EvaluationHook.stages: no stage {name!r}; {closest(name, valid)}')
+        if (warning := unlike_evaluations(runner.cfg)) is not None:
+            runner.logger.warning(warning)
 
     def before_calibration(self, runner, context: CalibrationContext) -> None:
         """Warn about shared images; evaluate the float model."""
@@ -51,7 +67,8 @@ class EvaluationHook(Hook):
 
     def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
         """Evaluate the finished model; write results, log the tables."""
-        self._evaluate(runner, context, 'final', context.model.ready)  # as tools/test.py does
+        if self.final or 'final' in (self.only or ()):
+            self._evaluate_final(runner, context)
         if not is_main_process():
             return
         cost = model_cost(context.model, len(context.sample))
@@ -63,9 +80,19 @@ class EvaluationHook(Hook):
         runner.logger.info('\n' + coverage_table(cost))
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
 
+    def _evaluate_final(self, runner, context: CalibrationContext) -> None:
+        """As tools/test.py does; not twice on the network that the last step has left."""
+        model, last, stages = context.model, runner.train_loop.steps[-1], runner.train_loop.stages
+        owners = model.weight_quantizers(), model.activation_quantizers()
+        if last.evaluates is not None and stages and stages[-1]['name'] == last.name and all(
+                a == b or not found for a, b, found in zip(last.evaluates, model.ready, owners)):
+            self._note(runner, 'final', stages[-1]['metrics'])
+        else:
+            self._evaluate(runner, context, 'final', model.ready)
+
     def _evaluate(self, runner, context: CalibrationContext, name: str, mode: tuple[bool, bool],
                   seconds: float = 0.0) -> None:
-        if self.only is not None and name not in self.only | {'final'}:
+        if self.only is not None and name not in (*self.only, 'final'):
             return
         with context.model.frozen(*mode):
             try:
@@ -77,6 +104,9 @@ class EvaluationHook(Hook):
         metrics = {k: float(v) for k, v in metrics.items()}
         if (warning := nothing_to_find(metrics)) is not None:
             runner.logger.warning(warning)
+        self._note(runner, name, metrics, seconds)
+
+    def _note(self, runner, name: str, metrics: dict, seconds: float = 0.0) -> None:
         runner.train_loop.stages.append(dict(name=name, metrics=metrics, seconds=seconds))
         text = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
         runner.logger.info(f'Stage {name}: {text} ({seconds:.1f} s)')

@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps, listed_steps
 from mmquant.calibration.cache import Cache
-from mmquant.datasets.identity import list_digest, without_roots
+from mmquant.datasets.identity import digest_or_none, without_roots
 from mmquant.engine.progress_file import NAME, ProgressFile, fingerprint
 from mmquant.engine.sources import LoaderImages, Source
 from mmquant.models.cost import model_cost
@@ -132,12 +132,8 @@ class CalibrationLoop(BaseLoop):
         cfg, loop = self.runner.cfg, self.runner.val_loop
         if loop is None:
             return None
-        try:
-            listed = list_digest(loop.dataloader.dataset)
-        except ValueError:
-            listed = None
         dataset = (cfg.get('val_dataloader') or {}).get('dataset')
-        return plain(dict(val_dataloader=dict(dataset=without_roots(dataset), list_sha256=listed),
+        return plain(dict(val_dataloader=dict(dataset=without_roots(dataset), list_sha256=digest_or_none(loop.dataloader.dataset)),
                           val_evaluator=without_roots(cfg.get('val_evaluator')), val_cfg=cfg.get('val_cfg')))
 
     @torch.no_grad()
@@ -195,7 +191,7 @@ class CalibrationLoop(BaseLoop):
             config=self.runner.cfg.pretty_text, seed=self.runner.seed, stages=self.stages, records=context.records,
             settings=settings, cost=cost, device=device_name(context.device), versions=found_versions(),
             calibration=calibration, evaluated_images=len(evaluation.dataloader.dataset) if evaluation else 0,
-            **self.spent))
+            evaluated_list_sha256=digest_or_none(evaluation.dataloader.dataset) if evaluation else None, **self.spent))
 
 
 def _source(dataloader, source: dict | None, unreadable: str) -> Source:
