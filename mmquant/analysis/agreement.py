@@ -38,3 +38,10 @@ def agreement(model, images: list | None = None) -> dict:
             count += len(reference.batches[index][0])
     sqnr = 10 * math.log10(max(signal / noise, 1e-30)) if signal and noise else math.inf if signal else math.nan
     return dict(sqnr_db=sqnr, top1_agreement=same / count if logits else None, images=count, reference=kind)
+
+
+def agreement_line(found: dict) -> str:
+    """What :func:`agreement` found, in one line."""
+    whose = 'the original float model' if found['reference'] == 'original' else 'its own float mode'
+    top1 = '' if found['top1_agreement'] is None else f', top-1 agreement {found["top1_agreement"]:.1%}'
+    return f'Outputs against {whose} on {found["images"]} calibration images: SQNR {found["sqnr_db"]:.1f} dB{top1}'

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps, ordered_steps, tuned
+from mmquant.analysis.agreement import agreement, agreement_line
 from mmquant.analysis.tables import short_summary
 from mmquant.engine.sources.source import chunks_of_one_size
 from mmquant.models import QuantizedModel
@@ -132,6 +133,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
         wrapped.decide()
     if wrapped.plan:
         print_log(short_summary(wrapped, next((s.unit for s in steps if s.unit), 'block')), 'current')
+        print_log(agreement_line(agreement(wrapped, chunks[:1])), 'current')
     return wrapped
 
 

@@ -7,6 +7,7 @@ from models_for_tests import MIN_MAX, MLP, ResNet, ViT, images, quantizer_cfg, r
 from torch import nn
 
 import mmquant
+from mmquant.analysis.agreement import agreement, agreement_line
 from mmquant.apis.quantize import config_root, recipe_steps
 from mmquant.models import QuantizedModel
 from mmquant.models.cost import model_cost
@@ -168,6 +169,14 @@ def test_summary(monkeypatch):
     layers = len(quantized.plan.layers)
     assert f'{layers - 1} of {layers} layers with weights are quantized ({layers - 1} at 4 bits)' in log
     assert 'float: layer1.0.conv1 (' in log and f'{len(quantized.units())} units (' in log
+    found = agreement(quantized)
+    assert told[-1] == agreement_line(found) and found['reference'] == 'original' and found['images'] >= 8
+    x = torch.cat(loader())[:found['images']]
+    with torch.no_grad():
+        exact, rough = randomize(ResNet())(x), quantized(x)
+    sqnr = 10 * torch.log10(exact.square().sum() / (rough - exact).square().sum()).item()
+    share = (exact.argmax(1) == rough.argmax(1)).double().mean().item()
+    assert found['sqnr_db'] == pytest.approx(sqnr, abs=0.01) and found['top1_agreement'] == share
     text = mmquant.summary(quantized)
     assert f'Coverage: {layers - 1} of {layers}' in text and f'Units: {len(quantized.units())}' in text
     assert f'{model_cost(quantized, 2).macs / 1e9:.3f} GMACs' in text

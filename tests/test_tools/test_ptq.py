@@ -12,7 +12,8 @@ from tools_for_tests import CONFIG, ROOT, TINY, log_of, quantized_of, results_of
 from mmquant.engine.progress_file import ProgressFile
 
 STAGES = ['float', 'nearest_weights', 'nearest', 'weights', 'activation_ranges', 'activations', 'final']
-KEYS = {'config', 'seed', 'stages', 'size_mb', 'bops', 'peak_memory_bytes', 'checkpoint', 'seconds', 'records'}
+KEYS = {'config', 'seed', 'stages', 'size_mb', 'bops', 'peak_memory_bytes', 'checkpoint', 'seconds', 'records',
+        'agreement'}
 
 
 def quantize(work_dir, *args, options=TINY, seed=3) -> None:
@@ -54,6 +55,8 @@ def test_fresh_process(tmp_path):
     units = [r for r in results['records'] if r['kind'] == 'unit']
     assert len([r for r in units if r['step'] == 'weights']) == 9 and all(r['held_tuned'] >= 0 for r in units)
     assert 'Coverage: 21 of 21 layers with weights are quantized' in log_of(work_dir)
+    assert results['agreement']['reference'] == 'original' and 0 < results['agreement']['sqnr_db'] < 40
+    assert 'Outputs against the original float model on ' in log_of(work_dir)
     assert (work_dir / 'report.html').read_text().count('<svg') == 7
 
     evaluate(work_dir, '--work-dir', tmp_path / 'test', '--out', tmp_path / 'm.json', '--cfg-options', *TINY)

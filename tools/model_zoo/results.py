@@ -48,7 +48,8 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
 
     Returns:
         dict: ``metrics``, ``float`` and ``nearest`` (the run's own baselines; None if of other images), bits, ``cost``
-        (parameters, MACs and bit operations of one image, packed size in 10**6 bytes), seed, settings, calibration list, time, memory, versions.
+        (parameters, MACs and bit operations of one image, packed size in 10**6 bytes), seed, settings, calibration
+        list, time, memory, versions.
 
     Raises:
         ConfigError: If the checkpoint's meta lacks something.

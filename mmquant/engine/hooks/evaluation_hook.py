@@ -6,6 +6,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from mmquant.algorithms.step import CalibrationContext, Step
+from mmquant.analysis.agreement import agreement, agreement_line
 from mmquant.analysis.tables import coverage_table, summary_table
 from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
 from mmquant.models.cost import model_cost
@@ -13,6 +14,8 @@ from mmquant.registry import HOOKS
 from mmquant.utils.building import ConfigError, closest
 from mmquant.utils.files import write_json
 from mmquant.utils.hardware import peak_memory_bytes
+
+AGREEING = 16  # images of a model that has not kept outputs of its float original
 
 
 @HOOKS.register_module()
@@ -73,12 +76,14 @@ class EvaluationHook(Hook):
             return
         cost = model_cost(context.model, len(context.sample))
         total, peak = time.monotonic() - self.started, peak_memory_bytes()
+        found = agreement(context.model, context.images(AGREEING))
         results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,
                        stages=runner.train_loop.stages, size_mb=cost.size_mb, bops=cost.bops, peak_memory_bytes=peak,
-                       checkpoint=path, seconds=total, records=context.records)
+                       checkpoint=path, seconds=total, records=context.records, agreement=found)
         write_json(osp.join(runner.work_dir, 'results.json'), results)
         runner.logger.info('\n' + coverage_table(cost))
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
+        runner.logger.info(agreement_line(found))
 
     def _evaluate_final(self, runner, context: CalibrationContext) -> None:
         """As tools/test.py does; not twice on the network that the last step has left."""

@@ -133,7 +133,8 @@ class CalibrationLoop(BaseLoop):
         if loop is None:
             return None
         dataset = (cfg.get('val_dataloader') or {}).get('dataset')
-        return plain(dict(val_dataloader=dict(dataset=without_roots(dataset), list_sha256=digest_or_none(loop.dataloader.dataset)),
+        listed = digest_or_none(loop.dataloader.dataset)
+        return plain(dict(val_dataloader=dict(dataset=without_roots(dataset), list_sha256=listed),
                           val_evaluator=without_roots(cfg.get('val_evaluator')), val_cfg=cfg.get('val_cfg')))
 
     @torch.no_grad()
