@@ -26,7 +26,7 @@ def requirements(name):
 
 
 def add_mim_files():
-    """Put tools, configs and the model index into ``mmquant/.mim``, where mim and ``mmquant::`` config paths look.
+    """Put tools, configs and the model index into ``mmquant/.mim``, where mim and :func:`mmquant.quantize` look.
 
     An editable install gets symbolic links and follows the working tree; a built distribution gets copies.
     """

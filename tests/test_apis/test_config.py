@@ -24,3 +24,10 @@ def test_calibration_fills_the_train_slot():
     assert cfg.train_dataloader.dataset.split == 'calibration' and 'dataloader' not in cfg.train_cfg
     assert cfg.optim_wrapper.optimizer.lr == 0 and cfg.param_scheduler is None and not cfg.resume
     check_data(cfg, 'train_dataloader', 'val_dataloader', 'no_such_loader')
+
+
+def test_bases_of_the_package_by_prefix_are_told(tmp_path):
+    """mmengine resolves prefixes of its own packages alone."""
+    (tmp_path / 'c.py').write_text("_base_ = 'mmquant::brecq/resnet18_w2a4.py'\n")
+    with pytest.raises(ConfigError, match=r'"mmquant::"; give the path of the file, below .*configs'):
+        load_config(str(tmp_path / 'c.py'))
