@@ -84,8 +84,8 @@ def load(model, path, float_weights: bool = False) -> dict:
     path = os.fspath(path)
     data = read_quantized(path)
     with unchanged_on_error(model):
-        _check_quantizers(model, path, data)
         _fill(model, path, data, float_weights)
+        _check_quantizers(model, path, data)
         _check_same(path, 'model', differences(data['made_with'].get('model') or {}, model.structure))
     return data['meta']
 

@@ -144,7 +144,7 @@ def test_resuming_a_finished_run_gives_it_again(tiny, tmp_path):
 def test_another_run_is_not_resumed(tiny, tmp_path, change, what):
     options = [o for o in TINY if o.split('=')[0] != change[0].split('=')[0]]
     with pytest.raises(SystemExit, match=rf'cannot resume from .*progress\.pth: it was made with {what}; '
-                       'use the same config, float weights and calibration images, or start without --resume'):
+                       'use the same config, model, float weights and images, or start without --resume'):
         quantize(tmp_path, '--resume', tiny / 'progress.pth', options=[*options, *change])
 
 
