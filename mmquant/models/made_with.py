@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmquant.models.policy import QuantizerPolicy
+from mmquant.models.policy import QuantizerPolicy, merged_config
 from mmquant.registry import QUANTIZERS
 from mmquant.utils.building import differing_keys, plain
 
@@ -36,8 +36,10 @@ def differences(saved: dict[str, dict], own: dict[str, dict]) -> list[str]:
 
 def quantizer_facts(policy: QuantizerPolicy) -> dict:
     """Plain values: which quantizers a policy hands out, whichever way its config says it."""
+    bases = dict(weight=policy.weights, matmul=policy.operands)
     rules = [dict(selector=r.position or r.pattern.pattern,
-                  **{kind: _filled(change) for kind, change in r.changes.items()}) for r in policy.rules]
+                  **{kind: _filled(merged_config(bases.get(kind, policy.activations), change))
+                     for kind, change in r.changes.items()}) for r in policy.rules]
     return plain(dict(weight=_filled(policy.weights), activation=_filled(policy.activations),
                       matmul=_filled(policy.operands), overrides=rules, scope=policy.scope, per_call=policy.per_call,
                       depthwise_channels=policy.depthwise_channels))
@@ -50,11 +52,8 @@ def plain_quantizer(cfg: Mapping) -> dict:
 
 
 def _filled(cfg: Mapping) -> dict:
-    """With the defaults of its class, by the class's bare name; a change without a type as it is."""
-    cls = cfg.get('type')
-    if cls is None:
-        return dict(cfg)
-    cls = cls if isinstance(cls, type) else QUANTIZERS.get(cls)
+    """With the defaults of its class, by the class's bare name."""
+    cls = cfg['type'] if isinstance(cfg['type'], type) else QUANTIZERS.get(cfg['type'])
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **cfg, 'type': cls.__name__}
 
