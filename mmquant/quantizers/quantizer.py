@@ -281,7 +281,10 @@ class Quantizer(Wide):
     def constrain(self) -> None:
         """Bring what trains back to valid values; called after each step."""
         for size in self.sizes():
-            size.copy_(positive(size))
+            if size.numel() == 1:  # in each step, for each activation: nothing to be relative to, one operation
+                size.clamp_(min=torch.finfo(size.dtype).tiny)
+            else:
+                size.copy_(positive(size))
 
     def state(self) -> list[Tensor]:
         """Buffers that go with the codes: what must be copied to return to a state."""
