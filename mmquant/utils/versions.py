@@ -30,7 +30,8 @@ class PackageRange:
 
 
 PACKAGES = (
-    PackageRange('torch', '2.1.0', '3.0.0', '2.13.0', ('torch', ), 'raise', 'everything'),
+    # before 2.6, weights_only=True could be made to run code, and names of a file's classes were not told
+    PackageRange('torch', '2.6.0', '3.0.0', '2.13.0', ('torch', ), 'raise', 'everything'),
     PackageRange('mmengine', '0.10.0', '1.0.0', '0.10.12', ('onedl-mmengine', 'mmengine', 'mmengine-lite'), 'raise',
                  'configs, registries and the runner'),
     PackageRange('mmcv', '2.0.0', '3.0.0', '2.3.6', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'), 'warn',
