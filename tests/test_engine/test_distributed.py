@@ -36,6 +36,13 @@ SEARCHED = [*STEPS[:2],
 HOOKS = [dict(type='mmquant.EvaluationHook')]
 
 
+@pytest.fixture(autouse=True)
+def fast_convolutions():
+    """As users have them (see conftest.py): without oneDNN the last bits depend on how images are shared out."""
+    with torch.backends.mkldnn.flags(enabled=True):
+        yield
+
+
 class Killed(BaseException):
     """Stands for kill -9, in all processes at once."""
 
