@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
 
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
 from mmquant.algorithms.ranges import InitActivationRange, InitWeightRange
@@ -38,7 +39,8 @@ class Coverage:
     Attributes:
         quantized, layers (int): Layers with quantized weights, and all layers with weights.
         units (dict[str, int]): Number of reconstruction units by granularity.
-        sqnr (float): Signal-to-quantization-noise ratio of the outputs at W8A8 with min-max ranges, in dB.
+        sqnr (float): Signal-to-quantization-noise ratio of the outputs at W8A8 with min-max ranges, against
+            those of the original float model, in dB.
         seconds (float): Of processor time: building, quantizing, two evaluations.
         reason (str): Of the failure; empty if there is none.
         unreached (int): Layers that the raw outputs do not depend on: auxiliary heads, branches for training.
@@ -182,11 +184,10 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) ->
     total = sum(is_layer(m) for m in model.architecture.modules())
     context = CalibrationContext(model, [torch.randn(1, *shape)])
     fit_normalization(context)
+    reference = tree_map_only(torch.Tensor, torch.clone, context.run(0))  # of the original, before the first change
     for step in (*((Reparameterize(),) if merge else ()), FoldBatchNorm(), InsertQuantizers(),
                  InitWeightRange(MIN_MAX), InitActivationRange(MIN_MAX)):
         step.run(context)
-    with model.quantization(weights=False, activations=False):
-        reference = context.run(0)
     with model.frozen(*model.ready):
         quantized = context.run(0)
     layers = sum(is_layer(m) for m in model.architecture.modules())

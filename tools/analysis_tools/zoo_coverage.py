@@ -1,15 +1,17 @@
-"""Quantize one small model of every classification backbone of mmpretrain and every detector family of mmdet.
+"""Quantize one small model of every family: backbones of mmpretrain, detectors of mmdet, torchvision, timm.
 
 Random weights, one random image, W8A8 with min-max ranges; each model in a process of its own, with one thread and a
 time limit. Results go into a JSON file, which a later run continues, and from there into a table in markdown.
 """
 import argparse
 import copy
+import importlib.util
 import itertools
 import json
 import os.path as osp
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from glob import glob
 
 import mmengine
@@ -36,6 +38,8 @@ NO_BACKBONES = ('CSPNet', 'LoRAModel', 'TIMMBackbone', 'SparseConvNeXt', 'Sparse
 FIXED_SHAPES = dict(LeNet5=(1, 32, 32))
 FOR_INFERENCE = dict(use_torchvision=False, num_cp=0)  # in any part of a model config
 PROPOSALS = 20  # of a region proposal network; 1000 on random weights take minutes and show the same layers
+ZOOS = ('mmpretrain', 'mmdet', 'torchvision', 'timm')
+LOWEST = 20  # dB; a lower SQNR at W8A8 is remarked
 SIDE = 320  # smaller images leave nothing on the highest level of some pyramids
 
 
@@ -94,8 +98,31 @@ def detection_models() -> dict[str, list[tuple[str, dict]]]:
     return found
 
 
-def shape_of(model: dict, side: int) -> tuple[int, int, int]:
+def torchvision_models() -> dict[str, list[tuple[str, Callable]]]:
+    """Family (module) -> [(name, builder)]: the classifier with the fewest parameters."""
+    import torchvision.models as zoo
+    found: dict[str, list] = {}
+    for name in zoo.list_models(module=zoo):
+        family = zoo.get_model_builder(name).__module__.rpartition('.')[2]
+        found.setdefault(family, []).append((zoo.get_model_weights(name).DEFAULT.meta['num_params'], name))
+    plain = dict(googlenet=dict(init_weights=False, aux_logits=False),
+                 inception_v3=dict(init_weights=False, aux_logits=False))
+    return {family: [(name, partial(zoo.get_model, name, weights=None, **plain.get(name, {})))]
+            for family, names in sorted(found.items()) for _, name in [min(names)]}
+
+
+def timm_models() -> dict[str, list[tuple[str, Callable]]]:
+    """Family (module of timm) -> [(name, builder)]: the smallest by the size word of its name."""
+    import timm
+    found = {family: sorted(timm.list_models(module=family), key=size_rank) for family in timm.list_modules()}
+    return {family: [(names[0], partial(timm.create_model, names[0]))] for family, names in sorted(found.items())
+            if names}
+
+
+def shape_of(model: dict | Callable, side: int) -> tuple[int, int, int]:
     """(channels, height, width) of an image: the size that the model is fixed to, else ``side``."""
+    if callable(model):
+        return 3, side, side
     backbone = model.get('backbone') or {}
     channels = backbone.get('in_channels') or backbone.get('in_chans') or 3
     size = backbone.get('img_size') or (model.get('data_preprocessor') or {}).get('size')
@@ -135,16 +162,21 @@ def prepared(model: dict, package: str) -> dict:
     return model
 
 
+def _build(model: dict, scope: str):
+    return MODELS.build(dict(prepared(model, scope), _scope_=scope))
+
+
 def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: dict, save) -> None:
     """Measure every model that ``rows`` does not hold yet: the first config and size that works, else the first."""
-    init_default_scope(scope)
+    if scope not in ('torchvision', 'timm'):
+        init_default_scope(scope)
     for name, choices in models.items():
         if name in rows:
             continue
         tried = []
         for (path, model), side in itertools.product(choices, sides):
-            found = measure_apart(lambda cfg=model: MODELS.build(dict(prepared(cfg, scope), _scope_=scope)),
-                                  shape_of(model, side), limit)
+            build = model if callable(model) else partial(_build, model, scope)
+            found = measure_apart(build, shape_of(model, side), limit)
             tried.append(dict(vars(found), config=path))
             if not found.reason:
                 break
@@ -161,7 +193,8 @@ def table(rows: dict, first: str) -> str:
              '| --- | --- | :---: | :---: | ---: | ---: | --- |']
     for name, (path, c) in sorted(found.items(), key=lambda item: item[0].lower()):
         units = '/'.join(str(c.units.get(g, '-')) for g in ('layer', 'block', 'stage'))
-        remarks = [c.reason.replace('|', '/'), f'{c.unreached} layers without influence' if c.unreached else '',
+        low = '' if c.reason or c.sqnr >= LOWEST else f'SQNR below {LOWEST} dB'
+        remarks = [low, c.reason.replace('|', '/'), f'{c.unreached} layers without influence' if c.unreached else '',
                    f'{c.constant} layers read no data' if c.constant else '',
                    f'{c.functional} layers are used by function, float' if c.functional else '']
         remark = '; '.join(r for r in remarks if r)
@@ -193,8 +226,11 @@ them. CLRNet fails because that mode of it reads a dict of images, while its own
 def page(state: dict) -> str:
     """The whole page from the results so far."""
     parts = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
-             ('Detector families of mmdet', 'mmdet', 'Family'))
-    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in parts)
+             ('Detector families of mmdet', 'mmdet', 'Family'),
+             ('Classifier families of torchvision', 'torchvision', 'Family'),
+             ('Classifier families of timm', 'timm', 'Family'))
+    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in parts
+                              if state.get(scope))
 
 
 def parse_args() -> argparse.Namespace:
@@ -204,7 +240,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--state', default='docs/en/notes/zoo_coverage.json', help='results so far; a run adds to them')
     parser.add_argument('--limit', type=int, default=120, help='seconds of processor time a model; default 120')
     parser.add_argument('--only', help='regular expression: measure only these names')
-    parser.add_argument('--scope', choices=['mmpretrain', 'mmdet'], help='measure only this zoo')
+    parser.add_argument('--source', '--scope', dest='scope', choices=ZOOS,
+                        help='measure only this zoo; timm is an optional package')
     parser.add_argument('--again', choices=['failed', 'all'], help='forget failed results, or all, of what is chosen')
     parser.add_argument('--list', action='store_true', help='log the chosen configs and stop')
     return parser.parse_args()
@@ -213,7 +250,7 @@ def parse_args() -> argparse.Namespace:
 def read_state(path: str) -> dict:
     """Results so far, by zoo and name."""
     state = mmengine.load(path) if osp.isfile(path) else {}
-    return {scope: state.get(scope, {}) for scope in ('mmpretrain', 'mmdet')}
+    return {scope: state.get(scope, {}) for scope in ZOOS}
 
 
 def coverage_of(row: dict) -> Coverage:
@@ -228,9 +265,13 @@ def main() -> None:
     state = read_state(args.state)
     mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.state)))
     mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
-    zoos = (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, )))
+    zoos = (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, )),
+            ('torchvision', torchvision_models, (64, 224)), ('timm', timm_models, (64, 224, 256)))
     for scope, choose, sides in zoos:
         if args.scope not in (None, scope):
+            continue
+        if args.scope is None and importlib.util.find_spec(scope) is None:
+            logger.warning(f'{scope} is not installed; its zoo is left out')
             continue
         models = {n: m for n, m in choose().items() if not args.only or re.search(args.only, n)}
         if args.list:
