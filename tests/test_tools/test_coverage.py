@@ -158,7 +158,8 @@ def test_table():
     assert lines[0] == '1 of 3 (33.3%) are quantized completely.'
     assert lines[4].startswith('| a | `a.py` | 0/0 ') and lines[4].endswith('| ValueError: x / y |')
     assert lines[5] == '| B | `b.py` | 3/3 | 3/2/1 | 31.3 | 2 |  |'
-    assert lines[6].endswith('| 1 layers read no data; 1 layers are used by function, float |')
+    assert lines[6].endswith(
+        '| SQNR below 20 dB; 1 layers read no data; 1 layers are used by function, float |')
 
 
 def test_few_proposals():
