@@ -11,11 +11,15 @@ quantized weights, and activations if ``quantize`` names them. A method is what 
 """
 from collections.abc import Sequence
 
+from mmengine.logging import MMLogger
+
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.reconstruction import Settings, reconstruct
 from mmquant.registry import STEPS
 from mmquant.structures.unit import GRANULARITIES
 from mmquant.utils.building import ConfigError
+
+UNDECIDED = 0.05  # share of a unit's roundings that is told of
 
 
 @STEPS.register_module()
@@ -64,3 +68,16 @@ class Reconstruction(Step):
         for visit in context.visits(self.unit, lambda unit: settings.wanted(model, unit), settings.streams, self.name,
                                     settings.num_iters):
             visit.record(**reconstruct(visit, settings))
+        if text := undecided_text([r for r in context.records if r.get('step') == self.name]):
+            MMLogger.get_current_instance().warning(f'{self.name}: {text}')
+
+
+def undecided_text(records: list[dict]) -> str:
+    """What to do about roundings that were between two levels when they were decided; empty where few were."""
+    units = [r for r in records if r.get('undecided', 0) > UNDECIDED]
+    if not units:
+        return ''
+    worst = max(units, key=lambda r: r['undecided'])
+    return (f'{worst["undecided"]:.0%} of the roundings of {worst["unit"] or "the net"} (and more than {UNDECIDED:.0%} '
+            f'in {len(units) - 1} other units) were undecided when the steps ended, and went to the nearer level: give '
+            'more steps (num_iters), a higher rate (train.rounding.lr), or relative=True to the RoundingRegularizer')

@@ -1,6 +1,7 @@
 """A config's model with quantizers, without the rest of its steps: with its images, or without (a dry run)."""
 import os.path as osp
 import time
+from math import prod
 
 import torch
 from mmengine.config import Config
@@ -22,6 +23,7 @@ from mmquant.utils.files import write_json
 from mmquant.utils.progress import progress
 
 RANDOM_BATCH, TIMED_BATCH = 2, 8
+LARGE, SMALL = 512 * 512, 256 * 256  # pixels of images that a dry run replaces by smaller ones, and of these, about
 
 
 def prepare_context(cfg: Config) -> tuple[Runner, CalibrationContext]:
@@ -43,6 +45,8 @@ def prepare_context(cfg: Config) -> tuple[Runner, CalibrationContext]:
 def prepare_random(cfg: Config) -> tuple[CalibrationContext, list[Step]]:
     """As :func:`prepare_context` with random weights and ``RANDOM_BATCH`` random images; all steps instead of a Runner.
 
+    The steps run on smaller images where the config's are large, and only the data flow is that of a large one.
+
     Raises ConfigError unless the config has ``calibration_input_shape``, that of one preprocessed image.
     """
     shape = cfg.get('calibration_input_shape')
@@ -55,8 +59,27 @@ def prepare_random(cfg: Config) -> tuple[CalibrationContext, list[Step]]:
     model_cfg = dict(cfg.model, float_checkpoint='random')
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    context = CalibrationContext(MODELS.build(model_cfg), [torch.randn(RANDOM_BATCH, *shape)])
-    return context, _run_structural(context, cfg)
+    small = smaller(shape)
+    context = CalibrationContext(MODELS.build(model_cfg), [torch.randn(RANDOM_BATCH, *small)])
+    if small != tuple(shape):
+        try:
+            context.model.run(context.sample)
+        except Exception:  # a model of fixed size
+            context.chunks = [torch.randn(RANDOM_BATCH, *shape)]
+            return context, _run_structural(context, cfg)
+    steps = _run_structural(context, cfg)
+    if small != tuple(shape):
+        context = CalibrationContext(context.model, [torch.randn(1, *shape)])
+        context.model.observe(context.sample)
+    return context, steps
+
+
+def smaller(shape) -> tuple[int, ...]:
+    """The shape of a large image (C, H, W) scaled down to sides that are multiples of 32; others as they are."""
+    if len(shape) != 3 or shape[1] * shape[2] <= LARGE:
+        return tuple(shape)
+    scale = (SMALL / (shape[1] * shape[2]))**0.5
+    return (shape[0], *(max(32, round(side * scale / 32) * 32) for side in shape[1:]))
 
 
 def _run_structural(context: CalibrationContext, cfg: Config) -> list[Step]:
@@ -71,7 +94,7 @@ def dry_run(cfg: Config) -> dict:
     ``units``, ``layers``, ``params``, ``macs``, ``bops``, ``size_mb``, ``float_size_mb``, ``estimated_seconds``."""
     context, steps = prepare_random(cfg)
     model = context.model
-    report = describe(model, next((s.unit for s in steps if s.unit), 'block'))
+    report = describe(model, next((s.unit for s in steps if s.unit), 'block'), len(context.sample))
     report['estimated_seconds'] = estimate_seconds(context, steps, report)
     folder = cfg.get('work_dir') or '.'
     write_json(osp.join(folder, 'dry_run.json'), report)
@@ -80,12 +103,13 @@ def dry_run(cfg: Config) -> dict:
 
 def model_cost_of(cfg: Config) -> ModelCost:
     """Parameters, operations and size of a calibration config's model, without data and without weights."""
-    return model_cost(prepare_random(cfg)[0].model, RANDOM_BATCH)
+    context, _ = prepare_random(cfg)
+    return model_cost(context.model, len(context.sample))
 
 
-def describe(model: QuantizedModel, granularity: str) -> dict:
-    """Units, coverage and cost of a model with inserted quantizers; prints the tables."""
-    cost = model_cost(model, RANDOM_BATCH)
+def describe(model: QuantizedModel, granularity: str, batch: int = RANDOM_BATCH) -> dict:
+    """Units, coverage and cost of a model with inserted quantizers, observed on ``batch`` images; prints the tables."""
+    cost = model_cost(model, batch)
     units = model.units(granularity)
     bits = {x.name: (x.w_bits, x.a_bits) for x in cost.layers}
     print_log('\n' + summary(model, granularity))
@@ -96,19 +120,26 @@ def describe(model: QuantizedModel, granularity: str) -> dict:
 
 
 def estimate_seconds(context: CalibrationContext, steps: list[Step], report: dict) -> float:
-    """Seconds of reconstruction, from the speed of one training step of the whole net and each unit's share of MACs."""
-    model = context.model
+    """Seconds of reconstruction, from the speed of one training step of the whole net and each unit's share of MACs.
+
+    Large images are timed on smaller ones, by their share of the pixels.
+    """
+    model, shape = context.model, tuple(context.chunks[0].shape[1:])
+    timed = shape if len(context.chunks[0]) > 1 else smaller(shape)
+    count = TIMED_BATCH if timed == shape else 1
     weights = [layer._parameters['weight'].requires_grad_(True) for layer in model.quantized_layers().values()]
-    images = torch.randn(TIMED_BATCH, *context.chunks[0].shape[1:])
+    images = torch.randn(count, *timed)
 
     def train_once():
-        sum(x.float().sum() for x in tree_leaves(model.run(images)) if isinstance(x, torch.Tensor)).backward()
+        total = sum(x.float().sum() for x in tree_leaves(model.run(images)) if isinstance(x, torch.Tensor))
+        if total.requires_grad:
+            total.backward()
 
     with model.quantization(weights=False, activations=False), torch.enable_grad():
         train_once()  # warm up
         started = time.perf_counter()
         train_once()
-        seconds = (time.perf_counter() - started) / TIMED_BATCH
+        seconds = (time.perf_counter() - started) / count * prod(shape) / prod(timed)
     for w in weights:
         w.requires_grad_(False).grad = None
     passes = sum(s.image_passes(len(report['units'])) for s in steps)

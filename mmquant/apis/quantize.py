@@ -8,14 +8,13 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 import mmquant
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.algorithms.step_list import build_steps, ordered_steps, tuned
 from mmquant.analysis.agreement import agreement, agreement_line
 from mmquant.analysis.tables import short_summary
-from mmquant.engine.sources.source import chunks_of_one_size
+from mmquant.apis.images import check_images, collect_images, leave_inference_mode
 from mmquant.models import QuantizedModel
 from mmquant.models.policy import merged_config
 from mmquant.models.unchanged import unchanged_on_error
@@ -89,7 +88,14 @@ class Settings:
     per_call: bool = False
     depthwise_channels: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (('chunk_size', 1), ('seed', 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f'quantize: {name} must be at least {least}, a whole number, got {value!r}')
 
+
+@torch.inference_mode(False)
 def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list = 'brecq', w_bits: int | None = 4,
              a_bits: int | None = 4, *, weight: dict | None = None, activation: dict | None = None,
              overrides: list[dict] | None = None, **settings) -> QuantizedModel:
@@ -97,8 +103,8 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
 
     Args:
         model (nn.Module): Float model with loaded weights; it is changed in place and called as ``model(images)``.
-        calib_loader (Iterable): Yields image tensors (N, C, H, W), or tuples and dicts whose first tensor they are,
-            preprocessed as the model expects; labels are not used.
+        calib_loader (Iterable): Yields image tensors (N, C, H, W), preprocessed as the model expects, or tuples, lists
+            and dicts that hold them beside labels, which are not used; see :func:`collect_images`.
         recipe (str | dict | list): Name of a recipe, or steps by name; see :func:`recipe_steps`. Default ``'brecq'``;
             ``'nearest'`` trains nothing and takes seconds.
         w_bits, a_bits (int | None): Bits of weights and activations; None: float. Default 4.
@@ -112,24 +118,28 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
         QuantizedModel: Call it like the model; codes of all weights are decided, ``.save(path)`` writes a checkpoint.
 
     Raises:
-        ConfigError: For bits that a grid does not take, an unknown recipe, step, setting or key.
+        ConfigError: For bits that a grid does not take, an unknown recipe, step, setting or key, and for a loader that
+            yields no images, or such that the model does not run on.
         ValueError: For an empty or non-finite calibration set.
     """
     check_keys(settings, Settings.__dataclass_fields__, 'quantize')
     check_types(settings, Settings, 'quantize')
     chosen = Settings(**settings)
-    if chosen.chunk_size < 1:
-        raise ConfigError(f'quantize: chunk_size must be at least 1, got {chosen.chunk_size}')
     spec = dict(weight={'bits': w_bits, **merged_config(AFFINE_WEIGHT, weight or {})},
                 activation={'bits': a_bits, **merged_config(AFFINE, activation or {})},
                 **{key: getattr(chosen, key) for key in OF_QUANTIZER})
     spec['overrides'] = _first_and_last(spec) if overrides is None else overrides
     steps = build_steps(recipe_steps(recipe, **{key: getattr(chosen, key) for key in OF_STEPS}), 'recipe')
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f'model must be a torch.nn.Module with its weights loaded, got {type(model).__name__}')
     with unchanged_on_error(model):
+        chunks = collect_images(calib_loader, model, chosen.chunk_size)
         model.eval()
+        leave_inference_mode(model)
         wrapped = QuantizedModel(model, spec, 'random')
-        chunks = _collect(calib_loader, wrapped, chosen.chunk_size)
-        run_steps(CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress), steps)
+        context = CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress)
+        check_images(context)
+        run_steps(context, steps)
         wrapped.decide()
     if wrapped.plan:
         print_log(short_summary(wrapped, next((s.unit for s in steps if s.unit), 'block')), 'current')
@@ -153,23 +163,3 @@ def run_steps(context: CalibrationContext, steps: list[Step]) -> None:
     for index, step in enumerate(steps):
         context.step_index, context.state = index, {}
         step.run(context)
-
-
-def _collect(loader: Iterable, model: QuantizedModel, chunk_size: int) -> list[torch.Tensor]:
-    device = next(model.architecture.parameters()).device
-    chunks, _ = chunks_of_one_size([dict(inputs=_images(batch).to(device)) for batch in loader], chunk_size)
-    if not chunks:
-        raise ValueError('the calibration set is empty: calib_loader yielded nothing')
-    if not all(torch.isfinite(chunk).all() for chunk in chunks):
-        raise ValueError('the calibration images hold NaN or infinite values')
-    return chunks
-
-
-def _images(batch) -> torch.Tensor:
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    found = next((x for x in leaves if isinstance(x, torch.Tensor)), None)
-    if found is None:
-        kinds = ', '.join(dict.fromkeys(type(x).__name__ for x in leaves)) or 'an empty batch'
-        raise ConfigError(f'calib_loader: expected image tensors, or tuples and dicts that hold one, got {kinds}; '
-                          'convert the images to tensors first')
-    return found

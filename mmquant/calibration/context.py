@@ -7,9 +7,11 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmquant.calibration.cache import Cache
+from mmquant.calibration.items import find_items
 from mmquant.calibration.stream import Stream
-from mmquant.calibration.unit_inputs import UnitInput, UnitRun
+from mmquant.calibration.unit_inputs import UnitInput, UnitRun, output_of
 from mmquant.models import QuantizedModel
+from mmquant.models.cost import macs_of_calls
 from mmquant.models.detection import Decisions, decoders
 from mmquant.models.layers import mmcv_operators
 from mmquant.structures.unit import Unit
@@ -70,15 +72,35 @@ class CalibrationContext:
         labels = labels_of(self.samples)
         return labels and [x.to(self.device) for x in labels]
 
+    @cached_property
+    def _sample_size(self) -> int:
+        """Images that show the data flow: two, or as many as the model runs on at least (the frames of a clip)."""
+        most = len(self.chunks[0])
+        with torch.no_grad(), self.model.quantization(weights=False, activations=False):
+            for size in (2, *(n for n in range(3, most + 1) if most % n == 0)):
+                try:
+                    self.model.run(self.chunks[0][:size], self.samples and self.samples[0][:size])
+                    return size
+                except Exception:  # which of them it is the caller shall see, on two images
+                    continue
+        return 2
+
     @property
     def sample(self):
-        """One or two images, enough to see the data flow."""
-        return self.chunks[0][:2]
+        """A few images, enough to see the data flow: one or two if the model takes so few."""
+        return self.chunks[0][:self._sample_size]
 
     @property
     def sample_info(self) -> list | None:
         """Data samples of :attr:`sample`."""
-        return self.samples and self.samples[0][:2]
+        return self.samples and self.samples[0][:self._sample_size]
+
+    @cached_property
+    def separate(self) -> bool:
+        """Whether the model's output for an image does not depend on the other images of a chunk."""
+        with torch.no_grad(), self.model.quantization(weights=False, activations=False):
+            return find_items(lambda x: output_of(self.model.run(*x[0])), [(((self.chunks[0], ), {}), self.sizes[0])],
+                              (0, )).images <= 1
 
     def batches(self, count: int) -> list[tuple]:
         """The first ``count`` images with their data samples, in chunks."""
@@ -155,15 +177,27 @@ class CalibrationContext:
                 if (wanted is None or wanted(u)) and i >= self.first_unit]
         if not todo:
             return
+        shares = self._shares([u for _, u in todo])
         modes = streams if isinstance(streams, Mapping) else {stream: stream for stream in streams}
         opened = {stream: self.stream(mode) for stream, mode in modes.items()}
         with self.progress(f'{name} ({len(todo)} units)', len(todo) * ticks) as bar:
-            for done, (index, unit) in enumerate(todo):
+            passed = 0.0
+            for done, ((index, unit), share) in enumerate(zip(todo, shares)):
                 pending = frozenset(n for _, u in todo[done:] for n in u.layers)
-                yield Visit(self, unit, index, pending, opened, name,
-                            lambda part, text, done=done: bar.update(done * ticks + part, text))
+                yield Visit(self, unit, index, pending, opened, name, lambda part, text, passed=passed, share=share:
+                            bar.update(passed * ticks + part * share, text))
                 self.unit_done(index)
-                bar.update((done + 1) * ticks, unit.name or 'net')
+                passed = passed + share if done + 1 < len(todo) else float(len(todo))
+                bar.update(passed * ticks, unit.name or 'net')
+
+    def _shares(self, units: list[Unit]) -> list[float]:
+        """How much of the work each unit is, 1 on average: by its operations, and a little for being one at all."""
+        macs: dict[str, int] = {}
+        for call, count in macs_of_calls(self.model.architecture, self.model.flow):
+            macs[call.name] = macs.get(call.name, 0) + count
+        own = [sum(macs.get(name, 0) for name in unit.layers) for unit in units]
+        mean = sum(own) / len(own)
+        return [0.1 + 0.9 * n / mean if mean else 1.0 for n in own]
 
     def seed_for(self, unit: int) -> int:
         """Seed of one unit in this step: independent of what ran before, so that resumed runs agree."""
@@ -185,12 +219,14 @@ class Visit:
         seed (int): Of its random numbers: the same in a resumed run.
         pending (frozenset[str]): Layers of this unit and of all that are still to be visited, see :meth:`Stream.walk`.
         streams (dict[str, Stream]): By name; before or at the entry of the unit.
+        items (dict[tuple, Items]): How its calls keep items, by the keys of :meth:`gather`, from the first one on.
+        images (Mapping[tuple, float]): What a step wants before that: images of an item, by the same keys.
     """
 
     def __init__(self, context: CalibrationContext, unit: Unit, index: int, pending: frozenset[str],
                  streams: dict[str, Stream], name: str, update: Callable[[float, str], None]) -> None:
         self.context, self.unit, self.index, self.pending, self.streams = context, unit, index, pending, streams
-        self.seed = context.seed_for(index)
+        self.seed, self.items, self.images = context.seed_for(index), {}, {}
         self._name, self._update = name, update
         self._runs: dict[tuple[int, bool], UnitRun] = {}
 
@@ -199,8 +235,8 @@ class Visit:
         return self.streams[stream].mode()
 
     def gather(self, stream: str) -> dict[tuple, UnitInput]:
-        """Inputs of the unit on all images, by (shape of an image, number of the unit's call)."""
-        return self.streams[stream].gather(self.unit, self.pending)
+        """Inputs of the unit on all images, by (shape of an image, number of the unit's call); see :attr:`items`."""
+        return self.streams[stream].gather(self.unit, self.pending, self.items, self.images)
 
     def calls(self, stream: str) -> Iterator[tuple[int, int, tuple[tuple, dict]]]:
         """Yields (chunk, call of the unit, (args, kwargs)), without gradients; as often as it is asked.

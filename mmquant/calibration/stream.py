@@ -6,17 +6,19 @@ where it is not. Only the modules between the old and the new frontier really ru
 """
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
-from torch.utils._pytree import tree_map
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mmquant.calibration import frontier
 from mmquant.calibration.cache import Cache, CachedTensor, load
 from mmquant.calibration.frontier import Key, completed_calls, live_values
-from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
+from mmquant.calibration.items import Items, find_items, tell_of_groups
+from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder, UnitRun
 from mmquant.models.dataflow import Call, wrapped_forwards
 from mmquant.models.detection import Decisions
 from mmquant.models.layers import PerCall
@@ -58,19 +60,53 @@ class Stream:
         self._front = -1.0  # where it stands on the data flow's clock
         self.stores: list[dict] = [{} for _ in chunks]
         self.shapes: list[dict] = [{} for _ in chunks]  # outputs of calls that may be passed over
-        self.per_call = {n for n, m in model.architecture.named_modules()
+        self.buried: list[set] = [set() for _ in chunks]  # kept calls of which only shapes are left
+        self.modules = dict(model.architecture.named_modules())
+        self.chains = {n for n, m in self.modules.items() if type(m).forward is nn.Sequential.forward}
+        self.per_call = {n for n, m in self.modules.items()
                          if isinstance(getattr(m, 'input_quantizer', None), PerCall)}
         self.mutated = {c.key for c in self.flow.calls if self.flow.mutated & set(c.outputs)}
         self._inner: dict[Key, dict[str, int]] = {}
 
-    def gather(self, unit: Unit, pending: frozenset[str]) -> dict[tuple, UnitInput]:
-        """Move to ``unit``, see :meth:`walk`; its inputs on all images, by (shape of an image, number of the call)."""
-        places = [call.leaves for call in self._calls(unit)]
-        parts: dict[tuple, UnitInput] = {}
+    def gather(self, unit: Unit, pending: frozenset[str], known: dict[tuple, Items] | None = None,
+               images: Mapping[tuple, float] | None = None) -> dict[tuple, UnitInput]:
+        """Move to ``unit``, see :meth:`walk`; its inputs on all images, by (shape of an image, number of the call).
+
+        ``known`` :class:`Items` by the same keys are what its items are; those that are missing are found, with as many
+        ``images`` an item as these say, and noted there.
+        """
+        known, parts = {} if known is None else known, {}
         for index, call, arguments in self.walk(unit, pending):
-            key = tuple(self.chunks[index].shape[1:]), call
-            parts.setdefault(key, UnitInputBuilder(places[call], self.cache)).add(arguments)
+            key, count = (tuple(self.chunks[index].shape[1:]), call), len(self.chunks[index])
+            if key not in parts:
+                find = partial(self._items, unit, key, known, (images or {}).get(key))
+                parts[key] = UnitInputBuilder(find, self.cache)
+            try:
+                parts[key].add(arguments, count)
+            except ValueError as error:
+                raise ValueError(f'unit {unit.name or "net"}: {error}') from error
         return {key: part.build() for key, part in parts.items()}
+
+    def _items(self, unit: Unit, key: tuple, known: dict[tuple, Items], images: float | None, parts: list) -> Items:
+        """Items of one call of a unit, from the arguments of one or two chunks; with the float unit."""
+        if key not in known:
+            call = self._calls(unit)[key[1]]
+            with self.model.quantization(weights=False, activations=False):
+                known[key] = find_items(UnitRun(self.model, unit, key[1]).on, parts, call.leaves,
+                                        self._axes(call, parts[0]), images)
+            tell_of_groups(unit.name, known[key])
+        return known[key]
+
+    def _axes(self, call: Call, part: tuple) -> dict[int, int]:
+        """The axis of a call's inputs that has grown as the images have since the data flow was recorded."""
+        (arguments, now), before = part, self.flow.shapes[self.flow.network_inputs[0]][0]
+        leaves, found = tree_leaves(arguments), {}
+        if len(call.leaves) == len(call.inputs):
+            for place, value in zip(call.leaves, call.inputs):
+                shape, old = leaves[place].shape, self.flow.shapes[value]
+                grown = [a for a, (n, m) in enumerate(zip(shape, old)) if n != m and n * before == m * now]
+                found |= {place: grown[0]} if len(shape) == len(old) and grown else {}
+        return found
 
     def _calls(self, unit: Unit) -> list[Call]:
         begins = {enter for enter, _ in unit.spans}
@@ -129,8 +165,9 @@ class Stream:
             for key in [k for k in store if k not in completed]:  # inside of completed calls
                 del store[key]
             for key, call in completed.items():
-                if key in store and not live & set(call.outputs):  # nobody reads it any more
-                    store[key] = tree_map(bury, store[key])
+                if key in store and key not in self.buried[index] and not live & set(call.outputs):
+                    store[key] = tree_map(bury, store[key])  # nobody reads it any more
+                    self.buried[index].add(key)
             yield index, found
 
     def reaching(self, unit: Unit) -> 'Stream':
@@ -210,6 +247,7 @@ class Stream:
         store, shapes, skipped = self.stores[index], self.shapes[index], skipped or {}
         counts: dict[str, int] = defaultdict(int)
         names = {name for name, _ in (*store, *captures, *answers, *skipped)} | self.per_call
+        names |= self.chains & {name.rpartition('.')[0] for name in names}
         per_call, mutated = self.per_call, self.mutated
 
         def wrap(name, module, forward):
@@ -225,7 +263,12 @@ class Stream:
                     for inner_name, n in self._inner_counts(key).items():
                         counts[inner_name] += n
                     return tree_map(lambda x: revive(x, key in mutated), store[key] if key in store else shapes[key])
-                out = forward(*args, **kwargs)
+                if name in self.chains and (passed := self._to_pass(index, name, module)):
+                    out = args[0]
+                    for child in list(module)[passed:]:
+                        out = child(out)
+                else:
+                    out = forward(*args, **kwargs)
                 if key in captures:
                     captures[key](out)
                 if key in skipped:
@@ -234,15 +277,28 @@ class Stream:
 
             return replayed
 
-        with wrapped_forwards(self.model.architecture, wrap, names), \
+        with wrapped_forwards(self.model.architecture, wrap, {name: self.modules[name] for name in names}), \
                 self.decisions.pinned(self.model.architecture, index):
             return self.model.run(self.chunks[index], self.samples and self.samples[index])
 
     def _inner_counts(self, key: Key) -> dict[str, int]:
-        """How often the modules inside a call are called."""
+        """How often the modules inside a call are called, but for those that are called nowhere else."""
         if key not in self._inner:
-            self._inner[key] = Counter(c.name for c in self.flow.calls_within(self.flow.calls_of[key[0]][key[1]]))
+            found = Counter(c.name for c in self.flow.calls_within(self.flow.calls_of[key[0]][key[1]]))
+            self._inner[key] = {n: k for n, k in found.items() if k < len(self.flow.calls_of[n])}
         return self._inner[key]
+
+    def _to_pass(self, index: int, name: str, module: nn.Sequential) -> int:
+        """How many of the first modules of a sequence nobody needs to see run, not even as stubs: the others begin with
+        a stub, and what the first ones answer is read by nobody."""
+        buried, calls_of, count = self.buried[index], self.flow.calls_of, 0
+        for child in module._modules:
+            key = f'{name}.{child}' if name else child, 0
+            if key not in buried or len(calls_of[key[0]]) > 1 or self._inner_counts(key):
+                break
+            count += 1
+        begins = [f'{name}.{child}' if name else child for child in list(module._modules)[count:count + 1]]
+        return count if begins and (begins[0], 0) in self.stores[index] else max(0, count - 1)
 
 
 def _stop(forward, args, kwargs):
@@ -253,6 +309,11 @@ def _copy(x, clone: bool):
     return x.detach().clone() if clone and isinstance(x, torch.Tensor) else x
 
 
+@lru_cache(maxsize=None)
+def _zero(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
+
+
 def bury(x):
     """A placeholder for a tensor."""
     return Placeholder(tuple(x.shape), x.dtype, x.device) if isinstance(x, (torch.Tensor, CachedTensor)) else x
@@ -261,6 +322,6 @@ def bury(x):
 def revive(x, overwritten: bool = False):
     """The kept tensor, or zeros in place of one that nobody reads; its own if it will be overwritten."""
     if isinstance(x, Placeholder):
-        one = torch.zeros((), dtype=x.dtype, device=x.device)
+        one = _zero(x.dtype, x.device)
         return one.expand(x.shape).clone() if overwritten else one.expand(x.shape)
     return _copy(load(x), overwritten)

@@ -1,10 +1,12 @@
 """Inputs and float targets of one unit over the whole calibration set, and the unit as a function of them."""
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from mmquant.calibration.cache import Cache, CachedTensor
+from mmquant.calibration.items import PLAIN, Items, Layout, first_tensor
 from mmquant.models import QuantizedModel
 from mmquant.models.units import activation_of, unit_module
 from mmquant.structures.unit import Unit
@@ -41,11 +43,25 @@ class Rows:
         return found
 
 
+class Arranged:
+    """Items first (Tensor or Rows), that are handed out as a unit takes or returns them."""
+
+    def __init__(self, items: torch.Tensor | Rows, layout: Layout) -> None:
+        self.items, self.layout = items, layout
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def pick(self, rows: torch.Tensor) -> torch.Tensor:
+        """Items by number, in this order."""
+        return self.layout.merge(pick(self.items, rows))
+
+
 def pick(x, rows: torch.Tensor):
     """``x[rows]``, keeping channels_last; of each tensor where there are several."""
     if isinstance(x, tuple):
         return tuple(pick(y, rows) for y in x)
-    if isinstance(x, Rows):
+    if isinstance(x, (Rows, Arranged)):
         return x.pick(rows)
     rows = rows.to(x.device)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -53,8 +69,17 @@ def pick(x, rows: torch.Tensor):
     return x.index_select(0, rows)
 
 
+def collect(parts: Iterable, cache: Cache | None = None, layouts: tuple[Layout, ...] = ()):
+    """Chunks, of a tensor or a tuple of them, joined to items that :func:`pick` hands out in the same layouts.
+
+    A tensor, :class:`Rows` where the cache is limited, :class:`Arranged` where items are not plain rows. Without
+    layouts all are plain. Chunks that are one item each and of other shapes than the first one's are left out.
+    """
+    return _arranged(join(_of_one_shape([keep(x, cache, layouts) for x in parts], layouts), cache), layouts)
+
+
 def join(parts: list, cache: Cache | None = None):
-    """Chunks of rows as one tensor, or as :class:`Rows` where the cache is limited; tuples of tensors one by one."""
+    """Items of chunks as one tensor, or as :class:`Rows` where the cache is limited; tuples of tensors one by one."""
     if isinstance(parts[0], tuple):
         return tuple(join(list(column), cache) for column in zip(*parts))
     if cache is not None and cache.has_budget:
@@ -62,20 +87,35 @@ def join(parts: list, cache: Cache | None = None):
     return _rows_first((parts[0] if len(parts) == 1 else torch.cat(parts)).detach())
 
 
-def keep(x, cache: Cache | None):
-    """Hand one chunk to a limited cache, so that :func:`join` finds it there."""
+def keep(x, cache: Cache | None, layouts: tuple[Layout, ...] = ()):
+    """Items of one chunk, handed to a limited cache, so that :func:`join` finds them there."""
     if isinstance(x, tuple):
-        return tuple(keep(y, cache) for y in x)
+        return tuple(keep(y, cache, (layout, )) for y, layout in zip(x, layouts or (PLAIN, ) * len(x), strict=True))
+    x = x if not layouts or layouts[0] == PLAIN else layouts[0].split(x)
     return cache.put(_rows_first(x.detach())) if cache is not None and cache.has_budget else x
+
+
+def _of_one_shape(parts: list, layouts: tuple[Layout, ...]) -> list:
+    def shapes(x):
+        return [y.shape for y in (x if isinstance(x, tuple) else (x, ))]
+
+    return [x for x in parts if shapes(x) == shapes(parts[0])] if layouts and layouts[0].axis is None else parts
+
+
+def _arranged(x, layouts: tuple[Layout, ...]):
+    if isinstance(x, tuple):
+        return tuple(_arranged(y, (layout, )) for y, layout in zip(x, layouts or (PLAIN, ) * len(x)))
+    return x if not layouts or layouts[0] == PLAIN else Arranged(x, layouts[0])
 
 
 @dataclass
 class UnitInput:
-    """Arguments of a unit's call: tensors with samples first, each at one or more places; everything else constant."""
-    data: object  # Tensor or Rows of all samples; a tuple for several tensors
+    """Arguments of a unit's call: tensors of all items, each at one or more places; everything else constant."""
+    data: object  # of all items, see `collect`; a tuple for several tensors
     leaves: list  # of the first chunk's (args, kwargs), without the data
     positions: tuple[tuple[int, ...], ...]  # places of each data tensor among the leaves
     spec: object  # structure of (args, kwargs)
+    items: Items  # how the call keeps them
 
     def arguments(self, data) -> tuple[tuple, dict]:
         """(args, kwargs) with ``data`` in place."""
@@ -92,35 +132,51 @@ class UnitInput:
 class UnitInputBuilder:
     """Joins the arguments of a unit's call chunk by chunk.
 
-    ``places`` are the leaves that depend on the image (:attr:`Call.leaves`): those with as many rows as the first one
-    are data. Default: the first tensor alone.
+    ``find(parts)`` tells its :class:`Items`, from ((args, kwargs), number of images) of the first one or two chunks,
+    with two images at least if there are so many. Default: the rows of the first tensor alone.
     """
 
-    def __init__(self, places: tuple[int, ...] | None = None, cache: Cache | None = None) -> None:
-        self.places, self.cache = places, cache
+    def __init__(self, find: Callable[[list], Items] = first_tensor, cache: Cache | None = None) -> None:
+        self.find, self.cache = find, cache
         self.parts: list = []
+        self.waiting: list = []
+        self.items: Items | None = None
 
-    def add(self, arguments: tuple[tuple, dict]) -> None:
-        """Take in one chunk's (args, kwargs)."""
-        leaves, spec = tree_flatten(arguments)
-        if not self.parts:
-            self.positions, self.spec = _data_positions(leaves, self.places), spec
-            flat = {i for group in self.positions for i in group}
-            self.leaves = [None if i in flat else x for i, x in enumerate(leaves)]
+    def add(self, arguments: tuple[tuple, dict], images: int = 2) -> None:
+        """Take in one chunk's (args, kwargs), of so many images. ValueError if it does not fit to the first one's."""
+        self.waiting.append((arguments, images))
+        if self.items is None and sum(n for _, n in self.waiting) >= 2:
+            self._begin()
+        while self.items is not None and self.waiting:
+            self._take(self.waiting.pop(0)[0])
+
+    def _begin(self) -> None:
+        self.items = self.find(self.waiting)
+        leaves, self.spec = tree_flatten(self.waiting[0][0])
+        distinct = list({id(leaves[i]): leaves[i] for i in self.items.inputs}.values())
+        self.positions = tuple(tuple(i for i, x in enumerate(leaves) if x is y) for y in distinct)
+        self.layouts = tuple(self.items.inputs[next(i for i in group if i in self.items.inputs)]
+                             for group in self.positions)
+        flat = {i for group in self.positions for i in group}
+        self.leaves = [None if i in flat else x for i, x in enumerate(leaves)]
+
+    def _take(self, arguments: tuple[tuple, dict]) -> None:
+        leaves = tree_flatten(arguments)[0]
+        for i, (first, x) in enumerate(zip(self.leaves, leaves)):
+            if isinstance(first, torch.Tensor) and not (isinstance(x, torch.Tensor) and torch.equal(first, x)):
+                raise ValueError(f'its argument number {i}, of shape {tuple(first.shape)}, differs from chunk to '
+                                 'chunk, but not with the images, so images cannot be mixed; leave the module float '
+                                 '(quantizer.overrides), choose other units, or give all images in one chunk')
         data = tuple(leaves[group[0]] for group in self.positions)
-        self.parts.append(keep(data if len(data) > 1 else data[0], self.cache))
+        self.parts.append(keep(data if len(data) > 1 else data[0], self.cache, self.layouts))
 
     def build(self) -> UnitInput:
         """The joined chunks."""
-        return UnitInput(join(self.parts, self.cache), self.leaves, self.positions, self.spec)
-
-
-def _data_positions(leaves: list, places: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
-    tensors = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
-    first = leaves[tensors[0] if not places else places[0]]
-    wanted = [leaves[i] for i in places or () if leaves[i].dim() and leaves[i].shape[0] == first.shape[0]] or [first]
-    distinct = list({id(x): x for x in wanted}.values())
-    return tuple(tuple(i for i in tensors if leaves[i] is x) for x in distinct)
+        if self.items is None:
+            self._begin()
+            self._take(self.waiting.pop()[0])
+        data = _arranged(join(_of_one_shape(self.parts, self.layouts), self.cache), self.layouts)
+        return UnitInput(data, self.leaves, self.positions, self.spec, self.items)
 
 
 def num_rows(data) -> int:
@@ -141,17 +197,20 @@ def tensors_in(x) -> list:
     """The tensors (or kept ones) that data, targets or weights consist of."""
     if isinstance(x, tuple):
         return [z for y in x for z in tensors_in(y)]
+    if isinstance(x, Arranged):
+        return tensors_in(x.items)
     return x.parts if isinstance(x, Rows) else [x]
 
 
 @torch.no_grad()
-def run_in_chunks(function, data, size: int, cache: Cache | None = None):
-    """``function``, which may write into its argument, applied to row chunks; joined, channels_last where 4-D."""
+def run_in_chunks(function, data, size: int, cache: Cache | None = None, layouts: tuple[Layout, ...] = ()):
+    """``function``, which may write into its argument, applied to ``size`` items at a time; joined by :func:`collect`,
+    ``layouts`` being those of what it returns."""
     if isinstance(data, torch.Tensor):
         chunks = (chunk.clone() for chunk in data.split(size))
     else:
         chunks = (pick(data, rows) for rows in torch.arange(num_rows(data)).split(size))
-    return join([keep(function(chunk), cache) for chunk in chunks], cache)
+    return collect(map(function, chunks), cache, layouts)
 
 
 class UnitRun:

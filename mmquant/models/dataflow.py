@@ -2,7 +2,7 @@
 import contextlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -262,8 +262,14 @@ class DataFlow:
 
 @contextlib.contextmanager
 def wrapped_forwards(model: nn.Module, wrap, names=None):
-    """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each submodule once, then restore."""
-    chosen = model.named_modules() if names is None else ((n, model.get_submodule(n)) for n in names)
+    """Replace ``module.forward`` by ``wrap(name, module, module.forward)`` for each submodule once, then restore.
+
+    ``names``: those of some submodules, or a dict from names to modules. Default: all.
+    """
+    if isinstance(names, Mapping):
+        chosen = names.items()
+    else:
+        chosen = model.named_modules() if names is None else ((n, model.get_submodule(n)) for n in names)
     changed = []
     try:
         for name, module in chosen:

@@ -171,8 +171,8 @@ class QuantizedModel(BaseModel):
     @contextlib.contextmanager
     def quantization(self, weights: bool, activations: bool):
         """Quantize weights and activations, or not, inside a ``with`` block; both off is the float model."""
-        with layers.enabled(self.weight_quantizers().values(), weights), \
-                layers.enabled(self.activation_quantizers().values(), activations):
+        with layers.enabled([x.weight_quantizer for x in self.index.layers.values()], weights), \
+                layers.enabled(self.index.activations.values(), activations):
             yield self
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from mmquant.calibration.stream import Stream
 from mmquant.calibration.unit_inputs import output_of
 from mmquant.losses.divergence import divergence_gradients, float_tensors
 from mmquant.models.layers import enabled
+from mmquant.reconstruction.rest_of_net import last_call
 from mmquant.structures.unit import Unit
 from mmquant.utils.distributed import mean_over_ranks
 
@@ -67,6 +68,7 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, gradients: Cal
         quantizers (list): Quantizers inside the unit to switch on; behind it the net is float.
         gradients (Callable): ``gradients(output, chunk)`` -> pairs of an output tensor and the loss's gradient there.
     """
+    made = last_call(stream.flow, unit).outputs
     found, module = [], stream.model.architecture.get_submodule(unit.activation or unit.name)
     for index in range(len(stream.chunks)):
         cut = _Cut(quantizers)
@@ -80,6 +82,10 @@ def fisher_diagonal(stream: Stream, unit: Unit, quantizers: list, gradients: Cal
         pairs = [(q, g) for q, g in gradients(output, index) if q.requires_grad]
         if pairs:
             grads = torch.autograd.grad([q for q, _ in pairs], leaves, [g for _, g in pairs], materialize_grads=True)
+        elif any(stream.flow.depends_on(v, *made) for v in stream.flow.calls[0].outputs):
+            raise ValueError(f'behind unit {unit.name} the net runs without gradients (torch.no_grad or inference_mode '
+                             "in a forward), so there is no Fisher information: take it out of the model's code, or "
+                             'use another term than FisherLoss')
         else:  # the unit does not influence the outputs
             grads = [torch.zeros_like(x) for x in leaves]
         squared = iter([g.square() for g in grads])

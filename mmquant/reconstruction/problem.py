@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_map_only
 
+from mmquant.calibration.items import Items
 from mmquant.calibration.unit_inputs import pick
 from mmquant.utils.distributed import mean_over_ranks
 from mmquant.utils.hardware import autocast, in_bfloat16
@@ -53,6 +54,7 @@ class Problem:
     half_inputs: bool = False  # with amp, give it its inputs in bfloat16 too; for units that do not quantize them
     mixer: object = None  # mixes streams at the entry of the unit, and inside `quantizers`, while it is fitted
     quantizers: tuple = ()  # activation quantizers within the unit
+    items: Items = Items({})  # what a row is
 
     def loss_on(self, rows: torch.Tensor) -> torch.Tensor:
         """Loss of a step of the fit on some rows: mixed, in bfloat16 with ``amp``."""
@@ -61,7 +63,8 @@ class Problem:
     @torch.no_grad()
     def held_loss(self, size: int = 64) -> float:
         """Loss on the held-out rows of all processes, in passes of ``size`` rows, in float32 and without mixing."""
-        total = sum(self._loss(rows, None, False).item() * len(rows) for rows in self.held_rows.split(size))
+        parts = self.held_rows.split(self.items.rows(size))
+        total = sum(self._loss(rows, None, False).item() * len(rows) for rows in parts)
         return mean_over_ranks(total / max(1, len(self.held_rows)))
 
     def _loss(self, rows: torch.Tensor, mixer, amp: bool) -> torch.Tensor:
@@ -81,8 +84,8 @@ class Problem:
         return tree_map_only(torch.Tensor, in_bfloat16, data) if amp and self.half_inputs else data
 
     def draw(self, sampler: torch.Generator, count: int) -> torch.Tensor:
-        """``count`` train rows without replacement, all if there are fewer."""
-        return self.train_rows[torch.randperm(len(self.train_rows), generator=sampler)[:count]]
+        """``count`` train rows without replacement, all if there are fewer; fewer where a row holds several images."""
+        return self.train_rows[torch.randperm(len(self.train_rows), generator=sampler)[:self.items.rows(count)]]
 
     @property
     def parts(self) -> list['Problem']:

@@ -7,14 +7,14 @@ computed anew, in float and without gradient.
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from mmengine.logging import print_log
 from torch.utils._pytree import tree_map
 
 from mmquant.calibration.frontier import completed_calls, leaking_calls, ops_outside
-from mmquant.calibration.stream import Placeholder, Stream, bury, revive
+from mmquant.calibration.stream import Stream, bury, revive
 from mmquant.calibration.unit_inputs import UnitInput, UnitRun, output_of, pick, run_in_chunks
 from mmquant.models.dataflow import Call, DataFlow, wrapped_forwards
 from mmquant.models.layers import enabled
@@ -29,6 +29,7 @@ class TailEnd:
     tail: Callable  # tail(output, rows) -> output at the end, with gradients; see Tail
     targets: torch.Tensor  # float output at the end for all calibration rows
     channel_dim: int  # channel axis of the targets
+    images: float  # in one of its rows
 
 
 def last_call(flow: DataFlow, unit: Unit) -> Call:
@@ -65,7 +66,7 @@ class Tail:
         around = next(c for c in flow.calls_of[end.name] if c.enter == end.enter)
         ready = {k: c for k, c in completed_calls(flow, self.last.enter, leaking_calls(flow)).items()
                  if around.enter < c.enter < around.exit}
-        self.stubs = {} if _is_needed(flow, ready, self.last, around) else {c.index: None for c in ready.values()}
+        self.stubs = set() if _is_needed(flow, ready, self.last, around) else {c.index for c in ready.values()}
         # The calls that a run really makes, by module: those within skipped ones are not made.
         self.made: dict[str, list[Call]] = defaultdict(list)
         self.names, passed = set(), around.enter  # calls are ordered by entry, and skipped ones do not nest
@@ -75,32 +76,35 @@ class Tail:
                 if call.index in self.stubs or call is self.last:
                     self.names.add(call.name)
                     passed = call.exit
-        if self.stubs:  # see what the calls in front return, on up to two rows; only their shapes are kept
-            self.seen = min(2, len(data))
-            with torch.no_grad():
-                self._run(pick(data.data, torch.arange(self.seen)), self._learn_shape)
+        self.shapes: dict[int, dict] = {}  # number of rows -> what the skipped calls return for so many, by call
 
-    def _learn_shape(self, call, forward, args, kwargs):
-        output = forward(*args, **kwargs)
-        if call.index in self.stubs:
-            self.stubs[call.index] = tree_map(bury, output)
-        return output
+    @torch.no_grad()
+    def _learn_shapes(self, data) -> dict:
+        found = {}
+
+        def learn(call, forward, args, kwargs):
+            output = forward(*args, **kwargs)
+            if call.index in self.stubs:
+                found[call.index] = tree_map(bury, output)
+            return output
+
+        self._run(data, learn)
+        return found
 
     def __call__(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Output of the module around for the unit's ``output`` on some calibration rows; gradients flow to it."""
-        def of_rows(x):  # what a call returned on the rows seen, now on these
-            if isinstance(x, Placeholder) and x.shape:
-                x = replace(x, shape=(x.shape[0] * len(output) // self.seen, *x.shape[1:]))
-            return revive(x)
+        data = pick(self.data.data, rows)
+        if self.stubs and len(rows) not in self.shapes:
+            self.shapes[len(rows)] = self._learn_shapes(data)
 
         def answer(call, forward, args, kwargs):
             if call is self.last:
                 return output
             if call.index in self.stubs:
-                return tree_map(of_rows, self.stubs[call.index])
+                return tree_map(revive, self.shapes[len(rows)][call.index])
             return forward(*args, **kwargs)
 
-        return self._run(pick(self.data.data, rows), answer)
+        return self._run(data, answer)
 
     def _run(self, data, answer):
         counts: dict[str, int] = defaultdict(int)
@@ -156,6 +160,7 @@ class Tails:
             if end != self.end:
                 self.end, self.data = end, self.stream.reaching(end).gather(end, pending)
                 self.targets = {key: run_in_chunks(UnitRun(self.model, end, data=x, activation=False), x.data,
-                                                   self.chunk, self.stream.cache) for key, x in self.data.items()}
-            return {key: TailEnd(Tail(self.model, unit, end, x), self.targets[key], end.channel_dim)
+                                                   x.items.rows(self.chunk), self.stream.cache, x.items.outputs)
+                                for key, x in self.data.items()}
+            return {key: TailEnd(Tail(self.model, unit, end, x), self.targets[key], end.channel_dim, x.items.images)
                     for key, x in self.data.items()}

@@ -1,19 +1,21 @@
 """Reconstruct one unit: bring it near its float output, and leave it decided."""
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
+from torch import nn
 
 from mmquant.calibration.cache import load
 from mmquant.calibration.context import Visit
-from mmquant.calibration.unit_inputs import UnitRun, run_in_chunks, tensors_in
+from mmquant.calibration.unit_inputs import UnitRun, pick, run_in_chunks, tensors_in
 from mmquant.models.layers import fixed_weights
 from mmquant.reconstruction.fit import Pushes, fit
 from mmquant.reconstruction.problem import Comparison, Problem, RaggedProblem, split_rows
 from mmquant.reconstruction.settings import Settings
 from mmquant.reconstruction.terms import UnitData
 from mmquant.reconstruction.variables import State, UnitVariables
+from mmquant.structures.unit import Unit
 from mmquant.utils.contexts import seeded
 
 
@@ -70,7 +72,7 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
 
     Returns ``curve`` ([step, loss] now and then), ``loss`` (of the last steps), what hooks tell, and of learnt
     roundings the shares ``flipped`` (from nearest) and ``undecided`` (until hardening). FloatingPointError, with the
-    unit, if inputs, targets or the loss are not finite.
+    unit, if inputs, targets or the loss are not finite; ValueError for layers that run without gradients.
     """
     model, unit = visit.context.model, visit.unit
     for term in settings.terms.values():
@@ -91,6 +93,7 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
         curve.append([step, loss])
         visit.tick(step, f'loss {loss:.4g}')
 
+    check_gradients(unit, problem, layers)
     with model.quantization(*settings.mode), fixed_weights(layers.values() if still else ()):
         unit_fit = UnitFit(visit, problem, variables, settings)
         initial = unit_fit.initial
@@ -109,6 +112,25 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
     return record
 
 
+def check_gradients(unit: Unit, problem: Problem | RaggedProblem, layers: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError, which names them, if layers of a unit run under ``torch.no_grad``: they would not train."""
+    off: list[str] = []
+    handles = [layer.register_forward_pre_hook(lambda *_, n=name: None if torch.is_grad_enabled() else off.append(n))
+               for name, layer in layers.items()]
+    try:
+        with torch.enable_grad():
+            for part in problem.parts:
+                part.forward(pick(next(iter(part.streams.values())), part.train_rows[:1]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if off:
+        raise ValueError(f'unit {unit.name or "net"} runs {", ".join(dict.fromkeys(off))} without gradients '
+                         '(torch.no_grad or inference_mode in a forward), so that nothing there can be fitted: take it '
+                         "out of the model's code, or leave these layers at nearest rounding (another recipe) or float "
+                         '(quantizer.overrides)')
+
+
 def _problem(visit: Visit, settings: Settings) -> Problem | RaggedProblem:
     """What to fit: one problem for each size of images and call of the unit."""
     context, unit = visit.context, visit.unit
@@ -123,10 +145,11 @@ def _problem(visit: Visit, settings: Settings) -> Problem | RaggedProblem:
         comparisons = [c[size, call] for _, c in found if (size, call) in c]
         if not comparisons:  # the end that a tail leads to is the unit's own output
             comparisons = [Comparison(found[0][0].loss, target, unit.channel_dim, inputs=found[0][0].inputs)]
-        train, held = split_rows(len(runs[size, call].data), settings.held_out, context.seed)
+        items = runs[size, call].data.items
+        train, held = split_rows(len(runs[size, call].data), items.rows(settings.held_out), context.seed)
         groups.setdefault(size, []).append(Problem(
             runs[size, call], {name: x[size, call].data for name, x in data.items()}, tuple(comparisons), train, held,
-            context.device, context.amp, not settings.mode[1], settings.mixer, activations))
+            context.device, context.amp, not settings.mode[1], settings.mixer, activations, items))
     problems = list(groups.values())
     return problems[0][0] if len(targets) == 1 else RaggedProblem(problems)
 
@@ -138,8 +161,8 @@ def _data(visit: Visit, settings: Settings):
     model, unit = visit.context.model, visit.unit
     gathered = {'float': visit.gather('float')}
     with visit.mode('float'):
-        targets = {key: run_in_chunks(UnitRun(model, unit, key[1], x), x.data, settings.pass_rows, visit.context.cache)
-                   for key, x in gathered['float'].items()}
+        targets = {key: run_in_chunks(UnitRun(model, unit, key[1], x), x.data, x.items.rows(settings.pass_rows),
+                                      visit.context.cache, x.items.outputs) for key, x in gathered['float'].items()}
     read = dict.fromkeys([settings.stream, *(settings.mixer.streams if settings.mixer else ()),
                           *(t.inputs for t in settings.terms.values() if t.inputs)])
     if 'float' not in read:

@@ -221,11 +221,11 @@ class ClipProblem:
     def gradient(self, x: Sequence[float], chunk: int, rows: torch.Tensor) -> tuple[float, list[float]]:
         """Mean loss of some rows of a chunk and its straight-through gradient at ``x``, averaged over processes.
 
-        Models with pinned proposals take the whole chunk instead.
+        Models with pinned proposals, or whose images depend on each other, take the whole chunk instead.
         """
         self._install(tuple(float(v) for v in x))
         scales = [x for clip in self.clips for x in clip.quantizer.sizes()]
-        rows = None if self.context.decisions.made else rows.to(self.device)
+        rows = rows.to(self.device) if self.context.separate and not self.context.decisions.made else None
         count = self.context.sizes[chunk] if rows is None else len(rows)
         for scale in scales:
             scale.requires_grad_(True)

@@ -527,3 +527,11 @@ def test_shared_heads_are_fitted_to_what_the_float_net_gives_on_every_level(name
     monkeypatch.setattr(module, '_data', watched)
     run(context, stage(num_iters=1, batch_size=2, best=dict(held_out=1)))
     assert len(checked) >= 2
+
+
+def test_undecided_roundings_are_told_with_the_remedy():
+    from mmquant.algorithms.reconstruction import undecided_text
+    records = [dict(unit=n, undecided=x) for n, x in zip('abc', (0.42, 0.06, 0.01))] + [dict(unit='d')]
+    text = undecided_text(records)
+    assert text.startswith('42% of the roundings of a (and more than 5% in 1 other units)') and 'num_iters' in text
+    assert undecided_text(records[2:]) == ''

@@ -223,7 +223,7 @@ def test_numbers_of_a_recipe():
     (dict(seed='1'), ConfigError, r"quantize: seed must be int, got '1'"),
     (dict(settings=dict(seed=1)), ConfigError, "quantize: unknown key 'settings'"),
     (dict(seed=None), ConfigError, 'quantize: seed must be int, got None'),
-    (dict(chunk_size=0), ConfigError, 'chunk_size must be at least 1, got 0'),
+    (dict(chunk_size=0), ConfigError, 'chunk_size must be at least 1, a whole number, got 0'),
     (dict(recipe='nearest', num_iters=5), ConfigError, 'num_iters: none of the steps takes it: fold, insert'),
     (dict(lr=dict(weights=dict(ronding=1e-2))), ConfigError, r"lr\.weights: .* 'ronding'; did you mean 'rounding'\?"),
     (dict(lr=dict(nearest=1e-2)), ConfigError, "lr: unknown key 'nearest'; valid ones: activations, weights"),

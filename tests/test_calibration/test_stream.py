@@ -394,3 +394,23 @@ def test_inputs_of_shared_heads_are_those_of_full_forward_passes(name):
                 assert len(found) == len(seen[unit.name]) and any(x.any() for x in found)
                 for a, b in zip(found, seen[unit.name]):
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_that_nobody_reads_any_more_are_passed_over():
+    """The cost of moving on does not grow with what lies behind: not even stubs of it run."""
+    net = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(12))).eval()
+    context = inserted(net, images(4, 3, 6, 6), chunk=2)
+    model, calls, inputs = context.model, [], []
+    for name, module in model.architecture.named_children():
+        module.register_forward_hook(lambda m, args, out, name=name: calls.append(int(name)))
+    stream = Stream(model, context.chunks, mode=(False, False))
+    for number, unit in enumerate(model.units('layer')):
+        calls.clear()
+        inputs += advance(stream, unit)
+        assert not calls or min(calls) >= number - 2
+    for number in range(12):
+        expected = context.chunks[0]
+        with torch.no_grad(), model.quantization(False, False):
+            for module in list(model.architecture)[:number]:
+                expected = module(expected)
+        assert torch.equal(inputs[2 * number][0][0], expected)

@@ -198,3 +198,21 @@ def test_detectors_in_lock_step(name):
             for mode, (_, _, arguments) in zip(separate, items):
                 for a, b in zip(tensors(arguments), tensors(separate[mode][number][k]), strict=True):
                     assert torch.equal(a, b), visit.unit.name
+
+
+def test_progress_counts_operations():
+    """The time left is told by what units cost, not by their number."""
+    context, seen = calibrated(randomize(ResNet()), images(4, 3, 8, 8), chunk=4), []
+
+    @contextlib.contextmanager
+    def progress(description, total):
+        seen.append(total)
+        yield type('Bar', (), dict(update=lambda self, done, text='': seen.append(done)))()
+
+    context.progress = progress
+    for visit in context.visits('block', streams=('float', ), ticks=10):
+        visit.tick(5)
+    total, *done = seen
+    assert done == sorted(done) and done[-1] == total == 10 * len(context.model.units('block'))
+    steps = [b - a for a, b in zip([0, *done[1::2]], done[1::2])]
+    assert max(steps) > 3 * min(steps)  # the head is cheap

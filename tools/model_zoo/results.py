@@ -66,7 +66,8 @@ def make_record(config: str, checkpoint: str, meta: dict, metrics: dict, data: d
         cost={k: meta['cost'][k] for k in COST_KEYS}, seed=meta['seed'], settings=settings,
         calibration=meta['calibration'], minutes=meta['seconds'] / 60, peak_memory_bytes=meta['peak_memory_bytes'],
         device=meta['device'], versions=dict(quantized=meta['versions'], evaluated=found_versions()),
-        checkpoint=dict(sha256=files.sha256_of(checkpoint), bytes=osp.getsize(checkpoint)))
+        checkpoint=dict(sha256=files.sha256_of(checkpoint), bytes=osp.getsize(checkpoint)),
+        **({'cpu_minutes': meta['cpu_seconds'] / 60} if 'cpu_seconds' in meta else {}))
 
 
 def _bits(quantizer: dict) -> int:

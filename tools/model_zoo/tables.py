@@ -245,8 +245,12 @@ def _table(entries: list[Entry]) -> str:
     main = metrics[0].title.removesuffix(' (%)')
     main = main[0].lower() + main[1:]
     columns = ('Model', 'Data', 'Params(M)', 'Flops(G)', 'W/A bits', f'Float {main}', f'Nearest {main}',
-               *(m.title for m in metrics), 'Change', 'Size (MB)', 'Time (min)', 'Seeds', 'Config', 'Download')
+               *(m.title for m in metrics), 'Change', 'Size (MB)', 'Time (min)', 'CPU (min)', 'Seeds', 'Config',
+               'Download')
     rows = [columns, [':---:'] * len(columns), *(_row(e, metrics) for e in entries)]
+    if not any('cpu_minutes' in r for e in entries for r in e.records):  # older records lack it
+        at = columns.index('CPU (min)')
+        rows = [[*row[:at], *row[at + 1:]] for row in rows]
     return f'{_lines(rows)}\n\n{_note([r for e in entries for r in e.records])}\n\n'
 
 
@@ -266,7 +270,9 @@ def _row(entry: Entry, metrics: tuple[Metric, ...]) -> list[str]:
         spread(values_of(records, first.key, 'nearest'), factor=first.factor),
         *(spread(values_of(records, m.key), factor=m.factor) for m in metrics),
         f'{round(mean(change) * first.factor, 2) + 0.0:+.2f}' if change else '-',  # + 0.0: no negative zero
-        f'{cost["size_mb"]:.2f}', f'{mean(r["minutes"] for r in records):.1f}', str(len(records)),
+        f'{cost["size_mb"]:.2f}', f'{mean(r["minutes"] for r in records):.1f}',
+        f'{mean(r["cpu_minutes"] for r in records):.1f}' if all('cpu_minutes' in r for r in records) else '-',
+        str(len(records)),
         f'[config](./{osp.basename(entry.config)})', _download(entry)]
 
 

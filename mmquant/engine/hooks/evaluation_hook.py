@@ -34,7 +34,7 @@ class EvaluationHook(Hook):
 
     def __init__(self, stages: list[str] | None = None, final: bool = True) -> None:
         self.only, self.final = stages, final
-        self.started = time.monotonic()
+        self.started, self.cpu_started = time.monotonic(), time.process_time()
 
     def before_train(self, runner) -> None:
         """Check the names; warn of evaluations that differ."""
@@ -48,7 +48,7 @@ class EvaluationHook(Hook):
 
     def before_calibration(self, runner, context: CalibrationContext) -> None:
         """Warn about shared images; evaluate the float model."""
-        self.started = time.monotonic()
+        self.started, self.cpu_started = time.monotonic(), time.process_time()
         try:
             shared = runner.train_loop.source.overlap(runner.val_loop.dataloader.dataset)
         except ValueError as error:
@@ -66,7 +66,7 @@ class EvaluationHook(Hook):
     def after_calibration_step(self, runner, context: CalibrationContext, step: Step, seconds: float) -> None:
         """Evaluate after a step that changed the accuracy."""
         if step.evaluates is not None:
-            self._evaluate(runner, context, step.name, step.evaluates, seconds)
+            self._evaluate(runner, context, step.name, step.evaluates, seconds, runner.train_loop.step_cpu_seconds)
 
     def after_calibration(self, runner, context: CalibrationContext, path: str) -> None:
         """Evaluate the finished model; write results, log the tables."""
@@ -79,7 +79,8 @@ class EvaluationHook(Hook):
         found = agreement(context.model, context.images(AGREEING))
         results = dict(config=osp.relpath(runner.cfg.filename) if runner.cfg.filename else None, seed=runner.seed,
                        stages=runner.train_loop.stages, size_mb=cost.size_mb, bops=cost.bops, peak_memory_bytes=peak,
-                       checkpoint=path, seconds=total, records=context.records, agreement=found)
+                       checkpoint=path, seconds=total, cpu_seconds=time.process_time() - self.cpu_started,
+                       records=context.records, agreement=found)
         write_json(osp.join(runner.work_dir, 'results.json'), results)
         runner.logger.info('\n' + coverage_table(cost))
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
@@ -96,7 +97,7 @@ class EvaluationHook(Hook):
             self._evaluate(runner, context, 'final', model.ready)
 
     def _evaluate(self, runner, context: CalibrationContext, name: str, mode: tuple[bool, bool],
-                  seconds: float = 0.0) -> None:
+                  seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
         if self.only is not None and name not in (*self.only, 'final'):
             return
         with context.model.frozen(*mode):
@@ -109,10 +110,10 @@ class EvaluationHook(Hook):
         metrics = {k: float(v) for k, v in metrics.items()}
         if (warning := nothing_to_find(metrics)) is not None:
             runner.logger.warning(warning)
-        self._note(runner, name, metrics, seconds)
+        self._note(runner, name, metrics, seconds, cpu_seconds)
 
-    def _note(self, runner, name: str, metrics: dict, seconds: float = 0.0) -> None:
-        runner.train_loop.stages.append(dict(name=name, metrics=metrics, seconds=seconds))
+    def _note(self, runner, name: str, metrics: dict, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        runner.train_loop.stages.append(dict(name=name, metrics=metrics, seconds=seconds, cpu_seconds=cpu_seconds))
         text = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
         runner.logger.info(f'Stage {name}: {text} ({seconds:.1f} s)')
         for key, value in metrics.items():

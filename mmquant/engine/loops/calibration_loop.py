@@ -67,7 +67,10 @@ class CalibrationLoop(BaseLoop):
         super().__init__(runner, self.source)  # a Runner asks what it takes for a loader for its ``dataset``
         self.chunk_size, self.amp, self.resume = chunk_size, amp, resume
         self.stages: list[dict] = []
-        self.spent = dict(seconds=0.0, peak_memory_bytes=0)  # by the steps, in all sessions of a resumed run
+        # By the steps, in all sessions of a resumed run: wall time, which depends on what else the machine does, time
+        # of all threads on processors, memory.
+        self.spent = dict(seconds=0.0, cpu_seconds=0.0, peak_memory_bytes=0)
+        self.step_cpu_seconds = 0.0  # of the latest step
         self._iter = 0
 
     @property
@@ -107,7 +110,7 @@ class CalibrationLoop(BaseLoop):
         state = saved.load(self.resume if isinstance(self.resume, str) else saved.path) if self.resume else None
         if state:
             self.stages, context.records = state['stages'], state['records']
-            self.spent = state.get('spent') or self.spent
+            self.spent |= state.get('spent') or {}
             name = next((s.name for s in self.steps[state['step']:]), 'end')
             runner.logger.info(f'Resuming at step {state["step"]} ({name}), behind unit {state["unit"]}')
         runner.call_hook('before_calibration', context=context)
@@ -157,11 +160,12 @@ class CalibrationLoop(BaseLoop):
         if state and index == resumed_at:
             context.model.architecture.load_state_dict(state['state_dict'])
             context.first_unit, context.state = state['unit'] + 1, state['context_state']
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         before = self.spent
 
         def spent() -> dict:
             return dict(seconds=before['seconds'] + time.monotonic() - started,
+                        cpu_seconds=before['cpu_seconds'] + time.process_time() - cpu_started,
                         peak_memory_bytes=max(before['peak_memory_bytes'], peak_memory_bytes()))
 
         context.step_index = index
@@ -169,7 +173,7 @@ class CalibrationLoop(BaseLoop):
         step.run(context)
         context.first_unit, context.state = 0, {}
         self._iter = index + 1
-        self.spent = spent()
+        self.spent, self.step_cpu_seconds = spent(), time.process_time() - cpu_started
         self.runner.call_hook('after_calibration_step', context=context, step=step, seconds=time.monotonic() - started)
         if not step.structural:
             saved.save(context, index + 1, -1, self.stages, self.spent)

@@ -33,7 +33,7 @@ class UnitRanges(FitHook):
         with observed_ranges(quantizers, self.observer, lambda: rows[-1]):
             for problem in fit.problem.parts:
                 data = next(iter(problem.streams.values()))
-                every = torch.cat([problem.train_rows, problem.held_rows]).unique()[:self.num_rows]
-                for some in every.split(fit.settings.pass_rows):
+                every = torch.cat([problem.train_rows, problem.held_rows]).unique()[:problem.items.rows(self.num_rows)]
+                for some in every.split(problem.items.rows(fit.settings.pass_rows)):
                     rows.append(len(some))
                     problem.forward(pick(data, some))

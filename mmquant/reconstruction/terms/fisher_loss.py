@@ -2,7 +2,7 @@
 import torch
 
 from mmquant.calibration.context import Visit
-from mmquant.calibration.unit_inputs import join
+from mmquant.calibration.unit_inputs import collect
 from mmquant.losses.objectives import build_objective
 from mmquant.reconstruction.fisher import fisher_diagonal, of_divergence, of_loss
 from mmquant.reconstruction.problem import Comparison
@@ -37,7 +37,8 @@ class FisherLoss(UnitLoss):
         for chunk, calls in zip(context.chunks, weights):
             for call, weight in enumerate(calls):
                 parts.setdefault((tuple(chunk.shape[1:]), call), []).append(weight)
-        return super().comparisons(visit, data, {key: join(x, context.cache) for key, x in parts.items()})
+        return super().comparisons(visit, data, {key: collect(x, context.cache, visit.items[key].outputs)
+                                                 for key, x in parts.items()})
 
     @torch.no_grad()
     def _of(self, context):

@@ -32,8 +32,12 @@ class TailLoss(UnitLoss):
         if self._tails is None or self._tails.stream is not stream:
             self._tails = Tails(visit.context.model, stream, self.end, pass_rows)
         self._here = self._tails.of(visit.unit, visit.pending)
+        visit.images.update({key: end.images for key, end in self._here.items()})
 
     def comparisons(self, visit: Visit, data: UnitData) -> dict[tuple, Comparison]:
         here, self._here = self._here, {}
+        if any(visit.items[key].images != end.images for key, end in here.items()):
+            raise ValueError(f'TailLoss: the images that belong together in unit {visit.unit.name} are not those of '
+                             f'the {self.end} around it; leave the term out (terms=dict(tail=None))')
         return {key: Comparison(self.loss, end.targets, end.channel_dim, self.weight, None, self.inputs, end.tail)
                 for key, end in here.items()}
