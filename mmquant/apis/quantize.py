@@ -132,10 +132,10 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
     steps = build_steps(recipe_steps(recipe, **{key: getattr(chosen, key) for key in OF_STEPS}), 'recipe')
     if not isinstance(model, nn.Module):
         raise ConfigError(f'model must be a torch.nn.Module with its weights loaded, got {type(model).__name__}')
+    chunks = collect_images(calib_loader, model, chosen.chunk_size)
+    leave_inference_mode(model)
     with unchanged_on_error(model):
-        chunks = collect_images(calib_loader, model, chosen.chunk_size)
         model.eval()
-        leave_inference_mode(model)
         wrapped = QuantizedModel(model, spec, 'random')
         context = CalibrationContext(wrapped, chunks, chosen.seed, chosen.amp, progress=progress)
         check_images(context)
