@@ -101,8 +101,10 @@ class Convolutions(TorchDispatchMode):
 
 @pytest.mark.parametrize('make, granularity, channels, runs', [(ResNet, 'block', 3, 7), (Crossed, 'layer', 4, 5)])
 def test_calls_in_front_are_not_run(make, granularity, channels, runs):
-    """Placeholders stand for them; where what follows needs their values (Crossed: one layer) they run."""
+    """Placeholders stand for them, of shapes seen at the first so many rows; where what follows needs their values
+    (Crossed: one layer) they run."""
     _, unit, term, out = [f for f in tails_of(make(), 'net', granularity, channels) if f[2] is not None][1]
+    term.tail(out[:3], torch.arange(3))
     with Convolutions() as counted:
         term.tail(out[:3], torch.arange(3))
     assert counted.count == runs, unit.name
