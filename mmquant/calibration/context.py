@@ -185,7 +185,7 @@ class CalibrationContext:
             for done, ((index, unit), share) in enumerate(zip(todo, shares)):
                 pending = frozenset(n for _, u in todo[done:] for n in u.layers)
                 yield Visit(self, unit, index, pending, opened, name, lambda part, text, passed=passed, share=share:
-                            bar.update(passed * ticks + part * share, text))
+                            bar.update(min(passed * ticks + part * share, len(todo) * ticks), text))
                 self.unit_done(index)
                 passed = passed + share if done + 1 < len(todo) else float(len(todo))
                 bar.update(passed * ticks, unit.name or 'net')
