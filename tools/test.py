@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--update-results', action='store_true',
                         help='publish the record: store it below records/, and make the tables of README.md and '
                         'metafile.yml beside the config anew')
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # options may stand between CONFIG and CHECKPOINT
 
 
 def check_arguments(args) -> None:
