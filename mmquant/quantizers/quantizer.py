@@ -282,7 +282,7 @@ class Quantizer(Wide):
         """Bring what trains back to valid values; called after each step."""
         for size in self.sizes():
             if size.numel() == 1:  # in each step, for each activation: nothing to be relative to, one operation
-                size.clamp_(min=torch.finfo(size.dtype).tiny)
+                size.clamp_(min=1e-30)  # by which a float32 can be divided
             else:
                 size.copy_(positive(size))
 
