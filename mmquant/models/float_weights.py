@@ -110,7 +110,7 @@ def _named_as(state: Mapping, own: Mapping) -> tuple[OrderedDict, list[str]]:
     told, prefix = [], ''
     copies = {f'ema_{k.replace(".", "_")}' for k in own} | {'n_averaged'}  # of mmdet 2.x, of torch.optim.swa_utils
     left = [k for k in state if k in copies - own.keys()]
-    kept = [k for k in state if k not in left]
+    kept = [k for k in state if k not in left and (k in own or not k.startswith('data_preprocessor.'))]
     compiled = COMPILED if any(COMPILED in k for k in kept) and not any(COMPILED in k for k in own) else None
     names = {k: k.replace(compiled, '') if compiled else k for k in kept}
     while names and not any(x.removeprefix(prefix) in own for x in names.values()):
