@@ -182,9 +182,13 @@ class PerCall(nn.ModuleList):
         return quantizer(x)
 
 
-@lru_cache(maxsize=None)
 def mixed_class(mixin: type, cls: type, prefix: str = 'Quantized') -> type:
-    """The subclass of a module's class whose ``forward`` is the mix-in's; its modules can be copied and pickled."""
+    """The one subclass of a module's class whose ``forward`` is the mix-in's; its modules can be copied and pickled."""
+    return _mixed_class(mixin, cls, prefix)
+
+
+@lru_cache(maxsize=None)
+def _mixed_class(mixin: type, cls: type, prefix: str) -> type:
     return type(prefix + cls.__name__, (mixin, cls), {'__module__': cls.__module__, '_mixed': (mixin, cls, prefix),
                                                       '__reduce_ex__': _reduce})
 
