@@ -194,7 +194,7 @@ def test_all_steps(name, side, blocks, units, tmp_path):
     assert (sum(u.kind == 'block' for u in found), len(found)) == (blocks, units)
     reached = {c.name for c in layer_calls(model.architecture, model.flow)}
     assert sorted(n for u in found for n in u.layers) == sorted(reached)
-    assert set(model.quantized_layers()) == reached == set(model.plan.weights)  # beside tokens and positions, named as float
+    assert set(model.quantized_layers()) == reached == set(model.plan.weights)
 
     with torch.no_grad():
         after = model(images)

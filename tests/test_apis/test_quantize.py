@@ -248,3 +248,8 @@ def test_mistakes_are_found_before_the_model_is_touched():
             mmquant.quantize(**{**dict(model=model, calib_loader=loader()), **change})
     assert not any('uantiz' in type(m).__name__ for m in model.modules()) and isinstance(model.bn1, nn.BatchNorm2d)
     assert model.conv1.bias is None and quantizer_cfg()['weight']['bits'] == 4
+
+
+def test_torchscript_is_told():
+    with pytest.raises(ConfigError, match='give the eager model'):
+        quantize(torch.jit.trace(nn.Conv2d(3, 4, 3), images(2, 3, 8, 8)), [images(2, 3, 8, 8)], 'nearest')
