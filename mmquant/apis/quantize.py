@@ -133,7 +133,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
     if not isinstance(model, nn.Module):
         raise ConfigError(f'model must be a torch.nn.Module with its weights loaded, got {type(model).__name__}')
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError('model is TorchScript, whose layers cannot be exchanged; give the eager model it was made from')
+        raise ConfigError('model is TorchScript, whose layers cannot be exchanged; give the eager model')
     chunks = collect_images(calib_loader, model, chosen.chunk_size)
     leave_inference_mode(model)
     with unchanged_on_error(model):

@@ -252,4 +252,4 @@ def test_mistakes_are_found_before_the_model_is_touched():
 
 def test_torchscript_is_told():
     with pytest.raises(ConfigError, match='give the eager model'):
-        quantize(torch.jit.trace(nn.Conv2d(3, 4, 3), images(2, 3, 8, 8)), [images(2, 3, 8, 8)], 'nearest')
+        mmquant.quantize(torch.jit.trace(nn.Conv2d(3, 4, 3), images(2, 3, 8, 8)), [images(2, 3, 8, 8)], 'nearest')
