@@ -11,6 +11,7 @@ from mmquant.algorithms import CalibrationContext, FoldBatchNorm, InitActivation
 from mmquant.calibration.unit_inputs import UnitInput, UnitInputBuilder
 from mmquant.models import QuantizedModel
 from mmquant.models.dataflow import DataFlow
+from mmquant.models.folding import candidates
 from mmquant.models.packed_state import grow, shrink
 from mmquant.models.recorder import record
 
@@ -223,3 +224,8 @@ def full_disk(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def foldable_pairs(model, flow):
+    """Pairs (layer, BatchNorm) that can be folded."""
+    return [(layer, bn) for layer, bn, why in candidates(model, flow) if not why]

@@ -61,11 +61,6 @@ def candidates(model: nn.Module, flow: DataFlow) -> list[tuple[str, str, str]]:
     return found
 
 
-def foldable_pairs(model: nn.Module, flow: DataFlow) -> list[tuple[str, str]]:
-    """Those :func:`candidates` (layer, BatchNorm) that can be folded."""
-    return [(layer, bn) for layer, bn, why in candidates(model, flow) if not why]
-
-
 def not_plain(bn: nn.Module) -> str:
     """Why a BatchNorm cannot be written as a factor and a bias for each channel; '' if it can."""
     if type(bn).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or bn._modules:

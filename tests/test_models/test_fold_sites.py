@@ -1,11 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models_for_tests import Attention, ResNet, ViT, flow_of, images, randomize
+from models_for_tests import Attention, ResNet, ViT, flow_of, foldable_pairs, images, randomize
 from torch import nn
 
 from mmquant.models.fold_sites import FoldSite, changes_nothing, depthwise_chains, fold_sites, scale_channels
-from mmquant.models.folding import become_identity, fold, foldable_pairs
+from mmquant.models.folding import become_identity, fold
 from mmquant.models.recorder import record
 
 

@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
-from models_for_tests import BasicBlock, ResNet, flow_of, images, quantizer_cfg, randomize
+from models_for_tests import BasicBlock, ResNet, flow_of, foldable_pairs, images, quantizer_cfg, randomize
 from torch import nn
 
 from mmquant.models import QuantizedModel
 from mmquant.models.edits import Folded
 from mmquant.models.fold_sites import fold_sites, scale_channels
-from mmquant.models.folding import FoldedBatchNorm, become_identity, fold, foldable_pairs
+from mmquant.models.folding import FoldedBatchNorm, become_identity, fold
 
 LAYERS = dict(
     conv=(lambda: nn.Conv2d(4, 6, 3, padding=1), lambda: nn.BatchNorm2d(6), (5, 4, 7, 7)),
