@@ -56,7 +56,7 @@ def quantized_of(work_dir) -> dict:
 
 def without_seconds(results: dict) -> list:
     """Stages and records of a run, but for what depends on the clock."""
-    return [{k: v for k, v in s.items() if k != 'seconds'} for s in results['stages']] + results['records']
+    return [{k: v for k, v in s.items() if not k.endswith('seconds')} for s in results['stages']] + results['records']
 
 
 def log_of(work_dir) -> str:

@@ -12,8 +12,8 @@ from tools_for_tests import CONFIG, ROOT, TINY, log_of, quantized_of, results_of
 from mmquant.engine.progress_file import ProgressFile
 
 STAGES = ['float', 'nearest_weights', 'nearest', 'weights', 'activation_ranges', 'activations', 'final']
-KEYS = {'config', 'seed', 'stages', 'size_mb', 'bops', 'peak_memory_bytes', 'checkpoint', 'seconds', 'records',
-        'agreement'}
+KEYS = {'config', 'seed', 'stages', 'size_mb', 'bops', 'peak_memory_bytes', 'checkpoint', 'seconds', 'cpu_seconds',
+        'records', 'agreement'}
 
 
 def quantize(work_dir, *args, options=TINY, seed=3) -> None:
@@ -46,12 +46,12 @@ def test_fresh_process(tmp_path):
     assert set(results) == KEYS and results['seed'] == 0
     assert results['config'] == 'configs/brecq/resnet18_w2a4_digits.py'
     assert [s['name'] for s in results['stages']] == STAGES
-    assert all(set(s) == {'name', 'metrics', 'seconds'} for s in results['stages'])
+    assert all(set(s) == {'name', 'metrics', 'seconds', 'cpu_seconds'} for s in results['stages'])
     top1 = {s['name']: s['metrics']['accuracy/top1'] for s in results['stages']}
     assert top1['float'] > 98 and 10 < top1['nearest_weights'] < 90 and top1['final'] == top1['activations']
     assert 0.15 < results['size_mb'] < 0.25 and 0.3e9 < results['bops'] < 0.5e9
     assert 50e6 < results['peak_memory_bytes'] < 5e9 and results['checkpoint'] == str(work_dir / 'quantized.pth')
-    assert all(s['seconds'] > 0 for s in results['stages'] if s['name'] not in ('float', 'final'))
+    assert all(s['seconds'] > 0 and s['cpu_seconds'] > 0 for s in results['stages'] if s['name'] not in ('float', 'final'))
     units = [r for r in results['records'] if r['kind'] == 'unit']
     assert len([r for r in units if r['step'] == 'weights']) == 9 and all(r['held_tuned'] >= 0 for r in units)
     assert 'Coverage: 21 of 21 layers with weights are quantized' in log_of(work_dir)
