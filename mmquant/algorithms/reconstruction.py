@@ -34,8 +34,9 @@ class Reconstruction(Step):
         inputs (str | dict): What a unit reads: the ``'quant'`` (default) or the ``'float'`` prefix, or the config of a
             mixer of both, such as :class:`ElementMix`.
         rounding (dict | None): How weights choose their levels, such as ``AdaRound``. Default None: they stay as they
-            are, decided or at nearest rounding.
-        train (dict): Role -> ``dict(lr=..., schedule='constant', optimizer=dict(type='Adam'), max_bits=None)``, see
+            are, decided or at nearest rounding. With neither ``rounding`` nor ``train``: BRECQ's first step, ``AdaRound``
+            at a rate of 1e-3.
+        train (dict | None): Role -> ``dict(lr=..., schedule='constant', optimizer=dict(type='Adam'), max_bits=None)``, see
             :class:`mmquant.reconstruction.optimizers.Training`. Roles are those of roundings (``rounding`` of AdaRound,
             ``weight`` and ``weight_scale`` of StraightThrough), of adapters (``affine``, ``bias``) and of activation
             quantizers (``activation_scale``).
@@ -51,6 +52,8 @@ class Reconstruction(Step):
     def __init__(self, unit: str = 'block', quantize: Sequence[str] = ('weights', ), num_iters: int = 20000,
                  batch_size: int = 32, inputs: str | dict = 'quant', rounding: dict | None = None,
                  train: dict | None = None, terms: dict | None = None, hooks: dict | None = None) -> None:
+        if rounding is None and train is None:
+            rounding, train = dict(type='mmquant.AdaRound'), dict(rounding=dict(lr=1e-3))
         name = 'activations' if rounding is None else 'joint' if 'activations' in quantize else 'weights'
         super().__init__(name)
         if unit not in GRANULARITIES:

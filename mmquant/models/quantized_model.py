@@ -171,7 +171,8 @@ class QuantizedModel(BaseModel):
     @contextlib.contextmanager
     def quantization(self, weights: bool, activations: bool):
         """Quantize weights and activations, or not, inside a ``with`` block; both off is the float model."""
-        with layers.enabled([x.weight_quantizer for x in self.index.layers.values()], weights), \
+        own = [x._modules['weight_quantizer'] for x in self.index.layers.values()]  # faster than a module's getattr
+        with layers.enabled(own, weights), \
                 layers.enabled(self.index.activations.values(), activations):
             yield self
 

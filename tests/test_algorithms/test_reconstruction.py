@@ -425,6 +425,12 @@ def test_wrong_settings(wrong, text):
         step(weights(**wrong))
 
 
+def test_by_default_roundings_of_weights_are_learnt():
+    default = step(dict(type='mmquant.Reconstruction', num_iters=2)).settings
+    assert default.mode == (True, False) and type(default.new_rounding()).__name__ == 'AdaRound'
+    assert {role: t.lr for role, t in default.trainings.items()} == dict(rounding=1e-3)
+
+
 def test_names_and_stages():
     assert step(weights()).name == 'weights' and step(weights()).evaluates == (True, False)
     second = step(activations())
