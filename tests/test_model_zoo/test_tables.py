@@ -125,6 +125,28 @@ def test_tables(folder):
     assert (folder / 'README.md').read_text() == text
 
 
+def test_one_float_figure_a_table_or_a_note(folder, tmp_path):
+    """Records of two machines: both figures, marked, with the machines below; one of another model is as it was."""
+    readme, seed2 = folder / 'README.md', tmp_path / 'records/x/a_w2a4_small/seed2.json'
+    update_folder(str(folder))
+    assert '†' not in readme.read_text()
+    write_json(str(seed2), record(2, 75.0, 42.0, float={'accuracy/top1': 89.4}, device='Other'))
+    for stem, top1, device in (('a_w4a32_tensor_small', 89.4, 'Chip'), ('b_w2a4', 89.0, 'Chip')):
+        write_json(str(tmp_path / f'records/x/{stem}/seed0.json'),
+                   record(0, 80.0, float={'accuracy/top1': top1}, device=device, w_bits=4, a_bits=32,
+                          versions=dict(quantized=dict(torch=f'2.{top1:.0f}'))))
+    update_folder(str(folder))
+    text = readme.read_text()
+    table = rows(text)
+    assert [table['Little A', '2/4'][i] for i in (5, 9)] == ['89.40 / 90.00 †', '-17.80']
+    assert [table['Little A, tensor', '4/32'][i] for i in (5, 9)] == ['89.40 †', '-9.40']
+    assert table['Net B', '2/4'][5] == '89.00'
+    assert re.findall('^†.*', text, re.M) == [
+        '† Little A, Top-1 (%) of the float model: 89.40 on Chip with torch 2.89, Other and 90.00 on Chip with an '
+        "unknown torch. The change of a row is against its own run's; compare rows with different ones by their "
+        'change.']
+
+
 def test_metafile(folder):
     update_folder(str(folder))
     data = yaml.safe_load((folder / 'metafile.yml').read_text())

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmquant.utils.building import ConfigError, closest, plain
 from mmquant.utils.files import write_text
 
+from .float_figures import float_cell, float_figures, float_note
 from .results import FLOAT_BITS, read_cost, read_records, repository_path, results_folder, spread, values_of
 from .variants import read_variants
 
@@ -65,6 +66,17 @@ class Entry:
     def stem(self) -> str:
         """File name of the config."""
         return osp.splitext(osp.basename(self.config))[0]
+
+    @property
+    def architecture(self) -> str:
+        """What the file name calls the model: one float network on the data of a table."""
+        return split_stem(self.stem, (self.data,))[0]
+
+    @property
+    def base_name(self) -> str:
+        """The model's name without the variant of the config."""
+        variant = split_stem(self.stem, (self.data,))[1]
+        return self.model.removesuffix(f', {variant}') if variant else self.model
 
     @property
     def width(self) -> str:
@@ -247,11 +259,23 @@ def _table(entries: list[Entry]) -> str:
     columns = ('Model', 'Data', 'Params(M)', 'Flops(G)', 'W/A bits', f'Float {main}', f'Nearest {main}',
                *(m.title for m in metrics), 'Change', 'Size (MB)', 'Time (min)', 'CPU (min)', 'Seeds', 'Config',
                'Download')
-    rows = [columns, [':---:'] * len(columns), *(_row(e, metrics) for e in entries)]
+    notes = _float_notes(entries, metrics[0])
+    rows = [columns, [':---:'] * len(columns), *(_row(e, metrics, e.architecture in notes) for e in entries)]
     if not any('cpu_minutes' in r for e in entries for r in e.records):  # older records lack it
         at = columns.index('CPU (min)')
         rows = [[*row[:at], *row[at + 1:]] for row in rows]
-    return f'{_lines(rows)}\n\n{_note([r for e in entries for r in e.records])}\n\n'
+    return '\n\n'.join((_lines(rows), _note([r for e in entries for r in e.records]), *notes.values())) + '\n\n'
+
+
+def _float_notes(entries: list[Entry], metric: Metric) -> dict[str, str]:
+    """Architecture -> footnote, of those whose float model has several figures in a table."""
+    notes = {}
+    for architecture in dict.fromkeys(e.architecture for e in entries):
+        own = [e for e in entries if e.architecture == architecture]
+        figures = float_figures([r for e in own for r in e.records], metric.key, metric.factor)
+        if len(figures) > 1:
+            notes[architecture] = float_note(own[0].base_name, figures, metric.title)
+    return notes
 
 
 def _size_of(entry: Entry) -> tuple[str, str]:
@@ -259,14 +283,14 @@ def _size_of(entry: Entry) -> tuple[str, str]:
     return (f'{entry.cost["params"] / 1e6:.2f}', f'{entry.cost["macs"] / 1e9:.3f}') if entry.cost else ('-', '-')
 
 
-def _row(entry: Entry, metrics: tuple[Metric, ...]) -> list[str]:
+def _row(entry: Entry, metrics: tuple[Metric, ...], several_floats: bool) -> list[str]:
     records, cost, first = list(entry.records), entry.cost, metrics[0]
     measured = values_of(records, first.key)
     floats = values_of(records, first.key, 'float')
     change = [a - b for a, b in zip(measured, floats)]
     return [
         entry.model, entry.data_name, *_size_of(entry), f'{entry.w_bits}/{entry.a_bits}',
-        f'{mean(floats) * first.factor:.2f}' if floats else '-',
+        float_cell(records, first.key, first.factor, several_floats),
         spread(values_of(records, first.key, 'nearest'), factor=first.factor),
         *(spread(values_of(records, m.key), factor=m.factor) for m in metrics),
         f'{round(mean(change) * first.factor, 2) + 0.0:+.2f}' if change else '-',  # + 0.0: no negative zero
