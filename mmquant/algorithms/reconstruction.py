@@ -15,11 +15,10 @@ from mmengine.logging import MMLogger
 
 from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.reconstruction import Settings, reconstruct
+from mmquant.reconstruction.undecided import undecided_text
 from mmquant.registry import STEPS
 from mmquant.structures.unit import GRANULARITIES
 from mmquant.utils.building import ConfigError
-
-UNDECIDED = 0.05  # share of a unit's roundings that is told of
 
 
 @STEPS.register_module()
@@ -34,12 +33,12 @@ class Reconstruction(Step):
         inputs (str | dict): What a unit reads: the ``'quant'`` (default) or the ``'float'`` prefix, or the config of a
             mixer of both, such as :class:`ElementMix`.
         rounding (dict | None): How weights choose their levels, such as ``AdaRound``. Default None: they stay as they
-            are, decided or at nearest rounding. With neither ``rounding`` nor ``train``: BRECQ's first step, ``AdaRound``
-            at a rate of 1e-3.
-        train (dict | None): Role -> ``dict(lr=..., schedule='constant', optimizer=dict(type='Adam'), max_bits=None)``, see
-            :class:`mmquant.reconstruction.optimizers.Training`. Roles are those of roundings (``rounding`` of AdaRound,
-            ``weight`` and ``weight_scale`` of StraightThrough), of adapters (``affine``, ``bias``) and of activation
-            quantizers (``activation_scale``).
+            are, decided or at nearest rounding. With neither ``rounding`` nor ``train``: BRECQ's first step,
+            ``AdaRound`` at a rate of 1e-3.
+        train (dict | None): Role -> ``dict(lr=..., schedule='constant', optimizer=dict(type='Adam'), max_bits=None)``,
+            see :class:`mmquant.reconstruction.optimizers.Training`. Roles are those of roundings
+            (``rounding`` of AdaRound, ``weight`` and ``weight_scale`` of StraightThrough), of adapters (``affine``,
+            ``bias``) and of activation quantizers (``activation_scale``).
         terms (dict | None): Name -> config of a term or regularizer, in place of or beside ``unit``
             (:class:`UnitLoss`) and ``rounding`` (:class:`RoundingRegularizer`); None takes one of them away.
         hooks (dict | None): Name -> config of a hook, in place of or before ``stem`` (:class:`LeaveStem`) and
@@ -72,15 +71,4 @@ class Reconstruction(Step):
                                     settings.num_iters):
             visit.record(**reconstruct(visit, settings))
         if text := undecided_text([r for r in context.records if r.get('step') == self.name]):
-            MMLogger.get_current_instance().warning(f'{self.name}: {text}')
-
-
-def undecided_text(records: list[dict]) -> str:
-    """What to do about roundings that were between two levels when they were decided; empty where few were."""
-    units = [r for r in records if r.get('undecided', 0) > UNDECIDED]
-    if not units:
-        return ''
-    worst = max(units, key=lambda r: r['undecided'])
-    return (f'{worst["undecided"]:.0%} of the roundings of {worst["unit"] or "the net"} (and more than {UNDECIDED:.0%} '
-            f'in {len(units) - 1} other units) were undecided when the steps ended, and went to the nearer level: give '
-            'more steps (num_iters), a higher rate (train.rounding.lr), or relative=True to the RoundingRegularizer')
+            MMLogger.get_current_instance().warning(text)

@@ -15,8 +15,9 @@ def agreement(model, images: list | None = None) -> dict:
     are then compared with its own float mode. ValueError without both.
 
     Returns:
-        dict: ``sqnr_db`` (inf where nothing differs, NaN if the original is all zero), ``top1_agreement`` (0..1; None
-        unless the outputs are one tensor (N, classes)), ``images``, ``reference`` (``'original'`` or ``'float mode'``).
+        dict: ``sqnr_db`` (inf where nothing differs, NaN if the original is all zero or outputs are not finite; both
+        are null in results.json), ``top1_agreement`` (0..1; None unless the outputs are one tensor (N, classes)),
+        ``images``, ``reference`` (``'original'`` or ``'float mode'``).
     """
     reference, kind = model.reference, 'original'
     if reference is None:
@@ -44,4 +45,10 @@ def agreement_line(found: dict) -> str:
     """What :func:`agreement` found, in one line."""
     whose = 'the original float model' if found['reference'] == 'original' else 'its own float mode'
     top1 = '' if found['top1_agreement'] is None else f', top-1 agreement {found["top1_agreement"]:.1%}'
-    return f'Outputs against {whose} on {found["images"]} calibration images: SQNR {found["sqnr_db"]:.1f} dB{top1}'
+    return f'Outputs against {whose} on {found["images"]} calibration images: {_sqnr_text(found["sqnr_db"])}{top1}'
+
+
+def _sqnr_text(sqnr: float) -> str:
+    if math.isfinite(sqnr):
+        return f'SQNR {sqnr:.1f} dB'
+    return 'no difference' if sqnr > 0 else 'no SQNR (outputs that are all zero or not finite)'

@@ -1,4 +1,5 @@
 """Quantize any ``torch.nn.Module`` from Python: no config, no Runner, the same engine."""
+import logging
 import os
 import os.path as osp
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from mmquant.apis.images import check_images, collect_images, leave_inference_mo
 from mmquant.models import QuantizedModel
 from mmquant.models.policy import merged_config
 from mmquant.models.unchanged import unchanged_on_error
+from mmquant.reconstruction.undecided import undecided_text
 from mmquant.utils.building import ConfigError, check_keys, check_types, closest
 from mmquant.utils.progress import progress
 
@@ -146,6 +148,8 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
     if wrapped.plan:
         print_log(short_summary(wrapped, next((s.unit for s in steps if s.unit), 'block')), 'current')
         print_log(agreement_line(agreement(wrapped, chunks[:1])), 'current')
+    if text := undecided_text(context.records):
+        print_log(text, 'current', logging.WARNING)
     return wrapped
 
 

@@ -3,6 +3,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -61,8 +62,25 @@ def write_text(path, text: str) -> str:
 
 
 def write_json(path, data, sort_keys: bool = False) -> str:
-    """Write plain values at once (:func:`replacing`), with a line end; returns the path."""
-    return write_text(path, json.dumps(data, indent=1, sort_keys=sort_keys) + '\n')
+    """Write plain values at once (:func:`replacing`), with a line end; returns the path.
+
+    Numbers that are not finite become null: strict JSON has none, and most readers refuse ``Infinity`` and ``NaN``.
+    """
+    return write_text(path, json.dumps(_finite(data), indent=1, sort_keys=sort_keys, allow_nan=False) + '\n')
+
+
+def read_json(path):
+    """What a JSON file holds; ``Infinity`` and ``NaN`` are None, as :func:`write_json` has them."""
+    with open(path, encoding='utf-8') as stream:
+        return json.load(stream, parse_constant=lambda _: None)
+
+
+def _finite(value):
+    if isinstance(value, float):  # numpy's float64 is one, too
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager

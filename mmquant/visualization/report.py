@@ -12,6 +12,7 @@ from mmquant.analysis.inspection import Inspection
 from mmquant.analysis.sensitivity import LayerSensitivity
 from mmquant.analysis.tables import bits_text, stage_rows
 from mmquant.models.cost import FLOAT_BITS, ModelCost
+from mmquant.reconstruction.undecided import undecided_text
 from mmquant.utils.files import write_text
 from mmquant.utils.tables import cell
 from mmquant.visualization import figures as draw
@@ -30,6 +31,7 @@ nav a { display: inline-block; padding: 10px 16px 10px 0; color: var(--accent); 
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px; margin: 20px 0; padding: 18px 22px 20px;
           scroll-margin-top: 52px; }
 h2 { font-size: 18px; margin: 0 0 4px; }
+p.bad { color: #b3261e; margin: 0 0 12px; max-width: 85ch; }
 .note { color: var(--faint); margin: 0 0 12px; max-width: 85ch; font-size: 14px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; margin: 20px 0; }
 .tile { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; }
@@ -136,7 +138,8 @@ def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
          'are quantized; the metric that is lost when only it is quantized, and won when only it stays float. The '
          'layers that come first are those to give more bits.', f'{SENSITIVITY}{NOT_MEASURED}{SENSITIVITY_END}'),
         ('roundings', 'Roundings', 'Share of weights that reconstruction rounded away from the nearest level. Grey: '
-         'nearest rounding was better on held-out images and was kept.', get('flipped_roundings', '')),
+         'nearest rounding was better on held-out images and was kept.',
+         _warning(undecided_text(run.units)) + get('flipped_roundings', '')),
         ('losses', 'Losses', 'Reconstruction loss on the training batches of each unit, from the first unit (dark) to '
          'the last (bright).', get('losses', '')),
         ('weights', 'Weights', 'Distribution of the weights in steps of their grid, each channel in its own. Dashed: '
@@ -154,6 +157,10 @@ def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
 def _section(anchor: str, title: str, note: str, body: str) -> str:
     note = f'<p class="note">{escape(note)}</p>' if note else ''
     return f'<section id="{anchor}"><h2>{escape(title)}</h2>{note}{body}</section>'
+
+
+def _warning(text: str) -> str:
+    return f'<p class="bad">{escape(text)}</p>' if text else ''
 
 
 def _tiles(run: Run) -> str:

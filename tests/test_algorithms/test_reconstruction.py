@@ -10,6 +10,7 @@ from torch import nn
 
 from mmquant.reconstruction import unit_fit as module
 from mmquant.reconstruction.problem import split_rows
+from mmquant.reconstruction.undecided import undecided_text
 from mmquant.utils.building import ConfigError
 
 
@@ -536,8 +537,10 @@ def test_shared_heads_are_fitted_to_what_the_float_net_gives_on_every_level(name
 
 
 def test_undecided_roundings_are_told_with_the_remedy():
-    from mmquant.algorithms.reconstruction import undecided_text
     records = [dict(unit=n, undecided=x) for n, x in zip('abc', (0.42, 0.06, 0.01))] + [dict(unit='d')]
     text = undecided_text(records)
-    assert text.startswith('42% of the roundings of a (and more than 5% in 1 other units)') and 'num_iters' in text
-    assert undecided_text(records[2:]) == ''
+    assert text.startswith('Undecided roundings: steps: 42% of a (and more than 5% in 1 other unit). They went to the')
+    assert 'num_iters' in text and undecided_text(records[2:]) == '' and '\n' not in text
+    both = [dict(r, step='weights') for r in records] + [dict(unit='', undecided=0.5, step='joint')]
+    assert undecided_text(both).startswith(
+        'Undecided roundings: weights: 42% of a (and more than 5% in 1 other unit); joint: 50% of the net. They')

@@ -5,7 +5,8 @@ import pytest
 import torch
 from models_for_tests import ResNet, calibrated, images, randomize
 
-from mmquant.analysis.agreement import agreement
+from mmquant.analysis.agreement import agreement, agreement_line
+from mmquant.utils.files import read_json, write_json
 
 
 @torch.no_grad()
@@ -41,3 +42,16 @@ def test_without_an_original():
     with pytest.raises(ValueError, match='give images'):
         agreement(model)
     assert agreement(model, [x])['reference'] == 'float mode'
+
+
+@pytest.mark.parametrize('bias, sqnr, text', [
+    (1.0, math.inf, ': no difference, top-1 agreement 100.0%'),
+    (0.0, math.nan, ': no SQNR (outputs that are all zero or not finite), top-1 agreement 100.0%')])
+def test_nothing_differs_or_nothing_is_there(tmp_path, bias, sqnr, text):
+    """Neither has an SQNR: the line says so, and the file is strict JSON."""
+    net = randomize(ResNet())
+    torch.nn.init.zeros_(net.fc.weight), torch.nn.init.constant_(net.fc.bias, bias)
+    found = agreement(calibrated(net, images(8, 3, 16, 16)).model)
+    assert repr(found['sqnr_db']) == repr(sqnr) and agreement_line(found).endswith(text)
+    path = write_json(tmp_path / 'results.json', dict(agreement=found))
+    assert read_json(path)['agreement'] == dict(found, sqnr_db=None)

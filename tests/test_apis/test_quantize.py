@@ -1,4 +1,5 @@
 import copy
+import logging
 import sys
 
 import pytest
@@ -182,6 +183,15 @@ def test_summary(monkeypatch):
     assert f'{model_cost(quantized, 2).macs / 1e9:.3f} GMACs' in text
     with pytest.raises(ConfigError, match='this model has no quantizers yet'):
         mmquant.summary(QuantizedModel(ResNet(), quantizer_cfg(), 'random'))
+
+
+def test_undecided_roundings_are_told_last(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys.modules['mmquant.apis.quantize'], 'print_log', lambda *args: told.append(args))
+    mmquant.quantize(randomize(ResNet()), loader(), 'brecq_short', 4, None, num_iters=2, batch_size=4)
+    text, logger, level = told[-1]
+    assert text.startswith('Undecided roundings: weights: ') and level == logging.WARNING
+    assert 9 < int(text.split('weights: ')[1].split('%')[0]) <= 100 and 'relative=True' in text
 
 
 def test_numbers_of_a_recipe():

@@ -141,6 +141,7 @@ def test_one_float_figure_a_table_or_a_note(folder, tmp_path):
     assert [table['Little A', '2/4'][i] for i in (5, 9)] == ['89.40 / 90.00 †', '-17.80']
     assert [table['Little A, tensor', '4/32'][i] for i in (5, 9)] == ['89.40 †', '-9.40']
     assert table['Net B', '2/4'][5] == '89.00'
+    assert table['Little A', '2/4'][7] == '72.00 ± 2.65'
     assert re.findall('^†.*', text, re.M) == [
         '† Little A, Top-1 (%) of the float model: 89.40 on Chip with torch 2.89, Other and 90.00 on Chip with an '
         "unknown torch. The change of a row is against its own run's; compare rows with different ones by their "

@@ -67,6 +67,9 @@ def test_table(tmp_path):
     assert '| A | 65.50 |' in own and '±' not in own  # nothing was changed: the config's own record
     both = variants_table('net_small', [entry(tmp_path, 8)], ['accuracy/top1', 'accuracy/top1'])
     assert '| A | 71.00 ± 1.41 / 71.00 ± 1.41 |' in both and '\ntop1 / top1 on Small set' in both
+    known['variants']['A']['seeds'] = {'0': {'accuracy/top1': None}, '1': {'accuracy/top1': 72.0}}  # it was NaN
+    write_json(str(tmp_path / 'records' / 'alg' / 'net_w8a8_small' / 'variants.json'), known)
+    assert '| A | - |' in variants_table('net_small', [entry(tmp_path, 8)])
     assert '| A | nothing found |' in variants_table('net_small', [entry(tmp_path, 8, dict(metrics={}))])
     assert 'Not measured yet' in variants_table('net_small', [entry(tmp_path, 4)])
     with pytest.raises(ConfigError, match="no config of this folder belongs to it; did you mean 'net_small'"):

@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import stat
 
+import numpy as np
 import pytest
 import torch
 
-from mmquant.utils.files import InUseError, locked, replacing, sha256_of, write_json, write_text
+from mmquant.utils.files import InUseError, locked, read_json, replacing, sha256_of, write_json, write_text
 from mmquant.utils.tensor_files import CheckpointError, read_tensors, write_atomically
 
 
@@ -28,6 +29,18 @@ def test_what_is_written_is_whole(tmp_path):
     assert json.loads(path.read_text())['b'] == 1 and os.listdir(path.parent) == ['a.json']
     write_text(path, 'x')
     assert sha256_of(path).startswith('2d711642b726b04401627ca9fbac32f5')
+
+
+def test_json_is_strict(tmp_path):
+    """Readers outside of Python refuse Infinity and NaN; those of older files are read as what they are now."""
+    def refuse(name):
+        raise AssertionError(name)
+    path = tmp_path / 'a.json'
+    write_json(path, dict(a=float('inf'), b=[1.5, (float('nan'), -float('inf'))], c=dict(d=np.float64('nan'), e='NaN')))
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert found == read_json(path) == dict(a=None, b=[1.5, [None, None]], c=dict(d=None, e='NaN'))
+    path.write_text('{"a": NaN, "b": [-Infinity, 2.5]}')
+    assert read_json(path) == dict(a=None, b=[None, 2.5])
 
 
 def test_links_are_not_followed(tmp_path):

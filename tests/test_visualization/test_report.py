@@ -65,7 +65,8 @@ def test_everything_is_there_and_nothing_is_fetched(page):
     assert outline.svgs == len(FIGURES) and outline.fetched == []
     assert not re.search(r'url\((?!#)|@import', text)
     for expected in ('net_w4a4', 'seed 3', '98.00', '41.50', '1.2 min', '1.00 GiB', 'layer2.0.downsample.0',
-                     'type=&#x27;&lt;Net&gt;&#x27;', '<td class="n bad">'):
+                     'type=&#x27;&lt;Net&gt;&#x27;', '<td class="n bad">',
+                     '<p class="bad">Undecided roundings: weights: 10% of layer1.0 (and more than 5% in 1 '):
         assert expected in text, expected
     assert len(text) < 1_000_000
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os.path as osp
 import shlex
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mmquant.utils.files import read_json
 from mmquant.utils.hardware import device_name
 from mmquant.utils.tables import cell, render
 
@@ -29,16 +29,11 @@ def _table_file(path: str) -> str:
     """``path``, if tables can be added there: told before anything is measured."""
     if osp.exists(path):
         try:
-            _read(path)
+            read_json(path)
         except (OSError, ValueError) as error:
             raise argparse.ArgumentTypeError(f'{path} holds no tables of benchmarks ({error}); remove it or name '
                                              'another file') from error
     return path
-
-
-def _read(path: str) -> dict:
-    with open(path) as f:
-        return json.load(f)
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence], device: torch.device, out: str | None) -> str:
@@ -51,7 +46,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence], device: t
         out (str | None): JSON file, made if it is not there; None: nothing is written.
     """
     if out:
-        known = _read(out) if osp.exists(out) else {}
+        known = read_json(out) if osp.exists(out) else {}
         known.setdefault(osp.basename(sys.argv[0]), {})[title] = dict(
             command=command(), device=device_name(device), torch=torch.__version__, columns=list(columns),
             rows=[list(row) for row in rows])

@@ -7,14 +7,12 @@ import argparse
 import copy
 import importlib.util
 import itertools
-import json
 import os.path as osp
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob
 
-import mmengine
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -23,6 +21,7 @@ from model_coverage import Coverage, measure_apart
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import run_as_script
 from mmquant.registry import MODELS
+from mmquant.utils.files import read_json, write_json, write_text
 
 # Size words of config names, smallest first.
 SIZES = ('atto', 'nano', 'xx-?small', 'x-?small', 'tiny', 'b0', 's12', 'r18', 'small', r'resnet18|[-_]18',
@@ -249,13 +248,13 @@ def parse_args() -> argparse.Namespace:
 
 def read_state(path: str) -> dict:
     """Results so far, by zoo and name."""
-    state = mmengine.load(path) if osp.isfile(path) else {}
+    state = read_json(path) if osp.isfile(path) else {}
     return {scope: state.get(scope, {}) for scope in ZOOS}
 
 
 def coverage_of(row: dict) -> Coverage:
-    """The result that a row of the JSON file holds."""
-    return Coverage(**{k: v for k, v in row.items() if k != 'config'})
+    """The result that a row of the JSON file holds, which has null for an SQNR that is none."""
+    return Coverage(**{k: v for k, v in row.items() if k != 'config' and v is not None})
 
 
 def main() -> None:
@@ -263,8 +262,6 @@ def main() -> None:
     args = parse_args()
     logger = MMLogger.get_instance('zoo_coverage')
     state = read_state(args.state)
-    mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.state)))
-    mmengine.mkdir_or_exist(osp.dirname(osp.abspath(args.out)))
     zoos = (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, )),
             ('torchvision', torchvision_models, (64, 224)), ('timm', timm_models, (64, 224, 256)))
     for scope, choose, sides in zoos:
@@ -283,16 +280,13 @@ def main() -> None:
                 del rows[name]
 
         def save(name, rows=rows):
-            with open(args.state, 'w') as stream:
-                json.dump(state, stream, indent=1, sort_keys=True)
-                stream.write('\n')
+            write_json(args.state, state, sort_keys=True)
             found = coverage_of(rows[name])
             logger.info(f'{name}: {found.quantized} of {found.layers} layers, {found.seconds:.1f} s {found.reason}')
 
         measure(scope, models, sides, args.limit, rows, save)
     if not args.list:
-        with open(args.out, 'w') as stream:
-            stream.write(page(state))
+        write_text(args.out, page(state))
 
 
 if __name__ == '__main__':

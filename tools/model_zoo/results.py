@@ -6,7 +6,6 @@ One record is one evaluation by ``tools/test.py``: plain values, no path of a ma
 """
 from __future__ import annotations
 
-import json
 import os
 import os.path as osp
 from glob import glob
@@ -120,10 +119,7 @@ def write_json(path: str, data: dict) -> str:
 
 def read_json(path: str) -> dict | None:
     """What a file holds, None without one."""
-    if not osp.exists(path):
-        return None
-    with open(path) as f:
-        return json.load(f)
+    return files.read_json(path) if osp.exists(path) else None
 
 
 def results_folder(config: str) -> str:

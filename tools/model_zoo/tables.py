@@ -220,7 +220,8 @@ def _variant(entry: Entry, known: dict, name: str, named: dict, keys: list[str],
         return '-'
     if {} in seeds:  # CocoMetric returns no metrics where a detector finds no box at all
         return 'nothing found'
-    return ' / '.join(spread([m[key] for m in seeds], factor=factor) for key in keys)
+    columns = ([m[key] for m in seeds] for key in keys)  # None: measured, but no number
+    return ' / '.join('-' if None in values else spread(values, factor=factor) for values in columns)
 
 
 def summary_table(entries: list[Entry]) -> str:

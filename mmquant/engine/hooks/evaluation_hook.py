@@ -10,6 +10,7 @@ from mmquant.analysis.agreement import agreement, agreement_line
 from mmquant.analysis.tables import coverage_table, summary_table
 from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
 from mmquant.models.cost import model_cost
+from mmquant.reconstruction.undecided import undecided_text
 from mmquant.registry import HOOKS
 from mmquant.utils.building import ConfigError, closest
 from mmquant.utils.files import write_json
@@ -85,6 +86,8 @@ class EvaluationHook(Hook):
         runner.logger.info('\n' + coverage_table(cost))
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
         runner.logger.info(agreement_line(found))
+        if text := undecided_text(context.records):
+            runner.logger.warning(text)
 
     def _evaluate_final(self, runner, context: CalibrationContext) -> None:
         """As tools/test.py does; not twice on the network that the last step has left."""
