@@ -1,5 +1,4 @@
 """Quantize any ``torch.nn.Module`` from Python: no config, no Runner, the same engine."""
-import logging
 import os
 import os.path as osp
 from collections.abc import Iterable, Mapping
@@ -149,7 +148,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
         print_log(short_summary(wrapped, next((s.unit for s in steps if s.unit), 'block')), 'current')
         print_log(agreement_line(agreement(wrapped, chunks[:1])), 'current')
     if text := undecided_text(context.records):
-        print_log(text, 'current', logging.WARNING)
+        print_log(text, 'current')  # mmengine's logger would not repeat the warning of the step
     return wrapped
 
 

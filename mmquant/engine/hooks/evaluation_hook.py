@@ -87,7 +87,7 @@ class EvaluationHook(Hook):
         runner.logger.info('\n' + summary_table(runner.train_loop.stages, cost, total, peak))
         runner.logger.info(agreement_line(found))
         if text := undecided_text(context.records):
-            runner.logger.warning(text)
+            runner.logger.info(text)  # a warning of the step before is not repeated by mmengine's logger
 
     def _evaluate_final(self, runner, context: CalibrationContext) -> None:
         """As tools/test.py does; not twice on the network that the last step has left."""
