@@ -38,7 +38,12 @@ def replacing(path, mode: str = 'w'):
     except BaseException:
         os.remove(temporary)
         raise
-    directory = os.open(folder, os.O_RDONLY)  # the rename itself is on disk only when its folder is
+    sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Wait until what was renamed in a folder is on disk."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
