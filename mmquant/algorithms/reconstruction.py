@@ -19,6 +19,7 @@ from mmquant.reconstruction.undecided import undecided_text
 from mmquant.registry import STEPS
 from mmquant.structures.unit import GRANULARITIES
 from mmquant.utils.building import ConfigError
+from mmquant.utils.contexts import sound_gradients
 
 
 @STEPS.register_module()
@@ -67,8 +68,10 @@ class Reconstruction(Step):
     def run(self, context: CalibrationContext) -> None:
         model, settings = context.model, self.settings
         settings.check_roles(model)
-        for visit in context.visits(self.unit, lambda unit: settings.wanted(model, unit), settings.streams, self.name,
-                                    settings.num_iters):
-            visit.record(**reconstruct(visit, settings))
+        visits = context.visits(self.unit, lambda unit: settings.wanted(model, unit), settings.streams, self.name,
+                                settings.num_iters)
+        with sound_gradients(model):
+            for visit in visits:
+                visit.record(**reconstruct(visit, settings))
         if text := undecided_text([r for r in context.records if r.get('step') == self.name]):
             MMLogger.get_current_instance().warning(text)
