@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from mmquant.apis.quantize import config_root
+from mmquant.apis.bases import read_config
 from mmquant.datasets.files import check_dataset_cfg, check_evaluator_cfg
 from mmquant.engine import CalibrationLoop
 from mmquant.models import QuantizedModel
@@ -22,13 +22,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config, apply ``--cfg-options``; ConfigError without the file, or without the key that an option names."""
     if not osp.isfile(path):
         raise ConfigError(f'config {path} does not exist')
-    try:
-        cfg = Config.fromfile(path)
-    except AssertionError as error:
-        if 'load mmquant config' not in str(error):
-            raise
-        raise ConfigError(f'{path}: mmengine finds bases by "package::" in its own packages only, not "mmquant::"; '
-                          f'give the path of the file, below {config_root()}') from error
+    cfg = read_config(path)
     for key in options or {}:
         _check_option(cfg, key)
     cfg.merge_from_dict(options or {})
