@@ -12,6 +12,8 @@ from mmquant.reconstruction.optimizers import ParamGroup, can_be_captured, make_
 from mmquant.reconstruction.problem import Problem
 from mmquant.utils.distributed import alone, average_gradients, share
 
+DIVERGED = 'lower the learning rate, or switch --amp off'
+TOO_LARGE = 'nothing has been trained yet: check the sizes of weights and calibration images, or switch --amp off'
 WARMUP = 3  # ordinary calls before a step is captured
 
 
@@ -142,8 +144,8 @@ def fit(problem: Problem, groups: Sequence[ParamGroup], num_iters: int, batch_si
         if report and (step % every == 0 or step == num_iters - 1):
             value = loss.item()
             if not math.isfinite(value):
-                raise FloatingPointError(f'the reconstruction loss became {value} at step {step} of {num_iters}; lower '
-                                         'the learning rate, or switch --amp off')
+                raise FloatingPointError(f'the reconstruction loss became {value} at step {step} of {num_iters}; '
+                                         f'{DIVERGED if step else TOO_LARGE}')
             report(step + 1, value)
         changed = after_step(step) if after_step else None
         if changed is not None:

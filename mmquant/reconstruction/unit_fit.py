@@ -99,7 +99,10 @@ def reconstruct(visit: Visit, settings: Settings) -> dict:
         initial = unit_fit.initial
         for hook in settings.hooks.values():
             hook.before_fit(unit_fit)
-        record = dict(curve=curve, loss=unit_fit.run(report))
+        try:
+            record = dict(curve=curve, loss=unit_fit.run(report))
+        except FloatingPointError as error:
+            raise FloatingPointError(f'unit {unit.name or "net"}: {error}') from error
         tuned = variables.tuned()
         variables.restore(tuned)
         for hook in settings.hooks.values():

@@ -544,3 +544,11 @@ def test_undecided_roundings_are_told_with_the_remedy():
     both = [dict(r, step='weights') for r in records] + [dict(unit='', undecided=0.5, step='joint')]
     assert undecided_text(both).startswith(
         'Undecided roundings: weights: 42% of a (and more than 5% in 1 other unit); joint: 50% of the net. They')
+
+
+def test_what_overflows_is_told_with_its_unit():
+    net = randomize(ResNet())
+    net.layer1[0].conv1.weight.data.mul_(1e30)
+    with pytest.raises(FloatingPointError, match=r'unit layer1\.0: the reconstruction loss became (inf|nan) at '
+                       'step 0 of 2; nothing has been trained yet'):
+        run(calibrated(net, images(16, 3, 16, 16)), weights(num_iters=2, batch_size=4))

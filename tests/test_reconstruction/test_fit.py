@@ -146,9 +146,15 @@ def test_penalties_add_up_and_are_not_reported():
 
 def test_nan_in_the_loss_is_an_error():
     problem, guess, _, _ = linear_problem()
-    problem.comparisons[0].targets[7] = float('nan')
-    with pytest.raises(FloatingPointError, match='reconstruction loss became nan at step .* of 40; lower the learning '
+
+    def spoil(step):
+        problem.comparisons[0].targets.fill_(float('nan'))
+
+    with pytest.raises(FloatingPointError, match='reconstruction loss became nan at step 2 of 40; lower the learning '
                        'rate, or switch --amp off'):
+        fit(problem, group(guess, 0.1), 40, 16, seed=0, after_step=spoil, report=lambda step, loss: None)
+    with pytest.raises(FloatingPointError, match='became nan at step 0 of 40; nothing has been trained yet: check the '
+                       'sizes of weights and calibration images'):
         fit(problem, group(guess, 0.1), 40, 16, seed=0, report=lambda step, loss: None)
 
 
