@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass, field
 
 import torch
+from noise_sources import noise_sources, powers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
@@ -29,6 +30,7 @@ W8A8 = dict(weight=dict(type='mmquant.UniformAffineQuantizer', bits=8, granulari
             activation=dict(type='mmquant.UniformAffineQuantizer', bits=8))
 MIN_MAX = dict(type='mmquant.MinMaxObserver')
 GRANULARITIES = ('layer', 'block', 'stage')
+LOWEST = 20  # dB; where W8A8 has a lower SQNR, it is found out which tensors cost it
 MOVES_BOXES = re.compile(r'\b(rpn|fc)_reg\b')  # names of layers in mmdet's heads
 
 
@@ -47,6 +49,8 @@ class Coverage:
         functional (int): Layers whose weight is used, but not by calling the layer, or is computed anew in each pass:
             these stay float.
         constant (int): Layers that read no data, such as tables of positions: what they compute is known beforehand.
+        unnamed (int): Parameters of two or more axes that are neither quantized nor named as float in the plan.
+        noise (dict): Of :class:`NoiseSources`, where the SQNR is below ``LOWEST``.
     """
     quantized: int = 0
     layers: int = 0
@@ -57,20 +61,14 @@ class Coverage:
     unreached: int = 0
     functional: int = 0
     constant: int = 0
+    unnamed: int = 0
+    noise: dict = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         """Every layer that the outputs depend on is quantized, and they are finite."""
         wanted = self.layers - self.unreached - self.constant
-        return not self.reason and self.quantized == wanted and not math.isnan(self.sqnr)
-
-
-def output_sqnr(reference, quantized) -> float:
-    """Signal-to-quantization-noise ratio in dB over all floating-point outputs; infinite for equal ones."""
-    pairs = [(r.double(), q.double()) for r, q in zip(float_tensors(reference), float_tensors(quantized), strict=True)]
-    signal_power = sum(r.square().sum().item() for r, _ in pairs)
-    noise = sum((q - r).square().sum().item() for r, q in pairs)
-    return sqnr_db(signal_power, noise)
+        return not self.reason and not self.unnamed and self.quantized == wanted and not math.isnan(self.sqnr)
 
 
 def measure_coverage(build, shape: tuple[int, int, int], seed: int = 0) -> Coverage:
@@ -190,15 +188,24 @@ def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) ->
         step.run(context)
     with model.frozen(*model.ready):
         quantized = context.run(0)
+    sqnr = sqnr_db(*powers(reference, quantized))  # infinite for equal outputs
+    noise = vars(noise_sources(model, lambda: context.run(0), reference)) if sqnr < LOWEST else {}
     layers = sum(is_layer(m) for m in model.architecture.modules())
     units = {g: len(model.units(g)) for g in GRANULARITIES}
     rest = [n for n, _ in model.plan.float_layers if is_layer(model.architecture.get_submodule(n))]
     constant = [n for n in rest if n in model.flow.calls_of and not any(c.inputs for c in model.flow.calls_of[n])]
     used = [n for n in rest if n in model.flow.calls_of and n not in constant]  # weights made anew in each pass
     used += functional_layers(context, [n for n in rest if n not in model.flow.calls_of])
-    return dict(quantized=len(model.plan.weights), layers=layers, units=units, sqnr=output_sqnr(reference, quantized),
-                unreached=len(rest) - len(used) - len(constant), functional=len(used),
+    return dict(quantized=len(model.plan.weights), layers=layers, units=units, sqnr=sqnr, noise=noise,
+                unnamed=len(unnamed(model)), unreached=len(rest) - len(used) - len(constant), functional=len(used),
                 constant=len(constant), reason='' if total else 'no layer with weights')
+
+
+def unnamed(model: QuantizedModel) -> list[str]:
+    """Parameters of two or more axes that are neither quantized nor in a module that the plan names as float."""
+    named = dict(model.plan.float_layers)
+    return [n for n, p in model.architecture.named_parameters() if p.dim() > 1 and n.rpartition('.')[0] not in named
+            and not (n.rpartition('.')[0] in model.plan.weights and n.endswith('.weight'))]
 
 
 @torch.enable_grad()

@@ -16,7 +16,8 @@ from glob import glob
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from model_coverage import Coverage, measure_apart
+from model_coverage import LOWEST, Coverage, measure_apart
+from noise_sources import NoiseSources
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import run_as_script
@@ -27,6 +28,9 @@ from mmquant.utils.files import read_json, write_json, write_text
 SIZES = ('atto', 'nano', 'xx-?small', 'x-?small', 'tiny', 'b0', 's12', 'r18', 'small', r'resnet18|[-_]18',
          r'[-_]s0?[-_]', '400mf', '31B', r'r50|[-_0a-z]50', 'w18', 'd53', r'[-_]b1[-_]', '13',
          'base', '101', 'large', 'huge', 'XL', '-g-')
+# timm marks most sizes by letters, and its numbers are sizes too.
+TIMM_SIZES = ('atto', 'femto', 'pico', 'nano', 'xx-?s', r'_x-?s(_|mall|$)', 'tiny', '18', '_b?0?50|_128$',
+              r'_[bft][08]$', r'[_d2]s\d?(_p|$)', 'small', r'_m\d?$')
 # Folders of mmdet that hold no detectors: trackers, video, other tasks, training recipes of detectors in other folders.
 NO_FAMILIES = re.compile('_base_|albu|bytetrack|ocsort|sort|qdtrack|masktrack|vis$|reid|cityscapes|common|deepfashion|'
                          'dsdl|instaboost|legacy|lvis|misc|objects365|openimages|pascal|resnet_strikes|seesaw|'
@@ -38,15 +42,25 @@ FIXED_SHAPES = dict(LeNet5=(1, 32, 32))
 FOR_INFERENCE = dict(use_torchvision=False, num_cp=0)  # in any part of a model config
 PROPOSALS = 20  # of a region proposal network; 1000 on random weights take minutes and show the same layers
 ZOOS = ('mmpretrain', 'mmdet', 'torchvision', 'timm')
-LOWEST = 20  # dB; a lower SQNR at W8A8 is remarked
+TIMM_SIDE = 64
 SIDE = 320  # smaller images leave nothing on the highest level of some pyramids
+
+
+def first_word(words: tuple[str, ...], name: str) -> int:
+    """Number of the first size word that is in a name."""
+    return next((i for i, word in enumerate(words) if re.search(word, name)), len(words))
 
 
 def size_rank(path: str) -> tuple:
     """Sorts configs by the size word in their names, then by length."""
     name = osp.basename(path)
-    rank = next((i for i, word in enumerate(SIZES) if re.search(word, name)), len(SIZES))
-    return rank, len(name), name
+    return first_word(SIZES, name), len(name), name
+
+
+def timm_rank(name: str) -> tuple:
+    """Sorts timm's names by size: word, then numbers; last what timm has for its own tests."""
+    numbers = [int(x) for x in re.findall(r'\d+', name)]
+    return name.startswith('test_'), first_word(TIMM_SIZES, name), numbers, len(name), name
 
 
 def config_folder(package: str) -> str:
@@ -111,11 +125,17 @@ def torchvision_models() -> dict[str, list[tuple[str, Callable]]]:
 
 
 def timm_models() -> dict[str, list[tuple[str, Callable]]]:
-    """Family (module of timm) -> [(name, builder)]: the smallest by the size word of its name."""
+    """Family (module of timm) -> [(name, builder)]: the smallest as its name says.
+
+    One of a fixed image size is built for small images first, then as it is.
+    """
     import timm
-    found = {family: sorted(timm.list_models(module=family), key=size_rank) for family in timm.list_modules()}
-    return {family: [(names[0], partial(timm.create_model, names[0]))] for family, names in sorted(found.items())
-            if names}
+    found = {family: min(timm.list_models(module=family), key=timm_rank, default='') for family in timm.list_modules()}
+    small = {name: dict(img_size=TIMM_SIDE) for name in found.values()
+             if name and getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False)}
+    return {family: [(name, partial(timm.create_model, name, **kwargs))
+                     for kwargs in ([small[name]] if name in small else []) + [{}]]
+            for family, name in sorted(found.items()) if name}
 
 
 def shape_of(model: dict | Callable, side: int) -> tuple[int, int, int]:
@@ -193,9 +213,11 @@ def table(rows: dict, first: str) -> str:
     for name, (path, c) in sorted(found.items(), key=lambda item: item[0].lower()):
         units = '/'.join(str(c.units.get(g, '-')) for g in ('layer', 'block', 'stage'))
         low = '' if c.reason or c.sqnr >= LOWEST else f'SQNR below {LOWEST} dB'
-        remarks = [low, c.reason.replace('|', '/'), f'{c.unreached} layers without influence' if c.unreached else '',
+        remarks = [f'{low}: {NoiseSources.from_json(c.noise)}' if c.noise else low, c.reason.replace('|', '/'),
+                   f'{c.unreached} layers without influence' if c.unreached else '',
                    f'{c.constant} layers read no data' if c.constant else '',
-                   f'{c.functional} layers are used by function, float' if c.functional else '']
+                   f'{c.functional} layers are used by function, float' if c.functional else '',
+                   f'{c.unnamed} float parameters without a reason' if c.unnamed else '']
         remark = '; '.join(r for r in remarks if r)
         lines.append(f'| {name} | `{path}` | {c.quantized}/{c.layers} | {units} | {c.sqnr:.1f} | {c.seconds:.0f} | '
                      f'{remark} |')
@@ -204,15 +226,25 @@ def table(rows: dict, first: str) -> str:
 
 HEADER = '''# Coverage of the model zoos
 
-Made by `tools/analysis_tools/zoo_coverage.py`: random weights, one random image, weights and activations of 8 bits with
-min-max ranges, no change in any model's code. One small config stands for each classification backbone and for each
-family of detectors; region proposal networks hand on 20 regions. Batch normalization divides by the size of what it
-reads of the image, as a trained one does, or the signal would double with every residual block. "Layers" are those with
-quantized weights and all with weights. Layers that the raw outputs do not depend on (auxiliary heads, branches for
-training) do not count, nor do layers that read no data (tables of relative positions), whose outputs are known before
-any image is. Layers whose weight is read by a function instead of calling the layer stay float, and such a model counts
-as not quantized completely. SQNR compares the raw outputs with those of the float model; with random weights it is a
-check, not an accuracy. Times are of one processor core.
+Made by `tools/analysis_tools/zoo_coverage.py`: random weights, one random image of 64 pixels (or the size that a model
+is fixed to; detectors: 320), weights and activations of 8 bits with min-max ranges, nearest rounding, no change in any
+model's code. One small config stands for each classification backbone and for each family of classifiers or detectors;
+region proposal networks hand on 20 regions. Batch normalization divides by the size of what it reads of the image, as a
+trained one does, or the signal would double with every residual block. "Layers" are those with quantized weights and
+all with weights. Layers that the raw outputs do not depend on (auxiliary heads, branches for training) do not count,
+nor do layers that read no data (tables of relative positions), whose outputs are known before any image is. Layers
+whose weight is read by a function instead of calling the layer stay float, and such a model counts as not quantized
+completely; so does one with a parameter of two or more axes that is neither quantized nor named in the plan with the
+reason why it is float. SQNR compares the raw outputs with those of the float model as it was before the first change;
+with random weights it is a check, not an accuracy. Times are of one processor core.
+
+Where the SQNR is below 20 dB, the remark tells what it is with random noise instead of rounding, as strong as what
+rounding does to each tensor; with every quantizer off (what folding and other edits cost); with weights or activations
+alone; and which tensor makes most of the noise: the SQNR of the outputs if it alone is quantized, that of the tensor
+itself, its largest value in root mean squares, and where calls of a shared layer, which have one grid, differ in size,
+how much. Where random noise does the same, the net with its random weights is
+that sensitive: products of two activations add their relative errors, and what normalizes a small difference of large
+values enlarges them.
 
 The raw outputs of a detector are those of mmdet's `mode='tensor'`. For some detectors that mode computes less than
 prediction does: it leaves out the point head of PointRend, and hands the initial queries to every stage of Sparse R-CNN
@@ -263,7 +295,7 @@ def main() -> None:
     logger = MMLogger.get_instance('zoo_coverage')
     state = read_state(args.state)
     zoos = (('mmpretrain', classification_models, (64, 224)), ('mmdet', detection_models, (SIDE, )),
-            ('torchvision', torchvision_models, (64, 224)), ('timm', timm_models, (64, 224, 256)))
+            ('torchvision', torchvision_models, (64, 224)), ('timm', timm_models, (TIMM_SIDE, 224, 256)))
     for scope, choose, sides in zoos:
         if args.scope not in (None, scope):
             continue
