@@ -131,10 +131,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
                 **{key: getattr(chosen, key) for key in OF_QUANTIZER})
     spec['overrides'] = _first_and_last(spec) if overrides is None else overrides
     steps = build_steps(recipe_steps(recipe, **{key: getattr(chosen, key) for key in OF_STEPS}), 'recipe')
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f'model must be a torch.nn.Module with its weights loaded, got {type(model).__name__}')
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError('model is TorchScript, whose layers cannot be exchanged; give the eager model')
+    _check_eager(model)
     chunks = collect_images(calib_loader, model, chosen.chunk_size)
     leave_inference_mode(model)
     with unchanged_on_error(model):
@@ -150,6 +147,20 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
     if text := undecided_text(context.records):
         print_log(text, 'current')  # mmengine's logger would not repeat the warning of the step
     return wrapped
+
+
+def _check_eager(model) -> None:
+    """ConfigError for what has no layers that can be exchanged."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError('model is TorchScript, whose layers cannot be exchanged; give the eager model')
+    # the module of such a program is a graph of operators too; one of torch.fx.symbolic_trace calls layers, which can
+    operators = isinstance(model, torch.fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes)
+    if operators or isinstance(model, torch.export.ExportedProgram):
+        raise ConfigError('model is a program of torch.export, whose operators are no layers that could be exchanged; '
+                          'give the eager model that was exported')
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f'model must be a torch.nn.Module with its weights loaded, got {type(model).__name__}')
 
 
 def _first_and_last(spec: dict) -> list[dict]:

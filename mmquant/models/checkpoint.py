@@ -70,7 +70,8 @@ def _older(meta) -> dict:
 
 
 def _altered(path: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f'{path} holds packed weights that do not fit together ({error}); it was altered or cut. '
+    what = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'  # Python's are terse
+    return CheckpointError(f'{path} holds packed weights that do not fit together ({what}); it was altered or cut. '
                            'Copy or download it again, or quantize again with tools/ptq.py')
 
 

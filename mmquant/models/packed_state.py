@@ -71,6 +71,9 @@ def pack_state(model: nn.Module, packed: set[nn.Module]) -> tuple[dict, dict[str
 
 def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, set[str]]:
     """Inverse of :func:`pack_state`: state dict, keys of absent float weights; PackedError if parts do not fit."""
+    for name, blob in blobs.items():
+        if name == 'codes' or name.startswith('numbers.'):
+            _check_bytes(name, blob)
     state, absent, entries, begin = OrderedDict(), set(), about['entries'], 0
     state._metadata = about['versions']
     sizes: dict[str, list[int]] = defaultdict(list)
@@ -101,6 +104,12 @@ def unpack_state(about: dict, blobs: dict[str, Tensor]) -> tuple[OrderedDict, se
     if begin != len(blobs['codes']):
         raise PackedError(f'{len(blobs["codes"])} bytes of packed codes, but the layers take {begin}')
     return state, absent
+
+
+def _check_bytes(name: str, blob) -> None:
+    if not isinstance(blob, Tensor) or blob.dtype != torch.uint8 or blob.dim() != 1:
+        found = f'a tensor of {blob.dtype} {tuple(blob.shape)}' if isinstance(blob, Tensor) else type(blob).__name__
+        raise PackedError(f'{name!r} must be bytes, a tensor of torch.uint8 with one axis, found {found}')
 
 
 def check_codes(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError
 
 NEEDS_PLAIN_MEMORY = ('view size is not compatible', 'must be contiguous')  # in errors of torch and of mmcv's operators
+EXPORTING = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.6 cannot say
 
 
 @MODELS.register_module()
@@ -81,6 +82,9 @@ class QuantizedModel(BaseModel):
         Several threads may run one model, but none may while a step runs or a switch is entered (:meth:`quantization`,
         :meth:`frozen`, whose state is that of all threads).
         """
+        if EXPORTING():
+            raise NotImplementedError('quantized models cannot be exported by torch.export: their kernels are no '
+                                      'operators of torch. Use .save(path) and mmquant.load(model, path)')
         was_plain = self.plain_memory  # another thread may lay it out meanwhile
         try:
             return self._forward(inputs, data_samples, mode)

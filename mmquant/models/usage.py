@@ -9,13 +9,21 @@ from mmquant.models.layers import LAYER_TYPES
 from mmquant.models.weight_reads import owners_of, read_by, storage_of
 from mmquant.utils.contexts import hooked
 
+# words of REMEDY's sentences
+ONE = dict(quantizer='quantizer', computes='computes', its='its', them='it', has='has', does='does',
+           itself='itself', **{'is': 'is'})
+SEVERAL = dict(quantizer='quantizers', computes='compute', its='their', them='them', has='have', does='do',
+               itself='themselves', **{'is': 'are'})
 REMEDY = dict(
-    weight='computes without its quantized weight. Where its forward was set on the instance (hooks of accelerate, '
-    'patches), take that off first (accelerate.hooks.remove_hook_from_module(model, recurse=True), del layer.forward) '
-    'or override forward in a class; where another module reads the weight for it (a fast path), let it call the layer',
-    float='has a float weight that is read past the layer, by a reference to it kept elsewhere: read layer.weight',
-    input='does not pass its input to its quantizer: call the module itself, without a forward set on the instance',
-    output='is not called itself, but as module.forward(x), which passes over what stands behind it: call module(x)')
+    weight='{computes} without {its} quantized weight. Where {its} forward was set on the instance (hooks of '
+    'accelerate, patches), take that off first (accelerate.hooks.remove_hook_from_module(model, recurse=True), '
+    'del layer.forward) or override forward in a class; where another module reads the weight for {them} '
+    '(a fast path), let it call the layer',
+    float='{has} a float weight that is read past the layer, by a reference to it kept elsewhere: read layer.weight',
+    input='{does} not pass {its} input to {its} quantizer: call the module itself, without a forward set on the '
+    'instance',
+    output='{is} not called {itself}, but as module.forward(x), which passes over what stands behind it: call '
+    'module(x)')
 
 
 class _Stand(nn.Module):
@@ -63,8 +71,9 @@ def check_used(model, proof) -> None:
     idle += [_place(name) for name in watched if name not in called]
     for what in REMEDY:
         if names := [name for name, kind in idle if kind == what]:
-            raise ValueError(f'{len(names)} quantizers would do nothing: {", ".join(names[:5])} {REMEDY[what]}; or '
-                             'keep them float: quantizer.overrides='
+            words = ONE if len(names) == 1 else SEVERAL
+            raise ValueError(f'{len(names)} {words["quantizer"]} would do nothing: {", ".join(names[:5])} '
+                             f'{REMEDY[what].format_map(words)}; or keep {words["them"]} float: quantizer.overrides='
                              f'[dict(pattern={names[0]!r}, w_bits=None, a_bits=None)]')
     if not proof.holds(outputs):
         proof.check(('the insertion of quantizers', ))

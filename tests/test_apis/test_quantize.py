@@ -262,3 +262,24 @@ def test_mistakes_are_found_before_the_model_is_touched():
 def test_torchscript_is_told():
     with pytest.raises(ConfigError, match='give the eager model'):
         mmquant.quantize(torch.jit.trace(nn.Conv2d(3, 4, 3), images(2, 3, 8, 8)), [images(2, 3, 8, 8)], 'nearest')
+
+
+@pytest.mark.parametrize('given', [lambda p: p, lambda p: p.module()], ids=['program', 'module'])
+def test_a_program_of_torch_export_is_told(given):
+    x = images(2, 3, 8, 8)
+    program = torch.export.export(nn.Conv2d(3, 4, 3).eval(), (x, ))
+    with pytest.raises(ConfigError, match='model is a program of torch.export, .* give the eager model'):
+        mmquant.quantize(given(program), [x], 'nearest')
+
+
+def test_a_traced_graph_of_layers_is_quantized():
+    x = images(2, 3, 8, 8)
+    net = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval())
+    assert len(mmquant.quantize(net, [x], 'nearest').quantized_layers()) == 2
+
+
+def test_exporting_a_quantized_model_is_told():
+    x = images(2, 3, 8, 8)
+    model = mmquant.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), [x], 'nearest')
+    with pytest.raises(NotImplementedError, match=r'cannot be exported by torch.export.*\.save\(path\)'):
+        torch.export.export(model, (x, ), strict=False)

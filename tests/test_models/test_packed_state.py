@@ -239,6 +239,18 @@ def unknown_dtype(data, about):
     next(e for e in about['entries'] if e[0] == 'number')[2] = 'complex128'
 
 
+def no_bytes(data, about):
+    data['codes'] = {'no.such.codes': data['codes'][0]}
+
+
+def wide_codes(data, about):
+    data['codes'] = data['codes'].float()
+
+
+def no_list(data, about):
+    about['entries'] = None
+
+
 def broken_about(data, about):
     return torch.zeros(10, dtype=torch.uint8)
 
@@ -251,6 +263,9 @@ def broken_about(data, about):
     (more_levels, r'layer1\.0\.conv1 has codes in \d+\.\.\d+, its 4-bit quantizer takes 0\.\.15'),
     (other_shape, r'layer1\.0\.conv1 has codes of shape \(8, 2, 3, 3\), its weight has \(4, 4, 3, 3\)'),
     (odd_width, r'bits must be an int in 1\.\.16, got 77'), (unknown_dtype, 'dtype complex128 are missing'),
+    (no_bytes, "'codes' must be bytes, a tensor of torch.uint8 with one axis, found dict"),
+    (wide_codes, r"'codes' must be bytes, .* found a tensor of torch.float32 \(\d+,\)"),
+    (no_list, r"\(TypeError: 'NoneType' object is not iterable\)"),
     (broken_about, 'its description cannot be read'),
 ])
 def test_altered_files(tmp_path, alter, text):

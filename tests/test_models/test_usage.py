@@ -37,7 +37,14 @@ class OtherWeight(nn.Conv2d):
 
 def test_a_layer_that_computes_with_another_weight():
     net = nn.Sequential(OtherWeight(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3)).eval()
-    with pytest.raises(ValueError, match='1 quantizers would do nothing: 0 computes without its quantized weight'):
+    with pytest.raises(ValueError, match='1 quantizer would do nothing: 0 computes without its quantized weight'):
+        inserted(net, images(4, 3, 8, 8), a_bits=None, copied=False)
+
+
+def test_several_of_them_are_told_in_the_plural():
+    net = nn.Sequential(OtherWeight(3, 8, 3), nn.ReLU(), OtherWeight(8, 5, 3)).eval()
+    with pytest.raises(ValueError, match='2 quantizers would do nothing: 0, 2 compute without their quantized weight.*'
+                       'or keep them float'):
         inserted(net, images(4, 3, 8, 8), a_bits=None, copied=False)
 
 
@@ -63,7 +70,7 @@ class Direct(nn.Module):
 
 
 def test_forward_of_a_block_called_directly():
-    with pytest.raises(ValueError, match=r'1 quantizers would do nothing: block is not called itself.*module\(x\)'):
+    with pytest.raises(ValueError, match=r'1 quantizer would do nothing: block is not called itself.*module\(x\)'):
         inserted(randomize(Direct()), images(4, 3, 8, 8))
 
 

@@ -175,7 +175,7 @@ class Kept(nn.Module):
 
 
 def test_a_float_weight_kept_by_reference_is_refused():
-    with pytest.raises(ValueError, match='1 quantizers would do nothing: a has a float weight that is read past'):
+    with pytest.raises(ValueError, match='1 quantizer would do nothing: a has a float weight that is read past'):
         inserted(Kept(), images(4, 8), w_bits=8, a_bits=8, overrides=(), copied=False)
 
 
