@@ -17,10 +17,23 @@ USER_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, FloatingPointErr
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class CfgOptions(DictAction):
+    """mmengine's ``--cfg-options``; what it cannot read is told, not left to end in an error of its parser."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for word in values:
+            try:
+                super().__call__(parser, namespace, [word], option_string)
+            except (AssertionError, RecursionError, ValueError) as error:
+                raise ConfigError(f'--cfg-options: cannot read {word!r}; values are numbers, words and lists as '
+                                  'key="[a,b]". Reach into dicts by dotted keys (val_dataloader.dataset.indices=9), or '
+                                  'write a config with _base_') from error
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that every tool has."""
     parser.add_argument('--work-dir', help='folder for logs and results; default ./work_dirs/<config name>')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
                         help='override config values: key=value pairs, dotted keys, lists as key="[a,b]"')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--seed', type=int, help='random seed, instead of the one in the config (default 0)')
