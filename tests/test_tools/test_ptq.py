@@ -143,6 +143,10 @@ def test_resuming_a_finished_run_gives_it_again(tiny, tmp_path):
     (('model.quantizer.weight.bits=3',), r'another config \(quantizer\.weight\.bits: 2 instead of 3\)'),
     (('model.float_checkpoint=random',), r"other float weights \(float_checkpoint: .* instead of 'random'\)"),
     (('train_cfg.dataloader.dataset.indices=31',), r'other calibration images \(images: 32 instead of 31\)'),
+    (('val_dataloader.dataset.indices=99', 'test_dataloader.dataset.indices=99'),
+     r'another evaluation \(val_dataloader\.dataset\.indices: 100 instead of 99, val_dataloader\.list_sha256: .*\)'),
+    (('val_evaluator.topk=(1,2)', 'test_evaluator.topk=(1,2)'),
+     r'another evaluation \(val_evaluator\.topk\.1: 5 instead of 2\)'),
 ])
 def test_another_run_is_not_resumed(tiny, tmp_path, change, what):
     options = [o for o in TINY if o.split('=')[0] != change[0].split('=')[0]]
