@@ -242,9 +242,10 @@ Where the SQNR is below 20 dB, the remark tells what it is with random noise ins
 rounding does to each tensor; with every quantizer off (what folding and other edits cost); with weights or activations
 alone; and which tensor makes most of the noise: the SQNR of the outputs if it alone is quantized, that of the tensor
 itself, its largest value in root mean squares, and where calls of a shared layer, which have one grid, differ in size,
-how much. Where random noise does the same, the net with its random weights is
-that sensitive: products of two activations add their relative errors, and what normalizes a small difference of large
-values enlarges them.
+how much. Where random noise does the same, the net with its random weights is that sensitive: products of two
+activations add their relative errors, and what normalizes a small difference of large values enlarges them. A remark
+without such a reason is of an older measurement (all rows of mmpretrain and mmdet), whose reference was the float mode
+of the quantized model and which did not look for parameters that no plan names; `--again all` measures it anew.
 
 The raw outputs of a detector are those of mmdet's `mode='tensor'`. For some detectors that mode computes less than
 prediction does: it leaves out the point head of PointRend, and hands the initial queries to every stage of Sparse R-CNN
