@@ -31,7 +31,7 @@ from mmquant.models.proof import Proof
 from mmquant.models.quantizer_index import QuantizerIndex, quantizer_at
 from mmquant.models.recorder import record
 from mmquant.models.reference import Reference, change_of
-from mmquant.models.usage import REMEDY, check_used
+from mmquant.models.usage import check_used, remedy
 from mmquant.quantizers import Quantizer
 from mmquant.registry import QUANTIZERS
 from mmquant.utils.building import ConfigError, build, closest
@@ -58,7 +58,7 @@ def observe(model, inputs, data_samples: list | None = None) -> DataFlow:
     patched = [n for n in flow.calls_of if n in flow.layers and 'forward' in vars(model.architecture.get_submodule(n))
                and model.policy.weight(n, False, False)]
     if patched:
-        raise ValueError(f'{", ".join(patched[:5])} {REMEDY["weight"]}')
+        raise ValueError(remedy('weight', patched))
     model.flow = flow
     return flow
 

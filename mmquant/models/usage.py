@@ -71,12 +71,21 @@ def check_used(model, proof) -> None:
     idle += [_place(name) for name in watched if name not in called]
     for what in REMEDY:
         if names := [name for name, kind in idle if kind == what]:
-            words = ONE if len(names) == 1 else SEVERAL
-            raise ValueError(f'{len(names)} {words["quantizer"]} would do nothing: {", ".join(names[:5])} '
-                             f'{REMEDY[what].format_map(words)}; or keep {words["them"]} float: quantizer.overrides='
+            words = _words(names)
+            raise ValueError(f'{len(names)} {words["quantizer"]} would do nothing: {remedy(what, names)}; '
+                             f'or keep {words["them"]} float: quantizer.overrides='
                              f'[dict(pattern={names[0]!r}, w_bits=None, a_bits=None)]')
     if not proof.holds(outputs):
         proof.check(('the insertion of quantizers', ))
+
+
+def remedy(what: str, names: list[str]) -> str:
+    """What quantizers of a kind do not do, and what to change; ``names`` are their owners."""
+    return f'{", ".join(names[:5])} {REMEDY[what].format_map(_words(names))}'
+
+
+def _words(names: list[str]) -> dict[str, str]:
+    return ONE if len(names) == 1 else SEVERAL
 
 
 def _place(name: str) -> tuple[str, str]:

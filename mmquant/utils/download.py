@@ -59,7 +59,6 @@ def fetch(source) -> str:
 
 def _download(address: str, target: str) -> None:
     """Into ``target``.part, then renamed; another process that downloads the same is waited for."""
-    os.makedirs(os.path.dirname(target), exist_ok=True)
     part, version = f'{target}.part', f'{target}.part.version'
     with _alone(part, target) as stream:
         if os.path.isfile(target):  # by the process that held it
@@ -71,6 +70,7 @@ def _download(address: str, target: str) -> None:
             arrived = os.fstat(stream.fileno()).st_size
             if not arrived or not _text_of(version):
                 _remove(part, version)
+                _remove_empty(os.path.dirname(target))
             elif isinstance(error, (http.client.HTTPException, OSError)):
                 raise OSError(f'{error}; {arrived} bytes are kept: try again, which goes on there') from error
             raise
@@ -86,10 +86,18 @@ def _remove(*paths: str) -> None:
             os.remove(path)
 
 
+def _remove_empty(folder: str) -> None:
+    """Remove the folder of an address, and that of all addresses, unless something is there."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        os.rmdir(os.path.dirname(folder))
+
+
 @contextlib.contextmanager
 def _alone(path: str, becomes: str):
     """The file for writing, held against other processes and threads; made unless it is there, or became another."""
     while True:
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # another may have removed it, empty, meanwhile
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         with open(handle, 'r+b', buffering=0) as stream:
             fcntl.flock(handle, fcntl.LOCK_EX)
