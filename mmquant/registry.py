@@ -13,6 +13,8 @@ QUANTIZERS = Registry('quantizer', scope='mmquant', locations=['mmquant.quantize
 ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'])
 # Structural changes of a model that a plan holds.
 EDITS = Registry('edit', scope='mmquant', locations=['mmquant.models'])
+# What a runtime takes.
+PROFILES = Registry('profile', scope='mmquant', locations=['mmquant.models'])
 # Statistics of tensors to a range.
 OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
 # Reconstruction: what a unit is fitted to, what it is given, what happens around its steps, what trains it.

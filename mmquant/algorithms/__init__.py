@@ -1,4 +1,5 @@
 from mmquant.algorithms.bias import CorrectBias
+from mmquant.algorithms.deployment import InsertDeployQuantizers, RoundBiases
 from mmquant.algorithms.lapq import JointSearch, NormSweep
 from mmquant.algorithms.output_affine import FoldOutputAffine, InsertOutputAffine
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
@@ -8,5 +9,5 @@ from mmquant.algorithms.solve_weights import SolveWeights
 from mmquant.algorithms.step import CalibrationContext, Step
 
 __all__ = ['CalibrationContext', 'CorrectBias', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange',
-           'InitWeightRange', 'InsertOutputAffine', 'InsertQuantizers', 'JointSearch', 'NormSweep', 'Reconstruction',
-           'Reparameterize', 'SolveWeights', 'Step']
+           'InitWeightRange', 'InsertDeployQuantizers', 'InsertOutputAffine', 'InsertQuantizers', 'JointSearch',
+           'NormSweep', 'Reconstruction', 'Reparameterize', 'RoundBiases', 'SolveWeights', 'Step']

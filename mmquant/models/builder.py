@@ -156,6 +156,26 @@ def insert_quantizers(model, plan: Plan, inputs=None, data_samples: list | None 
         check_used(model, proof)
 
 
+def add_places(model, places: tuple[Place, ...], inputs, data_samples: list | None = None) -> None:
+    """Put more quantizers into a quantized model: of inputs and outputs that have none; state of the others stays.
+
+    Float outputs must stay, and each new one must be used by the batch ``inputs``: see :func:`check_used`.
+    """
+    proof = Proof(model, inputs, data_samples)
+    for place in places:
+        quantizer = _quantizer(place)
+        if place.what == 'output':
+            quantize_output(planned_module(model.architecture, place.name, str(place)), quantizer)
+        for name in place.readers if place.what == 'input' else ():
+            layer = planned_module(model.architecture, name, str(place))
+            layer.input_quantizer = quantizer
+    model.plan = replace(model.plan, places=(*model.plan.places, *places))
+    model.index = QuantizerIndex(model.architecture, model.plan)
+    model.train(False)
+    model.to(next(model.architecture.parameters()).device)
+    check_used(model, proof)
+
+
 def _install(model: nn.Module, places: tuple[Place, ...]) -> None:
     """Build the quantizers and hand them to the modules; layers become quantized ones."""
     weights: dict[str, Place] = {}

@@ -137,6 +137,7 @@ class QuantizedModel(BaseModel):
 
     remember, observe, edit, fold_batch_norm = builder.remember, builder.observe, builder.edit, builder.fold_batch_norm
     make_plan, insert_quantizers, set_bits = builder.make_plan, builder.insert_quantizers, builder.set_bits
+    add_places = builder.add_places
     save, load = checkpoint.save, checkpoint.load
 
     def load_float_checkpoint(self) -> None:

@@ -216,6 +216,11 @@ class Quantizer(Wide):
         """
         return None
 
+    def integers(self) -> tuple[Tensor, Tensor] | None:
+        """(integers, step) with decided values ``step * integers`` exactly, for integer kernels; None where the grid
+        has no such form. Integers are floats of the codes' shape, the step is broadcastable against them."""
+        return None
+
     def levels(self) -> Tensor | None:
         """Sorted values of a scale of 1, one per code; None where they are no fixed list."""
         return None

@@ -96,6 +96,11 @@ class UniformAffineQuantizer(Quantizer):
     def affine_form(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, int, int] | None:
         return *self.expanded(shape), *self.code_range
 
+    def integers(self) -> tuple[Tensor, Tensor]:
+        scale, zero_point = self.expanded(self.codes.shape)
+        parts = 2 if self.shift % 1 else 1  # of a step
+        return (self.codes.to(scale.dtype) - zero_point + self.shift) * parts, scale / parts
+
     def levels(self) -> Tensor:
         first, last = self.code_range
         return torch.arange(first, last + 1) + self.shift
