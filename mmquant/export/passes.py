@@ -196,5 +196,14 @@ def flatten_to_reshape(graph: OnnxGraph) -> None:
     graph.refresh()
 
 
+def own_zero_points(graph: OnnxGraph) -> None:
+    """Each weight has its own zeros: ONNX Runtime changes them together with the codes on CPUs without VNNI."""
+    for node in graph.graph.node:
+        codes = graph.value(node.input[0]) if node.op_type == 'DequantizeLinear' else None
+        if codes is not None and codes.dtype == np.int8:
+            node.input[2] = graph.add_constant(f'{node.input[0]}_zero', graph.value(node.input[2]))
+    graph.remove_unused()
+
+
 PASSES = (drop_identities, merge_equal, transpose_weights, pool_globally, flatten_to_reshape, quantize_before_moves,
-          clips_to_relus, integer_biases, merge_equal)
+          clips_to_relus, integer_biases, merge_equal, own_zero_points)
