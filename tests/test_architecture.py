@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # A part may import what stands further up, and itself. Parts of one line do not know each other but for ALSO.
 FLOORS = [('structures', 'ops'), ('observers', 'quantizers', 'roundings'), ('models',), ('calibration',), ('losses',),
           ('reconstruction', 'solvers', 'search'), ('algorithms',),
-          ('engine', 'analysis', 'visualization'), ('apis',)]
+          ('engine', 'analysis', 'visualization', 'export'), ('apis',)]
 LEVEL = {part: level for level, floor in enumerate(FLOORS) for part in floor}
 # Parts beside the stack: what they may import of ours.
 BESIDE = dict(utils={'utils'}, datasets={'datasets'}, architectures={'architectures'})
