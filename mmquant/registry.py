@@ -15,6 +15,8 @@ ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'
 EDITS = Registry('edit', scope='mmquant', locations=['mmquant.models'])
 # What a runtime takes.
 PROFILES = Registry('profile', scope='mmquant', locations=['mmquant.models'])
+# From a quantized model to files.
+EXPORTERS = Registry('exporter', scope='mmquant', locations=['mmquant.export.files'])
 # Statistics of tensors to a range.
 OBSERVERS = Registry('observer', scope='mmquant', locations=['mmquant.observers'])
 # Reconstruction: what a unit is fitted to, what it is given, what happens around its steps, what trains it.

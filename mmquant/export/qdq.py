@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mmquant.export._extras import need
 from mmquant.export.operators import translations
-from mmquant.export.tracing import ExportError, Raw, WeightStand, traceable
+from mmquant.export.parts import Part
+from mmquant.export.tracing import ExportError, WeightStand, traceable
 from mmquant.models import QuantizedModel
 from mmquant.models.deploy_profiles import find_profile
 from mmquant.models.layers import use_channels_last, use_plain_memory
@@ -21,22 +22,24 @@ IR_VERSIONS = {21: 10, 25: 13}
 """IR version that an opset needs; newer ones are refused by older runtimes."""
 
 
-def export_qdq(model: QuantizedModel, images: Tensor, profile: str = 'ort_cpu', batch: int | None = None,
+def export_qdq(model: QuantizedModel, part: Part, example: Tensor, profile: str = 'ort_cpu', batch: int | None = None,
                float_layers: dict[str, str] | None = None):
-    """The QDQ form of a model's raw outputs (logits; one output for each tensor of a detector's heads).
+    """The QDQ form of a part of a quantized model.
 
     Args:
         model (QuantizedModel): With ranges; codes are decided.
-        images (Tensor): Preprocessed images (N, C, H, W); the file takes this C, H, W.
+        part (Part): Of the model, see :func:`parts_of`.
+        example (Tensor): Input of the part (N, ...); the file takes these sizes behind the first one.
         profile (str): Name of a :class:`DeployProfile`. Default ``'ort_cpu'``.
-        batch (int | None): Fixed number of images a run; None, the default: any number.
+        batch (int | None): Fixed first size; None, the default: any.
         float_layers (dict | None): Filled with layers whose weights stay float, and why; None: such a layer is an error.
 
     Returns:
-        onnx.ModelProto: The same bytes for the same model. Its input is called ``images``, outputs ``output0``, ...
+        onnx.ModelProto: The same bytes for the same model. Its outputs are called ``output0``, ...
 
     Raises:
         ExportError: For what the profile cannot express, with the layer, and for a model that torch cannot export.
+        ImportError: The packages of requirements/export.txt are missing.
     """
     need('onnx')
     need('onnxscript')
@@ -46,14 +49,14 @@ def export_qdq(model: QuantizedModel, images: Tensor, profile: str = 'ort_cpu', 
                           'mmquant.quantize)')
     model.decide()
     count = batch or 2  # torch takes 1 for a constant
-    sample = images[:1].expand(count, *images.shape[1:]).contiguous()
+    sample = example[:1].expand(count, *example.shape[1:]).contiguous()
     with torch.no_grad():
-        reference = Raw(model)(sample)
-    with torch.no_grad(), traceable(model, target.largest_code, float_layers) as raw:
-        _check_equal(reference, raw(sample))
+        reference = part(sample)
+    with torch.no_grad(), traceable(model, target.largest_code, float_layers):
+        _check_equal(reference, part(sample))
         with _plain_memory(model):
-            program = _traced(raw, sample, batch, target.opset)
-    return _finished(program.model_proto, target.opset)
+            program = _traced(part, sample, batch, target.opset)
+    return _finished(program.model_proto, part.input_name, target.opset)
 
 
 def _check_equal(reference: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
@@ -79,18 +82,18 @@ def _plain_memory(model: QuantizedModel):
             use_channels_last(model.architecture)
 
 
-def _traced(raw: Raw, sample: Tensor, batch: int | None, opset: int):
+def _traced(part: Part, sample: Tensor, batch: int | None, opset: int):
     shapes = None if batch else ({0: torch.export.Dim('batch', min=1)}, )
     log = io.StringIO()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(log):
             warnings.simplefilter('ignore')
             logging.disable(logging.WARNING)
-            return torch.onnx.export(raw, (sample, ), dynamo=True, opset_version=opset, dynamic_shapes=shapes,
+            return torch.onnx.export(part, (sample, ), dynamo=True, opset_version=opset, dynamic_shapes=shapes,
                                      custom_translation_table=translations(), verbose=False, external_data=False)
     except Exception as error:
         lines = [x for x in str(error).splitlines() if x.strip()]
-        raise ExportError(f'torch cannot export {type(raw.architecture).__name__} '
+        raise ExportError(f'torch cannot export {type(part.architecture).__name__} '
                           f'{"with this batch size" if batch else "for any batch size"} '
                           f'({type(error).__name__}: {(lines or [""])[0][:300]})'
                           + ('' if batch else '; give a fixed one: batch=1, --batch 1')) from error
@@ -98,7 +101,7 @@ def _traced(raw: Raw, sample: Tensor, batch: int | None, opset: int):
         logging.disable(logging.NOTSET)
 
 
-def _finished(model, opset: int):
+def _finished(model, input_name: str, opset: int):
     """Graph passes; then names of our own, and nothing of where it was made."""
     from mmquant.export.onnx_graph import OnnxGraph
     from mmquant.export.passes import PASSES
@@ -109,7 +112,7 @@ def _finished(model, opset: int):
         except ValueError as error:
             raise ExportError(str(error)) from error
     _anonymous(model)
-    _rename(graph)
+    _rename(graph, input_name)
     model.ir_version = IR_VERSIONS.get(opset, model.ir_version)
     model.producer_name, model.producer_version = 'mmquant', ''
     return model
@@ -129,9 +132,9 @@ def _anonymous(model) -> None:
     del model.functions[:]
 
 
-def _rename(graph) -> None:
-    """Call the input ``images`` and outputs ``output0``, ...; nodes by their outputs."""
-    names = {graph.graph.input[0].name: 'images'}
+def _rename(graph, input_name: str) -> None:
+    """Name the input, outputs (``output0``, ...), and nodes by their outputs."""
+    names = {graph.graph.input[0].name: input_name}
     names |= {x.name: f'output{i}' for i, x in enumerate(graph.graph.output)}
     for item in (*graph.graph.input, *graph.graph.output):
         item.name = names[item.name]

@@ -5,11 +5,9 @@ import contextlib
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mmquant.export.operators import dequantize_weight, quantize_dequantize
 from mmquant.models import QuantizedModel
-from mmquant.models.detection import is_detector, plain_samples
 from mmquant.models.integer_weights import IntegerWeight, NotInteger, integer_weight
 from mmquant.quantizers import Quantizer
 
@@ -52,27 +50,6 @@ class _Floats(WeightStand):
         return self.values
 
 
-class Raw(nn.Module):
-    """A quantized model's raw outputs as one flat tuple of tensors: logits, or what the heads of a detector return."""
-
-    def __init__(self, model: QuantizedModel) -> None:
-        super().__init__()
-        self.architecture, self._per_call = model.architecture, tuple(model.index.per_call.values())
-        self._takes_samples = is_detector(model.architecture)
-        self._is_base_model = hasattr(model.architecture, 'data_preprocessor')
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        for quantizers in self._per_call:
-            quantizers.position = 0
-        if self._takes_samples:
-            outputs = self.architecture(images, plain_samples(images), mode='tensor')
-        elif self._is_base_model:
-            outputs = self.architecture(images, mode='tensor')
-        else:
-            outputs = self.architecture(images)
-        return tuple(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
-
-
 @contextlib.contextmanager
 def traceable(model: QuantizedModel, largest: int = 127, float_layers: dict[str, str] | None = None):
     """Put operators into the places of all quantizers for a while.
@@ -110,7 +87,7 @@ def traceable(model: QuantizedModel, largest: int = 127, float_layers: dict[str,
             layer._parameters['weight'] = nn.Parameter(torch.zeros(()).expand(weight.shape), False)
         for name, forward in activations.items():
             quantizers[name].__dict__['forward'] = forward
-        yield Raw(model)
+        yield
     finally:
         for name, layer in layers.items():
             layer.weight_quantizer, layer.adapters, layer._parameters['weight'] = before[name]

@@ -19,7 +19,7 @@ from mmquant.models.quantizer_index import QuantizerIndex
 from mmquant.models.reference import Reference
 from mmquant.models.units import find_units
 from mmquant.quantizers import Quantizer
-from mmquant.registry import MODELS
+from mmquant.registry import EXPORTERS, MODELS
 from mmquant.structures.unit import Unit
 from mmquant.utils.building import ConfigError
 
@@ -186,6 +186,10 @@ class QuantizedModel(BaseModel):
         """As :meth:`quantization`, for inference: weights are quantized once, not in every forward pass."""
         with self.quantization(weights, activations), layers.fixed_weights(self.quantized_layers().values()):
             yield self
+
+    def export(self, path: str | os.PathLike, images, **options):
+        """Write ONNX files that integer kernels run; see :func:`mmquant.export.files.export`."""
+        return EXPORTERS.get('onnx')(self, path, images, **options)
 
     @torch.no_grad()
     def decide(self) -> None:

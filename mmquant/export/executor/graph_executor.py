@@ -53,7 +53,7 @@ class GraphExecutor:
         self.arithmetic = Arithmetic(requantize, carrier)
         self.steps = Planner(self.view, requantize).steps()
         self.nodes = {id(step): OneNode(step.node.proto, self.view.opsets) for step in self.steps
-                      if step.kind in ('float', 'layout', 'table')}
+                      if step.kind in ('float', 'layout', 'moved', 'table')}
         self.constants = {name: tensor_of(array) for name, array in self.view.constants.items()}
 
     @property
@@ -64,7 +64,7 @@ class GraphExecutor:
     @property
     def integer_ops(self) -> Counter:
         """Operators that run on codes, counted."""
-        return Counter(s.node.op for s in self.steps if s.kind in ('kernel', 'table', 'layout'))
+        return Counter(s.node.op for s in self.steps if s.kind in ('kernel', 'table', 'layout', 'moved'))
 
     @property
     def integer_share(self) -> float:
