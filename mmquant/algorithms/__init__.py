@@ -1,5 +1,5 @@
 from mmquant.algorithms.bias import CorrectBias
-from mmquant.algorithms.deployment import InsertDeployQuantizers, RoundBiases
+from mmquant.algorithms.deployment import InsertDeployQuantizers, MakeWeightsSymmetric, RoundBiases
 from mmquant.algorithms.lapq import JointSearch, NormSweep
 from mmquant.algorithms.output_affine import FoldOutputAffine, InsertOutputAffine
 from mmquant.algorithms.preparation import FoldBatchNorm, InsertQuantizers, Reparameterize
@@ -10,4 +10,4 @@ from mmquant.algorithms.step import CalibrationContext, Step
 
 __all__ = ['CalibrationContext', 'CorrectBias', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange',
            'InitWeightRange', 'InsertDeployQuantizers', 'InsertOutputAffine', 'InsertQuantizers', 'JointSearch',
-           'NormSweep', 'Reconstruction', 'Reparameterize', 'RoundBiases', 'SolveWeights', 'Step']
+           'MakeWeightsSymmetric', 'NormSweep', 'Reconstruction', 'Reparameterize', 'RoundBiases', 'SolveWeights', 'Step']

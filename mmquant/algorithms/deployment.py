@@ -12,8 +12,9 @@ from mmquant.algorithms.step import CalibrationContext, Step
 from mmquant.calibration.observed_ranges import observed_ranges
 from mmquant.models.deploy_places import CodeFlow, deploy_places
 from mmquant.models.deploy_profiles import find_profile
-from mmquant.models.integer_weights import NotInteger
+from mmquant.models.integer_weights import NotInteger, leaves_int8
 from mmquant.models.rounded_biases import round_bias
+from mmquant.models.symmetric_weights import make_symmetric
 from mmquant.registry import OBSERVERS, STEPS
 from mmquant.utils.building import build
 from mmquant.utils.distributed import share
@@ -63,6 +64,29 @@ class InsertDeployQuantizers(Step):
             for images, samples in passes(context.batches(share(self.num_images)), share(self.num_images)):
                 running[0] = len(images)
                 model.run(images, samples)
+
+
+@STEPS.register_module()
+class MakeWeightsSymmetric(Step):
+    """Move weights whose zero points leave int8 (8-bit affine ones) to symmetric grids of the same width.
+
+    The values change by at most half a step of the new grid, which is up to twice as coarse: recipes that are to be
+    deployed give 8-bit weights ``symmetric=True`` from the start. Without such weights nothing happens.
+    """
+    evaluates = (True, True)
+
+    def __init__(self, name: str = 'symmetric_weights') -> None:
+        super().__init__(name)
+
+    def run(self, context: CalibrationContext) -> None:
+        """Change them; a record of each layer."""
+        context.model.decide()
+        names = [n for n, x in context.model.quantized_layers().items() if leaves_int8(x)]
+        for name, change in make_symmetric(context.model, names).items():
+            context.records.append(dict(kind='symmetric', layer=name, change=change))
+        if names:
+            print_log(f'the 8-bit weights of {len(names)} layers had zero points, which integer kernels do not take; '
+                      f'they are symmetric now: {", ".join(names[:5])}', 'current', logging.WARNING)
 
 
 @STEPS.register_module()

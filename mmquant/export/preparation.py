@@ -4,7 +4,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from mmquant.algorithms import InsertDeployQuantizers, RoundBiases
+from mmquant.algorithms import InsertDeployQuantizers, MakeWeightsSymmetric, RoundBiases
 from mmquant.calibration.context import CalibrationContext
 from mmquant.models import QuantizedModel
 from mmquant.models.packed_weight import PackedWeight
@@ -13,6 +13,8 @@ from mmquant.models.packed_weight import PackedWeight
 def prepare(model: QuantizedModel, chunks: list[Tensor], profile: str = 'ort_cpu',
             samples: list[list] | None = None) -> list[dict]:
     """Add the quantizers that a profile needs, with ranges, and round the biases; what is there already stays.
+
+    8-bit weights with zero points become symmetric, with a warning.
 
     The model is changed, so that evaluating it afterwards evaluates what will run.
 
@@ -27,7 +29,7 @@ def prepare(model: QuantizedModel, chunks: list[Tensor], profile: str = 'ort_cpu
     """
     with float_stand_ins(model):
         context = CalibrationContext(model, chunks, samples=samples)
-        for step in (InsertDeployQuantizers(profile), RoundBiases(profile)):
+        for step in (MakeWeightsSymmetric(), InsertDeployQuantizers(profile), RoundBiases(profile)):
             step.run(context)
     return context.records
 

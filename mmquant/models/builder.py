@@ -163,7 +163,7 @@ def add_places(model, places: tuple[Place, ...], inputs, data_samples: list | No
     """
     proof = Proof(model, inputs, data_samples)
     for place in places:
-        quantizer = _quantizer(place)
+        quantizer = quantizer_of(place)
         if place.what == 'output':
             quantize_output(planned_module(model.architecture, place.name, str(place)), quantizer)
         for name in place.readers if place.what == 'input' else ():
@@ -186,23 +186,23 @@ def _install(model: nn.Module, places: tuple[Place, ...]) -> None:
         if place.what == 'weight':
             weights[place.name] = place
         elif place.what == 'input':
-            quantizer = _quantizer(place)
+            quantizer = quantizer_of(place)
             for name in place.readers:
                 inputs[name].append(quantizer)
         elif place.what == 'output':
-            quantize_output(module, _quantizer(place))
+            quantize_output(module, quantizer_of(place))
         else:
-            operands[place.name][str(place.call)][place.role] = _quantizer(place)
+            operands[place.name][str(place.call)][place.role] = quantizer_of(place)
     for name in dict.fromkeys((*weights, *inputs)):
         layer = planned_module(model, name, f'place of the input of {name}')
         sources = inputs.get(name, [None])
-        quantize_layer(layer, _quantizer(weights[name], layer) if name in weights else None,
+        quantize_layer(layer, quantizer_of(weights[name], layer) if name in weights else None,
                        PerCall(sources) if len(sources) > 1 else sources[0])
     for name, sites in operands.items():
         quantize_matmuls(model.get_submodule(name), sites)
 
 
-def _quantizer(place: Place, layer: nn.Module | None = None) -> Quantizer:
+def quantizer_of(place: Place, layer: nn.Module | None = None) -> Quantizer:
     """The quantizer of an activation, or of a layer's weights, with room for its scales."""
     quantizer = build(QUANTIZERS, place.quantizer, f'{place.what} of {place.name}')
     if layer is not None:

@@ -67,6 +67,14 @@ def integer_weight(layer: QuantizedLayer, largest: int = 127) -> IntegerWeight:
                          quantizer.bit_width)
 
 
+def leaves_int8(layer: QuantizedLayer) -> bool:
+    """Whether a symmetric grid would cure that codes less their zero points leave int8."""
+    quantizer = layer.weight_quantizer
+    found = None if quantizer.codes is None or quantizer.bit_width > 8 else quantizer.integers()
+    symmetric = getattr(getattr(quantizer, 'grid', None), 'symmetric', True)
+    return found is not None and not symmetric and not -128 <= found[0].min() <= found[0].max() <= 127
+
+
 def _per_channel(step: Tensor, shape: torch.Size, axis: int) -> Tensor:
     """Steps (channels or 1,) of what is broadcastable against a weight."""
     if step.numel() not in (1, shape[axis]) or step.numel() > 1 and step.shape[axis] != step.numel():

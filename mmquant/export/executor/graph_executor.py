@@ -5,6 +5,7 @@ on a CPU. In modes ``'single'`` and ``'double'`` no float arithmetic happens bet
 the output, if there are no islands: the integer-only inference of Jacob et al., arXiv 1712.05877.
 """
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Sequence
@@ -80,8 +81,11 @@ class GraphExecutor:
         return [name for name in dict.fromkeys(made) if name not in clipped]
 
     @torch.no_grad()
-    def run(self, inputs: dict[str, np.ndarray], taps: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], taps: Sequence[str] = (),
+            given: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Outputs of the graph, and the tensors named in ``taps``: codes are integer arrays.
+
+        ``given``: codes that readers get instead of those that were made, which are still returned.
 
         Raises:
             ValueError: Missing or unknown inputs, a wrong shape, an unknown tap.
@@ -89,7 +93,7 @@ class GraphExecutor:
         """
         check_inputs(self.view.inputs, inputs)
         values: dict[str, Any] = dict(self.constants) | {k: tensor_of(np.asarray(v)) for k, v in inputs.items()}
-        wanted = [*self.view.outputs, *taps]
+        wanted, given, made = [*self.view.outputs, *taps], given or {}, {}
         last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
         missing = [name for name in taps if name not in values and not any(name in s.outputs for s in self.steps)]
         if missing:
@@ -97,10 +101,14 @@ class GraphExecutor:
         for i, step in enumerate(self.steps):
             results = self._results(step, [values[name] if name else None for name in step.inputs])
             values.update(zip(step.outputs, results))
+            for name in given.keys() & set(step.outputs):
+                made[name], codes = array_from(values[name]), tensor_of(given[name])
+                values[name] = codes.reshape(values[name].shape)
             for name in step.inputs:
                 if last[name] == i and name not in wanted and name not in self.constants:
                     values.pop(name, None)
-        return {name: array_from(values[name]) for name in wanted}
+        return {name: made[name].reshape(given[name].shape) if name in made else array_from(values[name])
+                for name in wanted}
 
     def _results(self, step: Step, values: list[Any]) -> list[Any]:
         if step.kind == 'quantize':

@@ -29,7 +29,7 @@ LAYOUT_BEFORE_Q = {'Flatten', 'Split', 'Gather', 'Resize', 'Tile', 'DepthToSpace
 
 @dataclass
 class Step:
-    """``kind``: quantize, dequantize, clip, moved (codes), layout (codes with a scale), kernel, table or float; ``output``: the tensor that it makes."""
+    """``kind``: quantize, dequantize, clip, moved (codes), layout (codes with a scale), kernel, table or float."""
     kind: str
     node: Node
     inputs: list[str]

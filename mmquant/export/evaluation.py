@@ -1,0 +1,68 @@
+"""The ordinary test loop on exported files: the model's own post-processing, fed by a runtime."""
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmquant.export.files import read_sidecar
+from mmquant.export.parts import Run, in_runtime
+from mmquant.export.runtime import RuntimeSession
+from mmquant.models import QuantizedModel
+
+
+def files_of(path: str | os.PathLike, about: dict) -> list[Path]:
+    """Files of all parts that belong to one of them, packed ones if that is packed, in order."""
+    path, packed = Path(path), Path(path).stem.endswith('_packed')
+    names = [x['name'] for x in about['files'] if x['name'].endswith('_packed.onnx') == packed]
+    return [path.with_name(Path(name).name) for name in names]
+
+
+def runner_of(session: RuntimeSession, batch: int | None) -> Run:
+    """A part in a runtime; a file of a fixed batch size runs as often as needed."""
+    name = session.inputs[0].name
+
+    def run(x: Tensor) -> list[Tensor]:
+        size = batch or max(len(x), 1)
+        found = []
+        for start in range(0, max(len(x), 1), size):
+            rows = x[start:start + size].float().contiguous()
+            count = len(rows)
+            if batch and count < batch:
+                rows = torch.cat([rows, rows[-1:].expand(batch - count, *rows.shape[1:])])
+            outputs = session.run({name: rows.cpu().numpy()})
+            found.append([torch.from_numpy(outputs[n])[:count] for n in session.output_names])
+        return [torch.cat(pieces).to(x.device) for pieces in zip(*found)]
+
+    return run
+
+
+@contextlib.contextmanager
+def deployed(model: QuantizedModel, path: str | os.PathLike, provider: str = 'onnxruntime', optimize: bool = True,
+             threads: int = 1):
+    """Let exported files answer for a model of the same architecture inside a ``with`` block; yields the sidecar.
+
+    Weights and quantizers of ``model`` do not matter.
+
+    Raises:
+        ExportError: The sidecar or a file is missing or altered.
+        ValueError: The runtime cannot load a file, or the model has no head that could take its outputs.
+    """
+    about = read_sidecar(path)
+    options = dict(provider=provider, threads=threads)
+    if provider == 'onnxruntime':
+        options |= dict(optimize=optimize, disabled_optimizers=about['runtime']['disabled_optimizers'])
+    sessions = [RuntimeSession(file, **options) for file in files_of(path, about)]
+    runs = [runner_of(session, _batch(session)) for session in sessions]
+    device = next(model.architecture.parameters()).device
+    with in_runtime(model, runs, torch.zeros(1, *about['input']['shape'], device=device)):
+        yield about
+
+
+def _batch(session: RuntimeSession) -> int | None:
+    """Fixed first size of a file's input."""
+    first = session.inputs[0].type.tensor_type.shape.dim[0]
+    return first.dim_value if first.HasField('dim_value') else None

@@ -1,0 +1,66 @@
+"""Export a quantized checkpoint to ONNX files that integer kernels run, with proof that they compute the same."""
+import argparse
+import os.path as osp
+
+import mmquant  # noqa: F401  checks the versions
+from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
+from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
+from mmquant.export.files import export
+from mmquant.export.verify import deployed_metrics, note_verdict, verify
+from mmquant.models.detection import is_detector
+from mmquant.utils.files import locked
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Export a quantized model to ONNX')
+    parser.add_argument('config', help='the config it was quantized with')
+    parser.add_argument('checkpoint', help='quantized.pth from the work dir of tools/ptq.py')
+    add_common_arguments(parser)
+    parser.add_argument('--profile', default='ort_cpu', help='what the target takes: ort_cpu (default), openvino_cpu')
+    parser.add_argument('--packed', action='store_true', help='also write files with weights of 4 and 2 bits')
+    parser.add_argument('--batch', type=int, metavar='N', help='fixed batch size; default: any')
+    parser.add_argument('--allow-float', action='store_true',
+                        help='keep layers that the target does not take in float, instead of an error')
+    parser.add_argument('--verify', action='store_true',
+                        help='compare the runtime with an integer executor and the simulation, and evaluate in it')
+    parser.add_argument('--num-images', type=int, default=64, metavar='N', help='images of the comparison; default 64')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Load, export next to the checkpoint's evaluation, verify."""
+    args = parse_args()
+    cfg = calibration_config(merge_common(load_config(args.config, args.cfg_options), args))
+    check_data(cfg, 'train_dataloader', *(['test_dataloader'] if args.verify else []))
+    with locked(cfg.work_dir):
+        runner = build_runner(cfg)
+        model = runner.model
+        meta = model.load(args.checkpoint)
+        chunks, samples = runner.train_loop.collect(model)
+        chunks, samples = _of_first_size(chunks, samples)
+        path = osp.join(cfg.work_dir, 'model.onnx')
+        files = export(model, path, chunks, args.profile, args.packed, args.batch, args.allow_float, samples)
+        checkpoint = model.save(osp.join(cfg.work_dir, 'deployed.pth'), meta)
+        for file in (*files.qdq, *files.packed):
+            runner.logger.info(f'{file}: {osp.getsize(file) / 1e6:.3f} MB')
+        runner.logger.info(f'The same network for tools/test.py: {checkpoint}')
+        if not args.verify:
+            return
+        verdict = verify(model, files, chunks, args.num_images, classifier=not is_detector(model.architecture))
+        verdict.metrics = deployed_metrics(model, files, runner)
+        note_verdict(cfg.work_dir, files, verdict)
+        runner.logger.info(verdict.text())
+        if verdict.failures():
+            raise ValueError(f'the exported model is not verified: {"; ".join(verdict.failures())}. The files stay, see '
+                             f'{osp.join(cfg.work_dir, "results.json")}')
+
+
+def _of_first_size(chunks: list, samples: list | None) -> tuple[list, list | None]:
+    """Chunks of images of the first one's size."""
+    kept = [i for i, chunk in enumerate(chunks) if chunk.shape[1:] == chunks[0].shape[1:]]
+    return [chunks[i] for i in kept], samples and [samples[i] for i in kept]
+
+
+if __name__ == '__main__':
+    run_as_script(main)
