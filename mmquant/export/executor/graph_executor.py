@@ -118,7 +118,7 @@ class GraphExecutor:
             return [KERNELS[step.node.op](step.node, [v for v in values if v is not None], step.target,
                                           self.arithmetic)]
         arrays = [None if v is None else array_from(v) for v in values]
-        results = [tensor_of(r) for r in self.nodes[id(step)](arrays)]
+        results = [r if r is None else tensor_of(r) for r in self.nodes[id(step)](arrays)]
         if step.node.op in PRODUCTS:
             per_output = prod(arrays[1].shape[1:]) if step.node.op == 'Conv' else arrays[0].shape[-1]
             self.arithmetic.macs[step.node.name] = results[0].numel() * per_output

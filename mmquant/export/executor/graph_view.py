@@ -59,7 +59,7 @@ class GraphView:
 
     def _fold(self, node: Node) -> bool:
         """Compute a node of constants; a DequantizeLinear stays, for its codes are what counts."""
-        if node.op == 'Constant':
+        if node.op == 'Constant' and 'value' in node.attributes:
             self.constants[node.outputs[0]] = array_of(node.attributes['value'])
             return True
         if node.op in ('DequantizeLinear', 'QuantizeLinear') or not all(i in self.constants for i in node.inputs if i):
