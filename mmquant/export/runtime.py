@@ -90,9 +90,11 @@ class RuntimeSession:
         level = runtime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
         options.optimized_model_filepath = optimized_path
+        model = self.model
         if self.exact_sums:
+            model = with_own_zero_points(model)
             options.add_session_config_entry(EXACT_SUMS, '1')
-        return runtime.InferenceSession(self.model.SerializeToString(), options, providers=['CPUExecutionProvider'],
+        return runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'],
                                         disabled_optimizers=self.disabled_optimizers)
 
     def _compile(self) -> Any:
@@ -119,6 +121,26 @@ def with_taps(model: Any, taps: Sequence[str]) -> Any:
             raise ValueError(f'tap {name!r} is not made by any node of the model')
         if name not in present:
             copy.graph.output.append(helper.make_tensor_value_info(name, _type_of(name, makers, types), None))
+    return copy
+
+
+def with_own_zero_points(model: Any) -> Any:
+    """A copy in which no two DequantizeLinear of int8 constants share one.
+
+    With shared ones, ONNX Runtime 1.32 cannot load the file when it turns weights into uint8: it makes the new constant
+    twice ("Attempt to replace the existing tensor").
+    """
+    copy = type(model)()
+    copy.CopyFrom(model)
+    tensors = {i.name: i for i in copy.graph.initializer if i.data_type == 3}  # TensorProto.INT8
+    seen: set[str] = set()
+    for node in copy.graph.node:
+        for place, name in enumerate(node.input if node.op_type == 'DequantizeLinear' else ()):
+            if name in tensors and name in seen:
+                own = copy.graph.initializer.add()
+                own.CopyFrom(tensors[name])
+                own.name = node.input[place] = f'{name}_of_{node.output[0]}'
+            seen.add(name)
     return copy
 
 

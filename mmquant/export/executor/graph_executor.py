@@ -16,6 +16,7 @@ from torch import Tensor
 from mmquant.export.executor.accumulate import CARRIERS
 from mmquant.export.executor.arithmetic import Arithmetic
 from mmquant.export.executor.graph_view import GraphView
+from mmquant.export.executor.moved import MARK
 from mmquant.export.executor.one_node import OneNode
 from mmquant.export.executor.plan import KERNELS, PRODUCTS, Planner, Step
 from mmquant.export.executor.pointwise import requantize
@@ -53,7 +54,7 @@ class GraphExecutor:
         self.arithmetic = Arithmetic(requantize, carrier)
         self.steps = Planner(self.view, requantize).steps()
         self.nodes = {id(step): OneNode(step.node.proto, self.view.opsets) for step in self.steps
-                      if step.kind in ('float', 'layout', 'table')}
+                      if step.kind in ('float', 'codes', 'layout', 'table')}
         self.constants = {name: tensor_of(array) for name, array in self.view.constants.items()}
 
     @property
@@ -64,7 +65,7 @@ class GraphExecutor:
     @property
     def integer_ops(self) -> Counter:
         """Operators that run on codes, counted."""
-        return Counter(s.node.op for s in self.steps if s.kind in ('kernel', 'table', 'layout'))
+        return Counter(s.node.op for s in self.steps if s.kind in ('kernel', 'table', 'layout', 'codes'))
 
     @property
     def integer_share(self) -> float:
@@ -77,7 +78,7 @@ class GraphExecutor:
         """Names of all quantized tensors: outputs of QuantizeLinear, or of the Clip on codes behind it."""
         made = [s.outputs[0] for s in self.steps if s.kind in ('quantize', 'clip') or s.target is not None]
         clipped = {s.inputs[0] for s in self.steps if s.kind == 'clip'}
-        return [name for name in dict.fromkeys(made) if name not in clipped]
+        return [name for name in dict.fromkeys(made) if name not in clipped and not name.endswith(MARK)]
 
     @torch.no_grad()
     def run(self, inputs: dict[str, np.ndarray], taps: Sequence[str] = ()) -> dict[str, np.ndarray]:
