@@ -93,7 +93,7 @@ class RuntimeSession:
         options.optimized_model_filepath = optimized_path
         model = self.model
         if self.exact_sums:
-            model = with_own_zero_points(model)
+            model = with_own_zero_points(unshared(model) if cpu_saturates() else model)
             options.add_session_config_entry(EXACT_SUMS, '1')
         return runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'],
                                         disabled_optimizers=self.disabled_optimizers)
@@ -125,7 +125,7 @@ def unshared(model: Any) -> Any:
                 own.input[place] = f'{name}_for_{number}'
                 copy.graph.initializer.add().CopyFrom(constants[name])
                 copy.graph.initializer[-1].name = own.input[place]
-            own.output[0] = f'{dq.output[0]}_for_{number}'
+            own.output[0] = own.name = f'{dq.output[0]}_for_{number}'
             for place, name in enumerate(reader.input):
                 if name == dq.output[0]:
                     reader.input[place] = own.output[0]
