@@ -1,6 +1,8 @@
 """Export a quantized checkpoint to ONNX files that integer kernels run, with proof that they compute the same."""
 import argparse
 import os.path as osp
+import sys
+from dataclasses import asdict
 
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
@@ -10,6 +12,10 @@ from mmquant.export.parts import padded
 from mmquant.export.verify import deployed_metrics, note_verdict, verify
 from mmquant.models.detection import is_detector
 from mmquant.utils.files import locked
+
+sys.path.append(osp.dirname(osp.abspath(__file__)))  # for model_zoo
+from model_zoo.results import publish_deployed
+from model_zoo.tables import update_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +31,8 @@ def parse_args() -> argparse.Namespace:
                         help='keep layers that the target does not take in float, instead of an error')
     parser.add_argument('--verify', action='store_true',
                         help='compare the runtime with an integer executor and the simulation, and evaluate in it')
+    parser.add_argument('--update-results', action='store_true',
+                        help='with --verify: publish the runtime metrics in the record of the seed, and in the tables')
     parser.add_argument('--num-images', type=int, default=64, metavar='N', help='images of the comparison; default 64')
     return parser.parse_args()
 
@@ -51,10 +59,21 @@ def main() -> None:
         verdict = verify(model, files, chunks, args.num_images, classifier=not is_detector(model.architecture))
         verdict.metrics = deployed_metrics(model, files, runner)
         note_verdict(cfg.work_dir, files, verdict)
+        if args.update_results:
+            publish(args.config, meta['seed'], files, verdict)
         runner.logger.info(verdict.text())
         if verdict.failures():
-            raise ValueError(f'the exported model is not verified: {"; ".join(verdict.failures())}. The files stay, see '
-                             f'{osp.join(cfg.work_dir, "results.json")}')
+            raise ValueError(f'the exported model is not verified: {"; ".join(verdict.failures())}. The files '
+                             f'stay, see {osp.join(cfg.work_dir, "results.json")}')
+
+
+def publish(config: str, seed: int, files, verdict) -> None:
+    """Store the runtime's metrics in the published record, and make the tables anew."""
+    facts = asdict(verdict)
+    simulated, ran = ({name: pair[i] for name, pair in verdict.metrics.items()} for i in (0, 1))
+    sizes = dict(qdq=sum(map(osp.getsize, files.qdq)), packed=sum(map(osp.getsize, files.packed)) or None)
+    publish_deployed(config, seed, dict(facts, metrics=ran), simulated, sizes)
+    update_folder(osp.dirname(config))
 
 
 def _of_one_size(chunks: list, detector: bool) -> list:

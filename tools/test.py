@@ -14,6 +14,8 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.datasets.identity import digest_or_none, without_roots
 from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
+from mmquant.export.evaluation import deployed
+from mmquant.export.runtime import PROVIDERS
 from mmquant.utils.building import ConfigError, plain
 
 sys.path.append(osp.dirname(osp.abspath(__file__)))  # for model_zoo
@@ -25,7 +27,9 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Evaluate a quantized checkpoint')
     parser.add_argument('config', help='the config it was quantized with')
-    parser.add_argument('checkpoint', nargs='?', help='quantized.pth from the work dir of tools/ptq.py')
+    parser.add_argument('checkpoint', nargs='?',
+                        help='quantized.pth from the work dir of tools/ptq.py, or an .onnx file of tools/export.py')
+    parser.add_argument('--runtime', choices=PROVIDERS, default=PROVIDERS[0], help='what runs an .onnx file')
     parser.add_argument('--float', action='store_true', help='evaluate the float model of the config instead')
     add_common_arguments(parser)
     parser.add_argument('--out', help='file for the metrics (json) or predictions (pkl)')
@@ -94,6 +98,20 @@ def publish(record: dict, meta: dict, args) -> None:
                           'install requirements/mminstall.txt, then run tools/misc/update_readmes.py') from error
 
 
+def exported(args) -> bool:
+    """Whether an exported file is evaluated."""
+    return not args.float and str(args.checkpoint).endswith('.onnx')
+
+
+def evaluate_exported(runner, model, args) -> None:
+    """Run the test loop with a runtime in the place of the network; log the metrics."""
+    with deployed(model, args.checkpoint, args.runtime):
+        metrics = {key: float(value) for key, value in runner.test().items()}
+    runner.logger.info(json.dumps(metrics))
+    if args.out and is_main_process():
+        write_json(args.out, metrics)
+
+
 def main() -> None:
     """Load the checkpoint into the quantized model, run the test loop, write the record."""
     args = parse_args()
@@ -109,6 +127,9 @@ def main() -> None:
     model = runner.model.module if args.tta else runner.model
     if different:
         runner.logger.warning(different)
+    if exported(args):
+        evaluate_exported(runner, model, args)
+        return
     meta = model.load_float_checkpoint() if args.float else model.load(args.checkpoint)
     if args.out and args.out_item == 'pred':
         from mmengine.evaluator import DumpResults

@@ -10,4 +10,5 @@ from mmquant.algorithms.step import CalibrationContext, Step
 
 __all__ = ['CalibrationContext', 'CorrectBias', 'FoldBatchNorm', 'FoldOutputAffine', 'InitActivationRange',
            'InitWeightRange', 'InsertDeployQuantizers', 'InsertOutputAffine', 'InsertQuantizers', 'JointSearch',
-           'MakeWeightsSymmetric', 'NormSweep', 'Reconstruction', 'Reparameterize', 'RoundBiases', 'SolveWeights', 'Step']
+           'MakeWeightsSymmetric', 'NormSweep', 'Reconstruction', 'Reparameterize', 'RoundBiases', 'SolveWeights',
+           'Step']

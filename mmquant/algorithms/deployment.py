@@ -93,8 +93,8 @@ class MakeWeightsSymmetric(Step):
 class RoundBiases(Step):
     """Put the bias of each quantized layer on the grid of its integer sums; the last step, since it needs all scales.
 
-    A channel whose weights are so small that its bias would not fit 32 bits gets a larger scale. A layer that is called
-    on several grids (a head shared by pyramid levels, with ``per_call``) keeps its bias; the file rounds it once a call.
+    A channel whose weights are so small that its bias would not fit 32 bits gets a larger scale. A layer called on
+    several grids (a head shared by pyramid levels, with ``per_call``) keeps its bias; the file rounds it once a call.
 
     Args:
         profile (str): Name of a :class:`DeployProfile`. Default ``'ort_cpu'``.

@@ -98,8 +98,8 @@ def read_sidecar(path: str | os.PathLike) -> dict:
     stems += [stems[0].removesuffix(f'_{title}') for title in ('features', 'regions')]
     found = next((p for stem in stems if (p := path.with_name(f'{stem}.json')).is_file()), None)
     if found is None:
-        raise ExportError(f'{path} has no sidecar: expected {path.with_name(stems[-1] + ".json")}, which tools/export.py '
-                          'writes beside the file; export again')
+        raise ExportError(f'{path} has no sidecar: expected {path.with_name(stems[-1] + ".json")}, which '
+                          'tools/export.py writes beside the file; export again')
     try:
         about = json.loads(found.read_text(encoding='utf-8'))
         files, newest = about['files'], about['format'] > FORMAT

@@ -78,8 +78,8 @@ class Whole(Part):
         """The features are the images themselves, and the head's forward is the runtime."""
         head = getattr(self.architecture, 'bbox_head', None) or getattr(self.architecture, 'head', None)
         if head is None:
-            raise ValueError(f'{type(self.architecture).__name__} has neither head nor bbox_head, whose post-processing '
-                             'could take the outputs of a runtime; call the exported file yourself')
+            raise ValueError(f'{type(self.architecture).__name__} has neither head nor bbox_head, whose '
+                             'post-processing could take the outputs of a runtime; call the exported file yourself')
         instead(stack, self.architecture, 'extract_feat', lambda images, *_, **__: images)
         instead(stack, head, 'forward', lambda images, *_, **__: self.restored(run(images)))
 
@@ -133,7 +133,7 @@ def instead(stack: contextlib.ExitStack, module: nn.Module, name: str, function:
 
 
 def padded(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images (N, C, h, w) with zeros to the right and below, (N, C, H, W) for ``shape`` (C, H, W), as mmdet pads batches.
+    """Images (N, C, h, w) with zeros to the right and below, as mmdet pads batches: (N, C, H, W) for ``shape`` (C, H, W).
 
     ValueError for images that are larger.
     """
@@ -159,9 +159,10 @@ def parts_of(model: QuantizedModel) -> list[Part]:
     """One part, or two of a detector with regions."""
     architecture = model.architecture
     if is_detector(architecture) and getattr(architecture, 'roi_head', None) is not None:
-        if getattr(architecture, 'rpn_head', None) is None or isinstance(architecture.roi_head.bbox_head, nn.ModuleList):
-            raise ValueError(f'{type(architecture).__name__} has more than two stages, or no region proposal network of '
-                             'its own: only detectors of one or two stages can be exported')
+        several = isinstance(architecture.roi_head.bbox_head, nn.ModuleList)
+        if several or getattr(architecture, 'rpn_head', None) is None:
+            raise ValueError(f'{type(architecture).__name__} has more than two stages, or no region proposal network '
+                             'of its own: only detectors of one or two stages can be exported')
         return [Features(model), Regions(model)]
     return [Whole(model)]
 

@@ -7,7 +7,6 @@ import logging
 import warnings
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from mmquant.export._extras import need
@@ -32,7 +31,7 @@ def export_qdq(model: QuantizedModel, part: Part, example: Tensor, profile: str 
         example (Tensor): Input of the part (N, ...); the file takes these sizes behind the first one.
         profile (str): Name of a :class:`DeployProfile`. Default ``'ort_cpu'``.
         batch (int | None): Fixed first size; None, the default: any.
-        float_layers (dict | None): Filled with layers whose weights stay float, and why; None: such a layer is an error.
+        float_layers (dict | None): Filled with layers whose weights stay float, and why; None: then it is an error.
 
     Returns:
         onnx.ModelProto: The same bytes for the same model. Its outputs are called ``output0``, ...

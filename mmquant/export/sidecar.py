@@ -20,7 +20,7 @@ def sidecar(model: QuantizedModel, shape: tuple[int, ...], profile: str, float_l
     ``classes``, ``strides`` of a detector's levels; ``layers``: bits of weights and inputs; ``float_layers`` and why;
     ``runtime``: settings without which ONNX Runtime computes something else; versions.
     """
-    architecture = model.architecture
+    architecture, exporters = model.architecture, ('torch', 'onnx', 'onnxscript')
     layers = {x.name: dict(w_bits=x.w_bits, a_bits=x.a_bits) for x in model_cost(model, 1).layers}
     return dict(
         format=FORMAT, profile=profile, opset=find_profile(profile).opset,
@@ -29,7 +29,7 @@ def sidecar(model: QuantizedModel, shape: tuple[int, ...], profile: str, float_l
         float_layers={**dict(model.plan.float_layers), **float_layers},
         runtime=dict(session_options={'session.x64quantprecision': '1'},
                      disabled_optimizers=['WeightBiasQuantization'] if float_layers or model.plan.float_layers else []),
-        versions=dict(mmquant=__version__, **{name: metadata.version(name) for name in ('torch', 'onnx', 'onnxscript')}))
+        versions=dict(mmquant=__version__, **{name: metadata.version(name) for name in exporters}))
 
 
 def _preprocessing(module: nn.Module | None) -> dict:

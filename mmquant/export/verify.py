@@ -1,8 +1,8 @@
 """The verdict on exported files: three gates, and how much of the work runs in integers.
 
-G1: the runtime against the executor, every code. G2: every operation alone, fed with the simulation's codes, at most one
-code and a thousandth of a tensor off. G3: the whole model against the simulation: arg max on calibration images, and the
-metric of the test loop. A flipped code grows in low-bit nets, so whole models are never compared code by code.
+G1: the runtime against the executor, every code. G2: every operation alone, fed with the simulation's codes, at most
+one code and a thousandth of a tensor off. G3: the whole model against the simulation: arg max on calibration images, and
+the metric of the test loop. A flipped code grows in low-bit nets, so whole models are never compared code by code.
 """
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Verdict:
     """What was found; plain values but for methods.
 
     ``codes_differing`` of ``codes`` (G1), ``worst_share`` and ``largest_step`` of an operation alone (G2),
-    ``agreement`` of arg max (G3, None for detectors), ``metrics``: name -> (simulation, runtime). ``integer_share`` of the
-    multiplications, ``islands``: (operator, reason) of float operators with weights, ``operators`` of the optimized
-    graph, by file.
+    ``agreement`` of arg max (G3, None for detectors), ``metrics``: name -> (simulation, runtime). ``integer_share`` of
+    the multiplications, ``islands``: (operator, reason) of float operators, ``operators`` of the optimized graph, by
+    file.
     """
     codes: int = 0
     codes_differing: int = 0

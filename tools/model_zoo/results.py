@@ -112,6 +112,28 @@ def check_publishable(meta: dict, settings: dict, data: dict) -> None:
         raise ConfigError(f'--update-results: {lost}')
 
 
+def publish_deployed(config: str, seed: int, verdict: dict, simulated: dict, sizes: dict) -> str:
+    """Add what a runtime gave to the published record of a seed, as ``deployed``; returns the record's path.
+
+    Args:
+        config (str): Of the record.
+        seed (int): Of the checkpoint that was exported.
+        verdict (dict): Plain values of the verdict, with ``metrics`` of the runtime.
+        simulated (dict): Metrics of the same network in simulation.
+        sizes (dict): ``qdq`` and ``packed`` (None without): bytes of all files.
+
+    Raises:
+        ConfigError: There is no record of the seed yet.
+    """
+    path = osp.join(results_folder(config), f'seed{seed}.json')
+    record = read_json(path)
+    if record is None:
+        raise ConfigError(f'--update-results: {config} has no record of seed {seed}; publish it first by tools/test.py '
+                          '--update-results with the checkpoint that is exported')
+    record['deployed'] = dict(verdict, simulated=simulated, bytes=sizes)
+    return write_json(path, record)
+
+
 def write_json(path: str, data: dict) -> str:
     """Write with sorted keys and a line end; returns the path."""
     return files.write_json(path, data, sort_keys=True)

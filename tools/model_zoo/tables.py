@@ -24,6 +24,11 @@ from .variants import read_variants
 TABLE = re.compile(r'(<!-- \[RESULTS\] (\S+) -->\n).*?(<!-- \[RESULTS END\] -->)', re.S)
 SUMMARY = re.compile(r'(<!-- \[SUMMARY\] -->\n).*?(<!-- \[SUMMARY END\] -->)', re.S)
 VARIANTS = re.compile(r'(<!-- \[VARIANTS\] (\S+)((?: \S+)*) -->\n).*?(<!-- \[VARIANTS END\] -->)', re.S)
+DEPLOYED, FILE = 'Deployed', 'File (MB)'
+# Columns of what older records lack.
+OPTIONAL = {'cpu_minutes': ('CPU (min)', ), 'deployed': (DEPLOYED, FILE)}
+DEPLOYED_NOTE = (' Deployed: the first metric of the exported files in ONNX Runtime, in integers, on the same images; '
+                 'File: their size, low-bit weights packed.')
 SEEDS = '; ± is the sample standard deviation over seeds'
 MODELS = '# [MODELS] Below: made by tools/misc/update_readmes.py.\n'
 
@@ -258,13 +263,14 @@ def _table(entries: list[Entry]) -> str:
     main = metrics[0].title.removesuffix(' (%)')
     main = main[0].lower() + main[1:]
     columns = ('Model', 'Data', 'Params(M)', 'Flops(G)', 'W/A bits', f'Float {main}', f'Nearest {main}',
-               *(m.title for m in metrics), 'Change', 'Size (MB)', 'Time (min)', 'CPU (min)', 'Seeds', 'Config',
-               'Download')
+               *(m.title for m in metrics), 'Change', DEPLOYED, FILE, 'Size (MB)', 'Time (min)', 'CPU (min)', 'Seeds',
+               'Config', 'Download')
     notes = _float_notes(entries, metrics[0])
     rows = [columns, [':---:'] * len(columns), *(_row(e, metrics, e.architecture in notes) for e in entries)]
-    if not any('cpu_minutes' in r for e in entries for r in e.records):  # older records lack it
-        at = columns.index('CPU (min)')
-        rows = [[*row[:at], *row[at + 1:]] for row in rows]
+    lacking = {title for key, titles in OPTIONAL.items() if not any(key in r for e in entries for r in e.records)
+               for title in titles}
+    shown = [i for i, title in enumerate(columns) if title not in lacking]
+    rows = [[row[i] for i in shown] for row in rows]
     return '\n\n'.join((_lines(rows), _note([r for e in entries for r in e.records]), *notes.values())) + '\n\n'
 
 
@@ -295,10 +301,21 @@ def _row(entry: Entry, metrics: tuple[Metric, ...], several_floats: bool) -> lis
         spread(values_of(records, first.key, 'nearest'), factor=first.factor),
         *(spread(values_of(records, m.key), factor=m.factor) for m in metrics),
         f'{round(mean(change) * first.factor, 2) + 0.0:+.2f}' if change else '-',  # + 0.0: no negative zero
+        *_deployed(records, first),
         f'{cost["size_mb"]:.2f}', f'{mean(r["minutes"] for r in records):.1f}',
         f'{mean(r["cpu_minutes"] for r in records):.1f}' if all('cpu_minutes' in r for r in records) else '-',
         str(len(records)),
         f'[config](./{osp.basename(entry.config)})', _download(entry)]
+
+
+def _deployed(records: list[dict], metric: Metric) -> tuple[str, str]:
+    """The metric of exported files in ONNX Runtime, and their size: packed ones where they were made."""
+    found = [r['deployed'] for r in records if 'deployed' in r]
+    if not found:
+        return '-', '-'
+    values = [x['metrics'][metric.key] for x in found]
+    size = mean((x['bytes']['packed'] or x['bytes']['qdq']) / 1e6 for x in found)
+    return spread(values, factor=metric.factor), f'{size:.2f}'
 
 
 def _download(entry: Entry) -> str:
@@ -312,7 +329,8 @@ def _note(records: list[dict]) -> str:
     images = ' or '.join(str(n) for n in sorted({r['data']['images'] for r in records}))
     devices = ' and '.join(sorted({r['device'] for r in records}))
     several = SEEDS if len({r['seed'] for r in records}) > 1 else ''
-    return f'Measured on {images} images{several}. Times on {devices}, without evaluation.'
+    deployed = DEPLOYED_NOTE if any('deployed' in r for r in records) else ''
+    return f'Measured on {images} images{several}. Times on {devices}, without evaluation.{deployed}'
 
 
 # ---- metafile ------------------------------------------------------------------------------------------------------
