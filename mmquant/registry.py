@@ -14,7 +14,7 @@ ROUNDINGS = Registry('rounding', scope='mmquant', locations=['mmquant.roundings'
 # Structural changes of a model that a plan holds.
 EDITS = Registry('edit', scope='mmquant', locations=['mmquant.models'])
 # What a runtime takes.
-PROFILES = Registry('profile', scope='mmquant', locations=['mmquant.models'])
+PROFILES = Registry('profile', scope='mmquant', locations=['mmquant.models.deploy_profiles'])
 # From a quantized model to files.
 EXPORTERS = Registry('exporter', scope='mmquant', locations=['mmquant.export.files'])
 # Statistics of tensors to a range.

@@ -1,7 +1,7 @@
 """The verdict on exported files: three gates, and how much of the work runs in integers.
 
 G1: the runtime against the executor, every code. G2: every operation alone, fed with the simulation's codes, at most
-one code and a thousandth of a tensor off. G3: the whole model against the simulation: arg max on calibration images, and
+one code and a thousandth of a tensor off. G3: the whole model against the simulation: arg max on calibration images and
 the metric of the test loop. A flipped code grows in low-bit nets, so whole models are never compared code by code.
 """
 from __future__ import annotations

@@ -23,13 +23,13 @@ class DeployProfile:
     zero_points: ClassVar[bool] = True
 
 
-@PROFILES.register_module('ort_cpu')
+@PROFILES.register_module(name=['ort_cpu', 'OrtCpu'])
 class OrtCpu(DeployProfile):
     """ONNX Runtime on CPUs. Sums of two products saturate at 16 bits on x86 without VNNI unless codes stay below 64."""
     largest_code = 63
 
 
-@PROFILES.register_module('openvino_cpu')
+@PROFILES.register_module(name=['openvino_cpu', 'OpenvinoCpu'])
 class OpenvinoCpu(DeployProfile):
     """OpenVINO on CPUs: rounds between operations by itself, and reads no 2-bit tensors."""
     between = False
