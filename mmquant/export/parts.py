@@ -133,7 +133,7 @@ def instead(stack: contextlib.ExitStack, module: nn.Module, name: str, function:
 
 
 def padded(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images (N, C, h, w) with zeros to the right and below, as mmdet pads batches: (N, C, H, W) for ``shape`` (C, H, W).
+    """Images (N, C, h, w) as (N, C, H, W) for ``shape`` (C, H, W), zeros to the right and below, as mmdet pads batches.
 
     ValueError for images that are larger.
     """
