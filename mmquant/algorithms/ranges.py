@@ -4,7 +4,7 @@ import itertools
 import torch
 
 from mmquant.algorithms.step import CalibrationContext, Step
-from mmquant.calibration.observed_ranges import DEFAULT_OBSERVER, observed_ranges
+from mmquant.calibration.observed_ranges import DEFAULT_OBSERVER, observed_ranges, warn_of_calls_far_apart
 from mmquant.registry import OBSERVERS, STEPS
 from mmquant.utils.building import build
 from mmquant.utils.distributed import share
@@ -59,18 +59,22 @@ class InitActivationRange(Step):
 
     @torch.no_grad()
     def run(self, context: CalibrationContext) -> None:
-        """Set all ranges. ValueError, with its place, if a quantizer met NaN, or no image reached it."""
-        model, running = context.model, [0]
-        with observed_ranges(model.activation_quantizers(), self.observer, lambda: running[0], self.quantized), \
+        """Set all ranges. ValueError, with its place, if a quantizer met NaN, or no image reached it.
+
+        Warns where one quantizer serves calls whose values are far apart.
+        """
+        model, running, quantizers = context.model, [], context.model.activation_quantizers()
+        with observed_ranges(quantizers, self.observer, lambda: running[-1], self.quantized) as largest, \
                 model.quantization(weights=self.quantized, activations=self.quantized):
             for images, samples in passes(context.batches(share(self.num_images)), share(self.chunk)):
-                running[0] = len(images)
+                running.append(len(images))
                 model.run(images, samples)
-        idle = [name for name, q in model.activation_quantizers().items() if not q.initialized]
+        idle = [name for name, q in quantizers.items() if not q.initialized]
         if idle:
             raise ValueError(f'no calibration image reached {len(idle)} activation quantizers (first: {idle[0]}); give '
                              'more calibration images, or keep these layers float: quantizer.overrides=[dict(pattern='
                              f'{idle[0].rsplit(".", 1)[0]!r}, w_bits=None, a_bits=None)]')
+        warn_of_calls_far_apart(largest, len(running))
 
 
 def passes(batches: list[tuple], size: int):

@@ -170,3 +170,26 @@ def test_ranges_of_the_float_net():
         assert quantizer.initialized and not quantizer._forward_pre_hooks
     with pytest.raises(ValueError, match="statistics must be 'quantized' or 'float', got 'exact'"):
         InitActivationRange(statistics='exact')
+
+
+class Shared(nn.Module):
+    """One layer for the input and for what is so many times smaller."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.stem, self.shared, self.factor = nn.Linear(4, 4), nn.Linear(4, 4), factor
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.shared(x) + self.shared(x / self.factor)
+
+
+@pytest.mark.parametrize('factor, per_call', [(3000, False), (99, False), (3000, True)])
+def test_calls_far_apart_are_told_with_the_remedy(monkeypatch, factor, per_call):
+    context, told = inserted(Shared(factor), images(64, 4), per_call=per_call), []
+    monkeypatch.setattr('mmquant.calibration.observed_ranges.print_log', lambda text, *_: told.append(text))
+    InitWeightRange(observer=MIN_MAX).run(context)
+    InitActivationRange(chunk=16, statistics='float').run(context)  # four passes
+    assert told == ([] if factor == 99 or per_call else [
+        'shared.input is one quantizer for 2 calls whose largest values differ 3000-fold, so the smaller ones lose '
+        'nearly all levels: give each call its own with quantizer.per_call=True (mmquant.quantize: per_call=True)'])
