@@ -6,6 +6,7 @@ import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
 from mmquant.export.files import export
+from mmquant.export.parts import padded
 from mmquant.export.verify import deployed_metrics, note_verdict, verify
 from mmquant.models.detection import is_detector
 from mmquant.utils.files import locked
@@ -38,7 +39,7 @@ def main() -> None:
         model = runner.model
         meta = model.load(args.checkpoint)
         chunks, samples = runner.train_loop.collect(model)
-        chunks, samples = _of_first_size(chunks, samples)
+        chunks = _of_one_size(chunks, is_detector(model.architecture))
         path = osp.join(cfg.work_dir, 'model.onnx')
         files = export(model, path, chunks, args.profile, args.packed, args.batch, args.allow_float, samples)
         checkpoint = model.save(osp.join(cfg.work_dir, 'deployed.pth'), meta)
@@ -56,10 +57,12 @@ def main() -> None:
                              f'{osp.join(cfg.work_dir, "results.json")}')
 
 
-def _of_first_size(chunks: list, samples: list | None) -> tuple[list, list | None]:
-    """Chunks of images of the first one's size."""
-    kept = [i for i, chunk in enumerate(chunks) if chunk.shape[1:] == chunks[0].shape[1:]]
-    return [chunks[i] for i in kept], samples and [samples[i] for i in kept]
+def _of_one_size(chunks: list, detector: bool) -> list:
+    """Images of a detector padded to the largest sides among them; other images as they are."""
+    if not detector:
+        return chunks
+    height, width = (max(x.shape[axis] for x in chunks) for axis in (2, 3))
+    return [padded(x, (x.shape[1], height, width)) for x in chunks]
 
 
 if __name__ == '__main__':

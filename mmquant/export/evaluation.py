@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmquant.export.files import read_sidecar
-from mmquant.export.parts import Run, in_runtime
+from mmquant.export.parts import Run, in_runtime, padded
 from mmquant.export.runtime import RuntimeSession
 from mmquant.models import QuantizedModel
 
@@ -45,7 +45,7 @@ def deployed(model: QuantizedModel, path: str | os.PathLike, provider: str = 'on
              threads: int = 1):
     """Let exported files answer for a model of the same architecture inside a ``with`` block; yields the sidecar.
 
-    Weights and quantizers of ``model`` do not matter.
+    Weights and quantizers of ``model`` do not matter. A detector's images are padded to the size of the file.
 
     Raises:
         ExportError: The sidecar or a file is missing or altered.
@@ -56,9 +56,11 @@ def deployed(model: QuantizedModel, path: str | os.PathLike, provider: str = 'on
     if provider == 'onnxruntime':
         options |= dict(optimize=optimize, disabled_optimizers=about['runtime']['disabled_optimizers'])
     sessions = [RuntimeSession(file, **options) for file in files_of(path, about)]
-    runs = [runner_of(session, _batch(session)) for session in sessions]
+    runs, shape = [runner_of(session, _batch(session)) for session in sessions], tuple(about['input']['shape'])
     device = next(model.architecture.parameters()).device
-    with in_runtime(model, runs, torch.zeros(1, *about['input']['shape'], device=device)):
+    first = runs[0]
+    runs[0] = lambda images: first(padded(images, shape))
+    with in_runtime(model, runs, torch.zeros(1, *shape, device=device)):
         yield about
 
 

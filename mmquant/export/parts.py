@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -67,7 +68,8 @@ class Whole(Part):
 
     def compute(self, x: Tensor):
         if is_detector(self.architecture):
-            return self.architecture(x, plain_samples(x), mode='tensor')
+            plain = any(c.__name__ == 'SingleStageDetector' for c in type(self.architecture).__mro__)
+            return self.architecture(x, None if plain else plain_samples(x), mode='tensor')
         if hasattr(self.architecture, 'data_preprocessor'):
             return self.architecture(x, mode='tensor')
         return self.architecture(x)
@@ -128,6 +130,29 @@ def instead(stack: contextlib.ExitStack, module: nn.Module, name: str, function:
     module.__dict__[name] = function
     stack.callback(module.__dict__.__setitem__, name, before) if before is not None else \
         stack.callback(module.__dict__.pop, name)
+
+
+def padded(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images (N, C, h, w) with zeros to the right and below, (N, C, H, W) for ``shape`` (C, H, W), as mmdet pads batches.
+
+    ValueError for images that are larger.
+    """
+    below, right = (want - has for want, has in zip(shape[1:], images.shape[2:]))
+    if below < 0 or right < 0 or images.shape[1] != shape[0]:
+        raise ValueError(f'the exported file takes images of {tuple(shape)}, got {tuple(images.shape[1:])}: export it '
+                         'for the size of the test pipeline, or resize the images there')
+    return F.pad(images, (0, right, 0, below)) if below or right else images
+
+
+@contextlib.contextmanager
+def padding(model: QuantizedModel, shape: tuple[int, ...]):
+    """Let a detector see all images padded to one size, as it does in a runtime."""
+    architecture = model.architecture
+    with contextlib.ExitStack() as stack:
+        if is_detector(architecture):
+            extract = architecture.extract_feat
+            instead(stack, architecture, 'extract_feat', lambda images: extract(padded(images, shape)))
+        yield
 
 
 def parts_of(model: QuantizedModel) -> list[Part]:

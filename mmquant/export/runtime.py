@@ -10,6 +10,7 @@ import numpy as np
 from mmquant.export._extras import need
 from mmquant.export.executor.graph_executor import check_inputs
 from mmquant.export.executor.graph_view import load
+from mmquant.export.saturation import cpu_saturates
 
 PROVIDERS = ('onnxruntime', 'openvino')
 # int8 weights become uint8 where sums would be cut off to 16 bits; see mmquant.export.saturation
@@ -90,9 +91,11 @@ class RuntimeSession:
         level = runtime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
         options.optimized_model_filepath = optimized_path
+        model = self.model
         if self.exact_sums:
+            model = with_own_zero_points(unshared(model) if cpu_saturates() else model)
             options.add_session_config_entry(EXACT_SUMS, '1')
-        return runtime.InferenceSession(self.model.SerializeToString(), options, providers=['CPUExecutionProvider'],
+        return runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'],
                                         disabled_optimizers=self.disabled_optimizers)
 
     def _compile(self) -> Any:
@@ -101,6 +104,33 @@ class RuntimeSession:
         model = core.read_model(self.model.SerializeToString())
         config = {'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
         return core.compile_model(model, 'CPU', config)
+
+
+def unshared(model: Any) -> Any:
+    """A copy in which no two readers share an int8 weight with codes outside -64..63.
+
+    ONNX Runtime 1.32 fails where it has to make such a weight uint8 twice: heads that several pyramid levels share.
+    """
+    copy, to_array = type(model)(), need('onnx.numpy_helper').to_array
+    copy.CopyFrom(model)
+    wide = {x.name for x in copy.graph.initializer if x.data_type == 3 and to_array(x).size  # TensorProto.INT8
+            and not -64 <= to_array(x).min() <= to_array(x).max() <= 63}
+    constants = {x.name: x for x in copy.graph.initializer}
+    for dq in [n for n in copy.graph.node if n.op_type == 'DequantizeLinear' and n.input[0] in wide]:
+        readers = [n for n in copy.graph.node if dq.output[0] in n.input]
+        for number, reader in enumerate(readers[1:]):
+            own, at = type(dq)(), next(i for i, n in enumerate(copy.graph.node) if n is dq or n == dq)
+            own.CopyFrom(dq)
+            for place, name in enumerate(dq.input):
+                own.input[place] = f'{name}_for_{number}'
+                copy.graph.initializer.add().CopyFrom(constants[name])
+                copy.graph.initializer[-1].name = own.input[place]
+            own.output[0] = own.name = f'{dq.output[0]}_for_{number}'
+            for place, name in enumerate(reader.input):
+                if name == dq.output[0]:
+                    reader.input[place] = own.output[0]
+            copy.graph.node.insert(at, own)
+    return copy
 
 
 def with_taps(model: Any, taps: Sequence[str]) -> Any:
@@ -119,6 +149,26 @@ def with_taps(model: Any, taps: Sequence[str]) -> Any:
             raise ValueError(f'tap {name!r} is not made by any node of the model')
         if name not in present:
             copy.graph.output.append(helper.make_tensor_value_info(name, _type_of(name, makers, types), None))
+    return copy
+
+
+def with_own_zero_points(model: Any) -> Any:
+    """A copy in which no two DequantizeLinear of int8 constants share one.
+
+    With shared ones, ONNX Runtime 1.32 cannot load the file when it turns weights into uint8: it makes the new constant
+    twice ("Attempt to replace the existing tensor").
+    """
+    copy = type(model)()
+    copy.CopyFrom(model)
+    tensors = {i.name: i for i in copy.graph.initializer if i.data_type == 3}  # TensorProto.INT8
+    seen: set[str] = set()
+    for node in copy.graph.node:
+        for place, name in enumerate(node.input if node.op_type == 'DequantizeLinear' else ()):
+            if name in tensors and name in seen:
+                own = copy.graph.initializer.add()
+                own.CopyFrom(tensors[name])
+                own.name = node.input[place] = f'{name}_of_{node.output[0]}'
+            seen.add(name)
     return copy
 
 

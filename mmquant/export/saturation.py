@@ -61,7 +61,7 @@ def _leaves_int16(executor: GraphExecutor, step: Step) -> bool:
 def largest_code(executor: GraphExecutor, name: str) -> int:
     """Largest code of a quantized tensor, by the Clip behind its QuantizeLinear, through layout operators; else 255."""
     makers = {o: s for s in executor.steps for o in s.outputs}
-    while name in makers and makers[name].kind in ('layout', 'dequantize'):
+    while name in makers and makers[name].kind in ('layout', 'codes', 'dequantize'):
         name = makers[name].inputs[0]
     step = makers.get(name)
     if step is None or step.kind != 'clip' or len(step.inputs) < 3 or not step.inputs[2]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from mmquant.export.compare import compare
 from mmquant.export.evaluation import deployed
 from mmquant.export.files import Exported, read_sidecar
+from mmquant.export.parts import padding, parts_of
 from mmquant.export.runtime import RuntimeSession
 from mmquant.export.simulated_codes import alone
-from mmquant.export.parts import parts_of
 from mmquant.models import QuantizedModel
 from mmquant.utils.files import read_json, write_json
 
@@ -125,8 +125,9 @@ def verify(model: QuantizedModel, files: Exported, chunks: list[Tensor], num_ima
 
 
 def deployed_metrics(model: QuantizedModel, files: Exported, runner) -> dict[str, tuple[float, float]]:
-    """Metrics of the runner's test loop in simulation and in the runtime."""
-    with model.frozen(*model.ready):
+    """Metrics of the runner's test loop in simulation and in the runtime, on images padded alike."""
+    shape = tuple(read_sidecar(files.qdq[0])['input']['shape'])
+    with padding(model, shape), model.frozen(*model.ready):
         simulated = runner.test()
     with deployed(model, files.qdq[0]):
         ran = runner.test()

@@ -46,6 +46,21 @@ def test_every_operator_equals_the_runtime(kind, scales):
             np.testing.assert_array_equal(ours[name], theirs[name], f'{name} of seed {seed}')
 
 
+def test_additions_of_all_pairs_of_codes():
+    """One pair in 600000 tells how the constant of the kernel is rounded."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        g, codes = Graph(), np.arange(256, dtype=np.uint8)
+        inputs = dict(a=np.repeat(codes, 256), b=np.tile(codes, 256))
+        scales, zeros = rng.uniform(0.02, 0.1, 3).astype(np.float32), rng.integers(0, 256, 3).astype(np.uint8)
+        parts = [g.node('DequantizeLinear', [g.input([65536], name, TensorProto.UINT8), g.const(s), g.const(z)])
+                 for name, s, z in zip('ab', scales, zeros)]
+        g.output(g.node('QuantizeLinear', [g.node('Add', parts), g.const(scales[2]), g.const(zeros[2])]),
+                 TensorProto.UINT8)
+        ours, theirs = (s.run(inputs) for s in (GraphExecutor(g.model()), RuntimeSession(g.model())))
+        np.testing.assert_array_equal(*ours.values(), *theirs.values())
+
+
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('mode, share', [('exact', 0.02), ('single', 0.02), ('double', 0.1)])
 def test_other_modes_differ_in_few_codes_by_one(kind, mode, share):
@@ -122,6 +137,24 @@ def test_residual_add_of_the_scheme():
     for mode in ('double', 'single', 'exact'):
         codes, = GraphExecutor(g.model(), mode).run(inputs).values()
         assert codes.tolist() == [80, -8, 9, -61], mode
+
+
+def test_layout_in_front_of_a_quantizer_and_on_codes():
+    """Conv -> Relu -> MaxPool -> Q, GAP -> Reshape -> Q and Q -> Reshape -> DQ stay in integers, as in the runtime."""
+    g = Graph(2)
+    x = g.node('MaxPool', [g.node('Relu', [g.conv(g.qdq(g.input(['n', 3, 9, 9])), (8, 3, 3, 3))])], kernel_shape=[2, 2])
+    x = g.node('Reshape', [g.node('GlobalAveragePool', [g.qdq(x, 0.05, 0)]), g.const(np.array([-1, 8], np.int64))])
+    codes = g.qdq(x, 0.03, 0, dequantize=False)
+    codes = g.node('Reshape', [codes, g.const(np.array([-1, 4], np.int64))])
+    x = g.node('DequantizeLinear', [codes, g.const(np.float32(0.03)), g.const(np.uint8(0))])
+    g.scales[x] = np.float32(0.03)
+    g.output(g.gemm(x, (5, 4)))
+    executor, ours, theirs = both(g.model())
+    assert not executor.islands and len(ours) == 4 and not any('in_front' in name for name in ours)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], name)
+    names = RuntimeSession(g.model()).optimized_ops()
+    assert names['QLinearConv'] == names['QLinearGlobalAveragePool'] == names['QGemm'] == 1
 
 
 def test_fma_rounds_once():

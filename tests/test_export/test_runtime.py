@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('onnxruntime')
 import onnx  # noqa: E402
-from graphs_for_tests import packed, random_inputs, residual_net, small_graph  # noqa: E402
+from graphs_for_tests import Graph, packed, random_inputs, residual_net, small_graph  # noqa: E402
 
 from mmquant.export import _extras  # noqa: E402
 from mmquant.export.executor.graph_executor import GraphExecutor  # noqa: E402
@@ -43,6 +43,19 @@ def test_packed_files_keep_the_kernels():
     model = packed(residual_net(0, 4, largest=112, step=16))
     names = RuntimeSession(model).optimized_ops()
     assert names['QLinearConv'] == 6 and names['QGemm'] == 1 and not names['Cast'] and not names['Sub']
+
+
+def test_shared_zero_points_load_where_weights_become_uint8():
+    g = Graph(0, largest=127)
+    x = g.qdq(g.input(['n', 4, 9, 9]), 0.05, 128)
+    shared = g.const(np.zeros(4, np.int8))
+    for _ in range(3):
+        w, scale = g.weight((4, 4, 3, 3))
+        g.nodes[-1].input[2] = shared
+        x = g.qdq(g.node('Conv', [x, w, g.bias(x, scale)], pads=[1] * 4), 0.3, 128)
+    g.output(x)
+    model = g.model()
+    assert RuntimeSession(model).optimized_ops()['QLinearConv'] == 3 and model == g.model()
 
 
 def test_optimizers_can_be_disabled():

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmquant.export.executor.accumulate import CARRIERS
 from mmquant.export.executor.arithmetic import Arithmetic
 from mmquant.export.executor.graph_view import GraphView
+from mmquant.export.executor.moved import MARK
 from mmquant.export.executor.one_node import OneNode
 from mmquant.export.executor.plan import KERNELS, PRODUCTS, Planner, Step
 from mmquant.export.executor.pointwise import requantize
@@ -54,7 +55,7 @@ class GraphExecutor:
         self.arithmetic = Arithmetic(requantize, carrier)
         self.steps = Planner(self.view, requantize).steps()
         self.nodes = {id(step): OneNode(step.node.proto, self.view.opsets) for step in self.steps
-                      if step.kind in ('float', 'layout', 'moved', 'table')}
+                      if step.kind in ('float', 'codes', 'layout', 'table')}
         self.constants = {name: tensor_of(array) for name, array in self.view.constants.items()}
 
     @property
@@ -65,7 +66,7 @@ class GraphExecutor:
     @property
     def integer_ops(self) -> Counter:
         """Operators that run on codes, counted."""
-        return Counter(s.node.op for s in self.steps if s.kind in ('kernel', 'table', 'layout', 'moved'))
+        return Counter(s.node.op for s in self.steps if s.kind in ('kernel', 'table', 'layout', 'codes'))
 
     @property
     def integer_share(self) -> float:
@@ -78,7 +79,7 @@ class GraphExecutor:
         """Names of all quantized tensors: outputs of QuantizeLinear, or of the Clip on codes behind it."""
         made = [s.outputs[0] for s in self.steps if s.kind in ('quantize', 'clip') or s.target is not None]
         clipped = {s.inputs[0] for s in self.steps if s.kind == 'clip'}
-        return [name for name in dict.fromkeys(made) if name not in clipped]
+        return [name for name in dict.fromkeys(made) if name not in clipped and not name.endswith(MARK)]
 
     @torch.no_grad()
     def run(self, inputs: dict[str, np.ndarray], taps: Sequence[str] = (),
@@ -126,7 +127,7 @@ class GraphExecutor:
             return [KERNELS[step.node.op](step.node, [v for v in values if v is not None], step.target,
                                           self.arithmetic)]
         arrays = [None if v is None else array_from(v) for v in values]
-        results = [tensor_of(r) for r in self.nodes[id(step)](arrays)]
+        results = [r if r is None else tensor_of(r) for r in self.nodes[id(step)](arrays)]
         if step.node.op in PRODUCTS:
             per_output = prod(arrays[1].shape[1:]) if step.node.op == 'Conv' else arrays[0].shape[-1]
             self.arithmetic.macs[step.node.name] = results[0].numel() * per_output

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmquant.export._extras import need
+from mmquant.export.executor.moved import quantize_in_front
 from mmquant.export.executor.one_node import OneNode
 
 
@@ -26,7 +27,7 @@ class GraphView:
         model (str | PathLike | onnx.ModelProto): The file or the model.
 
     ``nodes`` in order of execution without those of constants alone, whose values are in ``constants`` (NumPy):
-    packed weights thus appear as int8.
+    packed weights thus appear as int8. QuantizeLinear nodes stand in front of layout operators, too.
 
     Raises:
         ValueError: Not an ONNX model, or one that was cut off or altered so that its graph no longer holds together.
@@ -35,7 +36,7 @@ class GraphView:
 
     def __init__(self, model: Any) -> None:
         self.model = load(model)
-        graph = self.model.graph
+        graph = quantize_in_front(self.model).graph
         helper = need('onnx.helper')
         self.shapes = shapes_of(self.model)
         self.opsets = {o.domain: o.version for o in self.model.opset_import}
@@ -59,7 +60,7 @@ class GraphView:
 
     def _fold(self, node: Node) -> bool:
         """Compute a node of constants; a DequantizeLinear stays, for its codes are what counts."""
-        if node.op == 'Constant':
+        if node.op == 'Constant' and 'value' in node.attributes:
             self.constants[node.outputs[0]] = array_of(node.attributes['value'])
             return True
         if node.op in ('DequantizeLinear', 'QuantizeLinear') or not all(i in self.constants for i in node.inputs if i):

@@ -18,8 +18,8 @@ class OneNode:
         self.proto, self.opsets = proto, opsets
         self.sessions: dict[tuple, Any] = {}
 
-    def __call__(self, values: list[np.ndarray | None]) -> list[np.ndarray]:
-        """The node's outputs.
+    def __call__(self, values: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        """The node's outputs; None for those that are left out.
 
         Raises:
             ValueError: The runtime refuses the node or these values.
@@ -29,10 +29,11 @@ class OneNode:
         try:
             if key not in self.sessions:
                 self.sessions[key] = self._session(feeds)
-            return self.sessions[key].run(None, feeds)
+            results = iter(self.sessions[key].run(None, feeds))
         except Exception as error:
             raise ValueError(f'{self.proto.op_type} node {self.proto.name!r} cannot run on '
                              f'{[(v.dtype.name, v.shape) for v in feeds.values()]}: {error}') from error
+        return [next(results) if name else None for name in self.proto.output]
 
     def _session(self, feeds: dict[str, np.ndarray]) -> Any:
         helper, runtime = need('onnx.helper'), need('onnxruntime')

@@ -29,7 +29,14 @@ LAYOUT_BEFORE_Q = {'Flatten', 'Split', 'Gather', 'Resize', 'Tile', 'DepthToSpace
 
 @dataclass
 class Step:
-    """``kind``: quantize, dequantize, clip, moved (codes), layout (codes with a scale), kernel, table or float."""
+    """A node, or several that became one kernel.
+
+    Attributes:
+        kind (str): quantize, dequantize, clip, codes (a layout operator on them), layout (the same behind a
+            DequantizeLinear), kernel, table or float.
+        target (Target | None): What the codes that it makes stand for.
+        reason (str): Why it is float.
+    """
     kind: str
     node: Node
     inputs: list[str]
@@ -71,9 +78,9 @@ class Planner:
         if node.op == 'Clip' and node.inputs[0] in self.codes:
             self.codes[node.outputs[0]] = self.codes[node.inputs[0]]
             return Step('clip', node, node.inputs, node.outputs)
-        if node.op in LAYOUT and node.op != 'Pad' and node.inputs[0] in self.codes:
-            self.codes[node.outputs[0]] = self.codes[node.inputs[0]]
-            return Step('moved', node, node.inputs, node.outputs)
+        if node.op in LAYOUT | LAYOUT_BEFORE_Q and node.inputs[0] in self.codes:
+            self.codes |= {name: self.codes[node.inputs[0]] for name in node.outputs}
+            return Step('codes', node, node.inputs, node.outputs)
         if node.op in LAYOUT | LAYOUT_BEFORE_Q and not self._float_layout(node):
             self.quantized |= set(node.outputs)
             return Step('layout', node, node.inputs, node.outputs)
