@@ -14,7 +14,6 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.datasets.identity import digest_or_none, without_roots
 from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
-from mmquant.export.evaluation import deployed
 from mmquant.export.runtime import PROVIDERS
 from mmquant.utils.building import ConfigError, plain
 
@@ -105,6 +104,7 @@ def exported(args) -> bool:
 
 def evaluate_exported(runner, model, args) -> None:
     """Run the test loop with a runtime in the place of the network; log the metrics."""
+    from mmquant.export.evaluation import deployed  # needs the packages of requirements/export.txt
     with deployed(model, args.checkpoint, args.runtime):
         metrics = {key: float(value) for key, value in runner.test().items()}
     runner.logger.info(json.dumps(metrics))
