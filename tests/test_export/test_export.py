@@ -83,8 +83,8 @@ def test_the_same_bytes_again_and_nothing_of_the_machine(digits, tmp_path):
 def test_a_saved_model_is_the_exported_one(digits, tmp_path):
     """The checkpoint holds the deploy quantizers and rounded biases, and exports to the same bytes."""
     path = digits.model.save(tmp_path / 'deployed.pth')
-    from mmpretrain.registry import MODELS
     from mmengine.config import Config
+    from mmpretrain.registry import MODELS
     cfg = Config.fromfile(Path(__file__).parents[2] / 'configs/float/resnet18_digits.py')
     fresh = mmquant.load(MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).eval(), path)
     with torch.no_grad():

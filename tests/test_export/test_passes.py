@@ -50,7 +50,8 @@ def test_a_clip_above_the_codes_is_a_relu():
 
 def test_codes_of_transposed_weights():
     node, rng = helper.make_node, np.random.default_rng(0)
-    graph = graph_of([node('DequantizeLinear', ['w', 's', 'z'], ['f'], axis=0), node('Transpose', ['f'], ['t'], perm=[1, 0]),
+    graph = graph_of([node('DequantizeLinear', ['w', 's', 'z'], ['f'], axis=0),
+                      node('Transpose', ['f'], ['t'], perm=[1, 0]),
                       node('MatMul', ['x', 't'], ['y'])],
                      dict(w=rng.integers(-9, 9, (3, 5), np.int8), s=rng.random(3, np.float32), z=np.zeros(3, np.int8)),
                      (('x', (2, 5)), ))
