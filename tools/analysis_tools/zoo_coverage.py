@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob
 
+import export_coverage
+from export_coverage import export_apart
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -203,6 +205,26 @@ def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: 
         save(name)
 
 
+def measure_exports(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: dict, save) -> None:
+    """Export every measured model that has no export yet, from its row's config, at the first size that it takes."""
+    if scope not in ('torchvision', 'timm'):
+        init_default_scope(scope)
+    for name, choices in models.items():
+        if name not in rows or rows[name].get('export') or not rows[name]['layers']:
+            continue
+        tried = []
+        for (path, model), side in itertools.product(choices, sides):
+            if path != rows[name]['config']:
+                continue
+            build = model if callable(model) else partial(_build, model, scope)
+            tried.append(export_apart(build, shape_of(model, side), limit))
+            if tried[-1].calibrated or not tried[-1].reason:
+                break
+        if tried:
+            rows[name]['export'] = vars(tried[-1] if tried[-1].calibrated else tried[0])
+            save(name)
+
+
 def table(rows: dict, first: str) -> str:
     """Markdown table of some rows and its percentage."""
     found = {n: (r['config'], coverage_of(r)) for n, r in rows.items()}
@@ -270,6 +292,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default='docs/en/notes/zoo_coverage.md', help='markdown file to write')
     parser.add_argument('--state', default='docs/en/notes/zoo_coverage.json', help='results so far; a run adds to them')
+    parser.add_argument('--export', action='store_true',
+                        help='export what is measured, and write the table of that, zoo_export.md beside --out')
     parser.add_argument('--limit', type=int, default=120, help='seconds of processor time a model; default 120')
     parser.add_argument('--only', help='regular expression: measure only these names')
     parser.add_argument('--source', '--scope', dest='scope', choices=ZOOS,
@@ -287,7 +311,7 @@ def read_state(path: str) -> dict:
 
 def coverage_of(row: dict) -> Coverage:
     """The result that a row of the JSON file holds, which has null for an SQNR that is none."""
-    return Coverage(**{k: v for k, v in row.items() if k != 'config' and v is not None})
+    return Coverage(**{k: v for k, v in row.items() if k not in ('config', 'export') and v is not None})
 
 
 def main() -> None:
@@ -309,7 +333,10 @@ def main() -> None:
             continue
         rows = state[scope]
         for name in set(models) & set(rows) if args.again else ():
-            if args.again == 'all' or not coverage_of(rows[name]).ok:
+            if args.export:
+                if args.again == 'all' or export_coverage.exported_of(rows[name].get('export', {})).failures():
+                    rows[name].pop('export', None)
+            elif args.again == 'all' or not coverage_of(rows[name]).ok:
                 del rows[name]
 
         def save(name, rows=rows):
@@ -317,7 +344,14 @@ def main() -> None:
             found = coverage_of(rows[name])
             logger.info(f'{name}: {found.quantized} of {found.layers} layers, {found.seconds:.1f} s {found.reason}')
 
+        def save_export(name, rows=rows):
+            write_json(args.state, state, sort_keys=True)
+            found = export_coverage.exported_of(rows[name]['export'])
+            logger.info(f'{name}: {found.files} files, {found.seconds:.1f} s {"; ".join(found.failures())}')
+
         measure(scope, models, sides, args.limit, rows, save)
+        if args.export:
+            measure_exports(scope, models, sides, args.limit, rows, save_export)
     if not args.list:
         write_text(args.out, page(state))
 
