@@ -146,6 +146,29 @@ def _verify(model: QuantizedModel, part: Part, example: torch.Tensor, proto, fou
     found['apart'] = min(found['apart'], sqnr_db(*powers(simulated, ran)))
 
 
+HEADER = '''# Exports of the model zoos
+
+Made by `tools/analysis_tools/zoo_coverage.py --export`: the models of [the coverage table](zoo_coverage.md), with
+random weights and one random image, at W8A8 with min-max ranges and symmetric weights, with deploy quantizers and rounded
+biases, exported for the profile `ort_cpu`. Detectors with regions are several files: backbone, neck and region
+proposals in one, and one for each head behind them. Files take any number of images where the remark names none.
+
+A family is verified when, on that image,
+
+- no code of ONNX Runtime differs from the integer executor's in front of the first float operator (gate G1);
+- each operation alone, fed with the codes of the simulation, gives the simulation's codes: at most one step off, in at
+  most 0.1 % of a tensor, or in up to three codes of a small one (gate G2). Values that the simulation rounded within a
+  thousandth of a step from the middle of two codes do not count here: scales in small ratios, as average pools have,
+  make them frequent, and each runtime rounds them its way. The remark tells how many, if more than 0.1 %;
+- the outputs of ONNX Runtime without its optimizations are at least 20 dB from those of the simulation, or as near as
+  the simulation is to the float model where that is less: in nets so sensitive one flipped code changes the outputs.
+
+"Integer share" is the part of all multiplications of convolutions and matrix products that integer kernels do, of the
+file with the least; the others have an operand that is not quantized, or no integer kernel (transposed and deformable
+convolutions). "SQNR" is that of the simulation against the float model, "Runtime" that of the runtime against the
+simulation; 200 stands for equal outputs. Times are of one processor core, with calibration and comparison.
+
+'''
 TABLE = ('| {0} | Config | Files | Verified | Integer share | SQNR (dB) | Runtime (dB) | Time (s) | Remark |\n'
          '| --- | --- | :---: | :---: | ---: | ---: | ---: | ---: | --- |')
 

@@ -277,14 +277,23 @@ them. CLRNet fails because that mode of it reads a dict of images, while its own
 '''
 
 
+PARTS = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
+         ('Detector families of mmdet', 'mmdet', 'Family'),
+         ('Classifier families of torchvision', 'torchvision', 'Family'),
+         ('Classifier families of timm', 'timm', 'Family'))
+
+
 def page(state: dict) -> str:
     """The whole page from the results so far."""
-    parts = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
-             ('Detector families of mmdet', 'mmdet', 'Family'),
-             ('Classifier families of torchvision', 'torchvision', 'Family'),
-             ('Classifier families of timm', 'timm', 'Family'))
-    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in parts
+    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in PARTS
                               if state.get(scope))
+
+
+def export_page(state: dict) -> str:
+    """The page of exports from the results so far."""
+    return export_coverage.HEADER + '\n'.join(
+        f'## {title}\n\n' + export_coverage.table(state[scope], first) for title, scope, first in PARTS
+        if any(row.get('export') for row in state.get(scope, {}).values()))
 
 
 def parse_args() -> argparse.Namespace:
@@ -293,7 +302,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', default='docs/en/notes/zoo_coverage.md', help='markdown file to write')
     parser.add_argument('--state', default='docs/en/notes/zoo_coverage.json', help='results so far; a run adds to them')
     parser.add_argument('--export', action='store_true',
-                        help='export what is measured, and write the table of that, zoo_export.md beside --out')
+                        help='export what is measured, too')
+    parser.add_argument('--export-out', default='docs/en/notes/zoo_export.md', help='its markdown file')
     parser.add_argument('--limit', type=int, default=120, help='seconds of processor time a model; default 120')
     parser.add_argument('--only', help='regular expression: measure only these names')
     parser.add_argument('--source', '--scope', dest='scope', choices=ZOOS,
@@ -354,6 +364,8 @@ def main() -> None:
             measure_exports(scope, models, sides, args.limit, rows, save_export)
     if not args.list:
         write_text(args.out, page(state))
+        if args.export:
+            write_text(args.export_out, export_page(state))
 
 
 if __name__ == '__main__':
