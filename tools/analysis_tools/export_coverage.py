@@ -149,8 +149,8 @@ def _verify(model: QuantizedModel, part: Part, example: torch.Tensor, proto, fou
 HEADER = '''# Exports of the model zoos
 
 Made by `tools/analysis_tools/zoo_coverage.py --export`: the models of [the coverage table](zoo_coverage.md), with
-random weights and one random image, at W8A8 with min-max ranges and symmetric weights, with deploy quantizers and rounded
-biases, exported for the profile `ort_cpu`. Detectors with regions are several files: backbone, neck and region
+random weights and one random image, at W8A8 with min-max ranges and symmetric weights, with deploy quantizers and
+rounded biases, exported for the profile `ort_cpu`. Detectors with regions are several files: backbone, neck and region
 proposals in one, and one for each head behind them. Files take any number of images where the remark names none.
 
 A family is verified when, on that image,
