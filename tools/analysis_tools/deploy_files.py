@@ -30,10 +30,14 @@ class TensorMode(nn.Module):
 
 
 def random_model(name: str, images: Tensor) -> nn.Module:
-    """A model of mmpretrain with random weights and the statistics of ``images`` in its BatchNorm layers."""
+    """A model of mmpretrain with random weights that knows the statistics of ``images``."""
     from mmpretrain import get_model
     torch.manual_seed(0)
-    model = get_model(name, pretrained=False)
+    return with_statistics(get_model(name, pretrained=False), images)
+
+
+def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
+    """The model in evaluation mode, with the statistics of ``images`` in its BatchNorm layers."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
@@ -67,11 +71,12 @@ def write_float(model: nn.Module, image: Tensor, path: Path) -> None:
     from mmquant.export.onnx_graph import OnnxGraph
     from mmquant.export.passes import flatten_to_reshape, pool_globally
     with torch.no_grad():
-        program = torch.onnx.export(TensorMode(model), (image, ), dynamo=True, opset_version=21, verbose=False,
-                                    input_names=['images'], external_data=False)
+        proto = torch.onnx.export(TensorMode(model), (image, ), dynamo=True, opset_version=21, verbose=False,
+                                  input_names=['images'], external_data=False).model_proto
+    graph = OnnxGraph(proto)
     for change in (pool_globally, flatten_to_reshape):
-        change(OnnxGraph(program.model_proto))
-    need('onnx').save(program.model_proto, path)
+        change(graph)
+    need('onnx').save(proto, path)
 
 
 def write_static(float_path: Path, images: Tensor, path: Path) -> None:
