@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ MIN_MAX = dict(type='mmquant.MinMaxObserver')
 STEPS = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
          dict(type='mmquant.InitWeightRange', observer=MIN_MAX),
          dict(type='mmquant.InitActivationRange', observer=MIN_MAX)]
-OURS = dict(w8a8=(8, 8), w4a4=(4, 4), w2a4=(2, 4))
+OURS = MappingProxyType(dict(w8a8=(8, 8), w4a4=(4, 4), w2a4=(2, 4)))
 
 
 class TensorMode(nn.Module):
@@ -46,18 +48,20 @@ def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def make_files(model: nn.Module, images: Tensor, folder: Path) -> dict[str, Path]:
+def make_files(model: nn.Module, images: Tensor, folder: Path,
+               ours: Mapping[str, tuple[int, int]] = OURS) -> dict[str, Path]:
     """``float``, ``static`` (ONNX Runtime's own quantizer), and ours by bits; those below 8 bits are packed.
 
     Args:
         model (nn.Module): In evaluation mode; it stays as it is.
         images (Tensor): Calibration images (N, C, H, W), the same for all.
         folder (Path): Where the files go.
+        ours (Mapping): Name -> bits of weights and activations. Default: W8A8, W4A4 and W2A4.
     """
     files = dict(float=folder / 'float.onnx', static=folder / 'static.onnx')
     write_float(model, images[:1], files['float'])
     write_static(files['float'], images, files['static'])
-    for label, (w_bits, a_bits) in OURS.items():
+    for label, (w_bits, a_bits) in ours.items():
         quantized = mmquant.quantize(copy.deepcopy(model), [images], STEPS, w_bits, a_bits,
                                      weight=dict(symmetric=True) if w_bits == 8 else None,
                                      overrides=[] if w_bits == 8 else None)
