@@ -1,5 +1,6 @@
 """Export a quantized checkpoint to ONNX files that integer kernels run, with proof that they compute the same."""
 import argparse
+import itertools
 import os.path as osp
 import sys
 from dataclasses import asdict
@@ -7,15 +8,20 @@ from dataclasses import asdict
 import mmquant  # noqa: F401  checks the versions
 from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, calibration_config, check_data, load_config
+from mmquant.export.encodings import write_encodings
 from mmquant.export.files import export
 from mmquant.export.parts import padded
+from mmquant.export.qonnx import write_qonnx
 from mmquant.export.verify import deployed_metrics, note_verdict, verify
 from mmquant.models.detection import is_detector
-from mmquant.utils.files import locked
+from mmquant.utils.files import locked, read_json
+from mmquant.visualization.deployed import add_deployed
 
 sys.path.append(osp.dirname(osp.abspath(__file__)))  # for model_zoo
 from model_zoo.results import publish_deployed
 from model_zoo.tables import update_folder
+
+FORMATS = dict(qonnx=(write_qonnx, '_qonnx.onnx'), encodings=(write_encodings, '.encodings'))
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,6 +32,8 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument('--profile', default='ort_cpu', help='what the target takes: ort_cpu (default), openvino_cpu')
     parser.add_argument('--packed', action='store_true', help='also write files with weights of 4 and 2 bits')
+    parser.add_argument('--formats', nargs='+', choices=sorted(FORMATS), default=[],
+                        help='other formats to write beside: qonnx (Quant nodes), encodings (AIMET 2.0.0)')
     parser.add_argument('--batch', type=int, metavar='N', help='fixed batch size; default: any')
     parser.add_argument('--allow-float', action='store_true',
                         help='keep layers that the target does not take in float, instead of an error')
@@ -50,6 +58,9 @@ def main() -> None:
         chunks = _of_one_size(chunks, is_detector(model.architecture))
         path = osp.join(cfg.work_dir, 'model.onnx')
         files = export(model, path, chunks, args.profile, args.packed, args.batch, args.allow_float, samples)
+        for name, file in itertools.product(args.formats, files.qdq):
+            write, ending = FORMATS[name]
+            runner.logger.info(write(osp.splitext(file)[0] + ending, file))
         checkpoint = model.save(osp.join(cfg.work_dir, 'deployed.pth'), meta)
         for file in (*files.qdq, *files.packed):
             runner.logger.info(f'{file}: {osp.getsize(file) / 1e6:.3f} MB')
@@ -59,6 +70,9 @@ def main() -> None:
         verdict = verify(model, files, chunks, args.num_images, classifier=not is_detector(model.architecture))
         verdict.metrics = deployed_metrics(model, files, runner)
         note_verdict(cfg.work_dir, files, verdict)
+        report = osp.join(cfg.work_dir, 'report.html')
+        if osp.isfile(report):
+            add_deployed(report, read_json(osp.join(cfg.work_dir, 'results.json'))['deployed'])
         if args.update_results:
             publish(args.config, meta['seed'], files, verdict)
         runner.logger.info(verdict.text())

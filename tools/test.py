@@ -14,8 +14,7 @@ from mmquant.apis.cli import add_common_arguments, merge_common, run_as_script
 from mmquant.apis.config import build_runner, check_data, check_quantized, load_config
 from mmquant.datasets.identity import digest_or_none, without_roots
 from mmquant.engine.evaluation import nothing_to_find, unlike_evaluations
-from mmquant.export.evaluation import deployed
-from mmquant.export.runtime import PROVIDERS
+from mmquant.export.runtime import INTEGER_ONLY, PROVIDERS
 from mmquant.utils.building import ConfigError, plain
 
 sys.path.append(osp.dirname(osp.abspath(__file__)))  # for model_zoo
@@ -29,7 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config it was quantized with')
     parser.add_argument('checkpoint', nargs='?',
                         help='quantized.pth from the work dir of tools/ptq.py, or an .onnx file of tools/export.py')
-    parser.add_argument('--runtime', choices=PROVIDERS, default=PROVIDERS[0], help='what runs an .onnx file')
+    parser.add_argument('--runtime', choices=[*PROVIDERS, INTEGER_ONLY], default=PROVIDERS[0],
+                        help='what runs an .onnx file')
     parser.add_argument('--float', action='store_true', help='evaluate the float model of the config instead')
     add_common_arguments(parser)
     parser.add_argument('--out', help='file for the metrics (json) or predictions (pkl)')
@@ -105,6 +105,7 @@ def exported(args) -> bool:
 
 def evaluate_exported(runner, model, args) -> None:
     """Run the test loop with a runtime in the place of the network; log the metrics."""
+    from mmquant.export.evaluation import deployed  # needs the packages of requirements/export.txt
     with deployed(model, args.checkpoint, args.runtime):
         metrics = {key: float(value) for key, value in runner.test().items()}
     runner.logger.info(json.dumps(metrics))

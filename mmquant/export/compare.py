@@ -30,6 +30,7 @@ class Comparison:
     integer_share: float = 1.0
     reason: str = ''
     shares: dict[str, float] = field(default_factory=dict)
+    nodes: list[tuple[str, str, bool]] = field(default_factory=list)  # name, operator, whether it runs in integers
 
     @property
     def passed(self) -> bool:
@@ -76,6 +77,8 @@ def compare(path: str | PathLike, images: np.ndarray | dict[str, np.ndarray], ba
     result.shares = {name: n / sizes[name] for name, n in wrong.items() if n}
     result.worst = max(result.shares, key=result.shares.get, default='')
     result.integer_share = executor.integer_share
+    result.nodes = [(s.node.name, s.node.op, s.kind != 'float') for s in executor.steps
+                    if s.kind in ('kernel', 'table', 'float')]
     result.saturating = saturates(executor) if cpu_saturates() and not exact_sums else []
     result.reason = _reason(result)
     return result

@@ -8,10 +8,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmquant.export.executor.graph_executor import GraphExecutor
 from mmquant.export.files import read_sidecar
 from mmquant.export.parts import Run, in_runtime, padded
-from mmquant.export.runtime import RuntimeSession
+from mmquant.export.runtime import INTEGER_ONLY, RuntimeSession
 from mmquant.models import QuantizedModel
+
+
+class IntegerOnly:
+    """The executor in the place of a runtime: fixed-point multipliers, one rounding, no float between input and output.
+
+    Integer-arithmetic-only inference as of Jacob et al., arXiv 1712.05877, with one rounding instead of two.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.executor = GraphExecutor(path, 'single')
+        self.inputs, self.output_names = self.executor.view.inputs, self.executor.view.outputs
+
+    def run(self, inputs: dict) -> dict:
+        """Outputs by name, as of :class:`RuntimeSession`."""
+        return self.executor.run(inputs)
 
 
 def files_of(path: str | os.PathLike, about: dict) -> list[Path]:
@@ -55,7 +71,8 @@ def deployed(model: QuantizedModel, path: str | os.PathLike, provider: str = 'on
     options = dict(provider=provider, threads=threads)
     if provider == 'onnxruntime':
         options |= dict(optimize=optimize, disabled_optimizers=about['runtime']['disabled_optimizers'])
-    sessions = [RuntimeSession(file, **options) for file in files_of(path, about)]
+    sessions = [IntegerOnly(file) if provider == INTEGER_ONLY else RuntimeSession(file, **options)
+                for file in files_of(path, about)]
     runs, shape = [runner_of(session, _batch(session)) for session in sessions], tuple(about['input']['shape'])
     device = next(model.architecture.parameters()).device
     first = runs[0]

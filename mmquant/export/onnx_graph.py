@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+
+from mmquant.export.onnx_api import helper, numpy_helper, onnx
 
 
 class OnnxGraph:

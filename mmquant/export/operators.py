@@ -2,9 +2,11 @@
 
 Both compute what the quantizers compute, so the exported program can be compared with the model before it is written.
 """
+import numpy as np
 import torch
 from torch import Tensor
 
+from mmquant.export._extras import need
 from mmquant.ops import fake_quantize
 
 
@@ -35,8 +37,7 @@ def _(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 def translations() -> dict:
     """Operator -> its nodes, for ``torch.onnx.export(custom_translation_table=...)``, opset 21."""
-    import numpy as np
-    from onnxscript import opset21 as op
+    op = need('onnxscript').opset21
 
     def activation(x, scale: float, zero_point: int, q_min: int, q_max: int):
         step = op.Constant(value=_constant(np.float32(scale)))
@@ -56,5 +57,4 @@ def translations() -> dict:
 
 
 def _constant(value):
-    from onnx import numpy_helper
-    return numpy_helper.from_array(value)
+    return need('onnx.numpy_helper').from_array(value)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
+from mmquant.export.onnx_api import TensorProto, helper, onnx
 from mmquant.export.onnx_graph import OnnxGraph, attribute
 
 WIDTHS = {2: (TensorProto.INT2, TensorProto.UINT2), 4: (TensorProto.INT4, TensorProto.UINT4)}

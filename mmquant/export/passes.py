@@ -6,8 +6,8 @@ step of the sums' grid).
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
 
+from mmquant.export.onnx_api import helper
 from mmquant.export.onnx_graph import OnnxGraph, attribute
 
 INT32 = 2**31

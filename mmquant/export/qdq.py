@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from mmquant.export._extras import need
+from mmquant.export.onnx_graph import OnnxGraph
 from mmquant.export.operators import translations
 from mmquant.export.parts import Part
+from mmquant.export.passes import PASSES
 from mmquant.export.tracing import ExportError, WeightStand, traceable
 from mmquant.models import QuantizedModel
 from mmquant.models.deploy_profiles import find_profile
@@ -40,7 +42,6 @@ def export_qdq(model: QuantizedModel, part: Part, example: Tensor, profile: str 
         ExportError: For what the profile cannot express, with the layer, and for a model that torch cannot export.
         ImportError: The packages of requirements/export.txt are missing.
     """
-    need('onnx')
     need('onnxscript')
     target = find_profile(profile)
     if model.plan is None:
@@ -102,8 +103,6 @@ def _traced(part: Part, sample: Tensor, batch: int | None, opset: int):
 
 def _finished(model, input_name: str, opset: int):
     """Graph passes; then names of our own, and nothing of where it was made."""
-    from mmquant.export.onnx_graph import OnnxGraph
-    from mmquant.export.passes import PASSES
     graph = OnnxGraph(model)
     for change in PASSES:
         try:

@@ -13,6 +13,7 @@ from mmquant.export.executor.graph_view import load
 from mmquant.export.saturation import cpu_saturates
 
 PROVIDERS = ('onnxruntime', 'openvino')
+INTEGER_ONLY = 'integer-only'  # no runtime, but the executor without floats
 # int8 weights become uint8 where sums would be cut off to 16 bits; see mmquant.export.saturation
 EXACT_SUMS = 'session.x64quantprecision'
 

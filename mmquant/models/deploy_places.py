@@ -124,7 +124,8 @@ def _capable(codes: CodeFlow, value: int, wanted: set[int]) -> bool:
 def _clipped(codes: CodeFlow, value: int, wanted: set[int]) -> bool:
     """Whether a tensor is read by clips alone, whose results get quantizers themselves."""
     readers = codes.flow.readers.get(value, ())
-    return bool(readers) and all(op.name in CLIPS and wanted.issuperset(op.outputs) for op in readers)
+    return bool(readers) and all(op.name in CLIPS and wanted.issuperset(op.outputs)
+                                 and _returning(codes, op.outputs[0]) is not None for op in readers)
 
 
 def _returning(codes: CodeFlow, value: int) -> str | None:

@@ -26,7 +26,7 @@ NAMED = 40  # layers whose names fit below a figure
 
 
 @contextlib.contextmanager
-def _drawing(height: float, panels: int = 0, **shared):
+def drawing(height: float, panels: int = 0, **shared):
     """A figure of the common width and its axes (of a row of panels, if asked for), while the common style holds."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
@@ -46,7 +46,7 @@ def accuracy_figure(stages: list[dict]) -> Figure:
     key = next(k for s in stages for k in s['metrics'])
     names, values = [s['name'] for s in stages], [s['metrics'].get(key, 0.0) for s in stages]
     shown = [v if math.isfinite(v) else 0.0 for v in values]
-    with _drawing(2.9) as (figure, axes):
+    with drawing(2.9) as (figure, axes):
         colors = [FAINT if n == 'float' else WEIGHTS if n != 'final' else INK for n in names]
         bars = axes.bar(names, shown, color=colors, width=0.62)
         digits = 2 if max(shown) > 1 else 3
@@ -62,7 +62,7 @@ def accuracy_figure(stages: list[dict]) -> Figure:
 def error_figure(inspection: Inspection) -> Figure:
     """Signal-to-noise ratio of weights and of outputs, by layer in execution order."""
     names = list(dict.fromkeys([*inspection.output_sqnr, *inspection.weight_sqnr]))
-    with _drawing(3.9 if len(names) <= NAMED else 3.1) as (figure, axes):
+    with drawing(3.9 if len(names) <= NAMED else 3.1) as (figure, axes):
         for values, color, label in ((inspection.weight_sqnr, WEIGHTS, 'weights'),
                                      (inspection.output_sqnr, ACTIVATIONS, 'outputs (quantized model against float)')):
             ys = [math.nan if values.get(n) is None else values[n] for n in names]
@@ -88,7 +88,7 @@ def _short(name: str, length: int) -> str:
 
 def flipped_figure(units: list[dict]) -> Figure:
     """Share of weights that do not round to nearest, by unit; pale where nearest rounding was kept."""
-    with _drawing(3.3 if len(units) <= NAMED else 2.8) as (figure, axes):
+    with drawing(3.3 if len(units) <= NAMED else 2.8) as (figure, axes):
         share = [100 * u['flipped'] for u in units]
         kept = [FAINT if u.get('kept') == 'nearest' else WEIGHTS for u in units]
         axes.bar(range(len(units)), share, color=kept, width=0.7)
@@ -105,7 +105,7 @@ def flipped_figure(units: list[dict]) -> Figure:
 def loss_figure(units: list[dict]) -> Figure:
     """Reconstruction loss of each unit over its steps, relative to its first value; one panel a stage."""
     stages = list(dict.fromkeys(u['step'] for u in units))
-    with _drawing(3.2, len(stages)) as (figure, panels):
+    with drawing(3.2, len(stages)) as (figure, panels):
         for axes, stage in zip(panels, stages):
             own = [u for u in units if u['step'] == stage]
             lowest = 1.0
@@ -132,7 +132,7 @@ def cost_figure(cost: ModelCost) -> Figure:
     """Each layer's share of the weights' bits and of the bit operations."""
     bits = np.array([x.params * x.w_bits for x in cost.layers], dtype=float)
     bops = np.array([x.bops for x in cost.layers], dtype=float)
-    with _drawing(3.6 if len(cost.layers) <= NAMED else 2.8) as (figure, axes):
+    with drawing(3.6 if len(cost.layers) <= NAMED else 2.8) as (figure, axes):
         x = np.arange(len(cost.layers))
         axes.bar(x - 0.2, 100 * bits / max(bits.sum(), 1), 0.4, color=WEIGHTS, label='bits of the weights')
         axes.bar(x + 0.2, 100 * bops / max(bops.sum(), 1), 0.4, color=ACTIVATIONS, label='bit operations')
@@ -149,7 +149,7 @@ def sensitivity_figure(rows: Sequence[LayerSensitivity]) -> Figure:
     if any(row.drop is not None for row in rows):
         panels += [('drop', 'drop, only this layer quantized', ACTIVATIONS),
                    ('gain', 'gain, only this layer float', ACTIVATIONS)]
-    with _drawing(0.8 + 0.19 * len(rows), len(panels), sharey=True) as (figure, every):
+    with drawing(0.8 + 0.19 * len(rows), len(panels), sharey=True) as (figure, every):
         for axes, (key, title, color) in zip(every, panels):
             values = [getattr(row, key) for row in rows]
             axes.barh(range(len(rows)), [math.nan if v is None else v for v in values], color=color, height=0.7)
@@ -165,7 +165,7 @@ def histogram_figure(histograms: Sequence[Histogram], color: str) -> Figure:
     """Small histograms in rows; dashed lines: clip limits; ticks: levels of grids with at most 16 of them."""
     rows = math.ceil(len(histograms) / COLUMNS)
     shapes, clips, ticks, floors = [], [], [], []
-    with _drawing(0.15 + 1.12 * rows) as (figure, axes):
+    with drawing(0.15 + 1.12 * rows) as (figure, axes):
         for index, h in enumerate(histograms):
             left, bottom = index % COLUMNS + 0.05, -(index // COLUMNS) - 1 + 0.1
 

@@ -47,10 +47,9 @@ td.n, th.n { text-align: right; } td.bad { color: #b3261e; font-weight: 600; }
 details summary { cursor: pointer; color: var(--accent); } pre { overflow-x: auto; font-size: 12.5px; }
 '''
 
-# What stands between the two is exchanged when sensitivities have been measured.
-SENSITIVITY, SENSITIVITY_END = '<!-- sensitivity -->', '<!-- /sensitivity -->'
-NOT_MEASURED = ('<p>Not measured yet; this adds it: <code>python tools/analysis_tools/sensitivity.py CONFIG '
-                'WORK_DIR/quantized.pth</code></p>')
+# Sections that tools fill later: name -> the command that does.
+LATER = {'sensitivity': 'python tools/analysis_tools/sensitivity.py CONFIG WORK_DIR/quantized.pth',
+         'deployed': 'python tools/export.py CONFIG WORK_DIR/quantized.pth --work-dir WORK_DIR --verify'}
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def scalars_of(run: Run) -> dict[str, float]:
 
 def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
     """Write the page; returns the path."""
-    sections = [s for s in _sections(run, {name: _svg(f) for name, f in figures.items()}) if s[3]]
+    sections = [s for s in _sections(run, {name: svg(f) for name, f in figures.items()}) if s[3]]
     parts = [_section(*s) for s in sections]
     links = ''.join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, *_ in sections)
     facts = ' · '.join(f'{escape(k)} {escape(str(v))}' for k, v in run.facts.items())
@@ -110,17 +109,30 @@ def write_report(path: str, run: Run, figures: dict[str, Figure]) -> str:
     return write_text(path, page)
 
 
-def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
-    """Put layers, the most sensitive first, into a page of :func:`write_report`; whether it has a place for them."""
+def fill(path: str, section: str, body: str) -> bool:
+    """Put HTML into one of the sections ``LATER`` of a page of :func:`write_report`; whether it has a place for it."""
     with open(path, encoding='utf-8') as f:
         page = f.read()
-    keys = ('w_bits', 'a_bits', 'sqnr', *(k for k in ('drop', 'gain') if any(getattr(r, k) is not None for r in rows)))
-    titles = dict(w_bits='W bits', a_bits='input bits', sqnr='SQNR (dB)', drop='drop', gain='gain')
-    table = _table(('layer', *map(titles.get, keys)), [(r.name, *(getattr(r, k) for k in keys)) for r in rows])
-    body = f'{SENSITIVITY}{_svg(draw.sensitivity_figure(rows))}<div class="scroll">{table}</div>{SENSITIVITY_END}'
-    page, found = re.subn(f'{SENSITIVITY}.*?{SENSITIVITY_END}', lambda _: body, page, count=1, flags=re.S)
+    page, found = re.subn(f'<!-- {section} -->.*?<!-- /{section} -->', lambda _: _marked(section, body), page, count=1,
+                          flags=re.S)
     write_text(path, page)
     return bool(found)
+
+
+def _marked(section: str, body: str) -> str:
+    return f'<!-- {section} -->{body}<!-- /{section} -->'
+
+
+def _later(section: str) -> str:
+    return _marked(section, f'<p>Not measured yet; this adds it: <code>{LATER[section]}</code></p>')
+
+
+def add_sensitivity(path: str, rows: Sequence[LayerSensitivity]) -> bool:
+    """Put layers, the most sensitive first, into a page of :func:`write_report`; whether it has a place for them."""
+    keys = ('w_bits', 'a_bits', 'sqnr', *(k for k in ('drop', 'gain') if any(getattr(r, k) is not None for r in rows)))
+    titles = dict(w_bits='W bits', a_bits='input bits', sqnr='SQNR (dB)', drop='drop', gain='gain')
+    table = html_table(('layer', *map(titles.get, keys)), [(r.name, *(getattr(r, k) for k in keys)) for r in rows])
+    return fill(path, 'sensitivity', f'{svg(draw.sensitivity_figure(rows))}<div class="scroll">{table}</div>')
 
 
 def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
@@ -129,14 +141,17 @@ def _sections(run: Run, figures: dict) -> list[tuple[str, str, str, str]]:
     metrics, rows = stage_rows(run.stages)
     return [
         ('accuracy', 'Accuracy', 'After each step, on the validation set of the config. Bars: the first metric; grey: '
-         'the float model.', get('accuracy', '') + _table(('step', *metrics, 'seconds'), rows) if run.stages else ''),
+         'the float model.',
+         get('accuracy', '') + html_table(('step', *metrics, 'seconds'), rows) if run.stages else ''),
         ('layers', 'Layers', 'SQNR is the ratio of signal to quantization noise: of the weights alone, and of the '
          "layer's output, where the noise of all layers before it adds up. Red: the lowest of a column. A layer whose "
          'curve drops far below its neighbours is the one to give more bits.',
          f'{get("layer_errors", "")}<div class="scroll">{_layer_table(run)}</div>'),
         ('sensitivity', 'Sensitivity', 'Each layer alone: the error of its output when only its weights and its input '
          'are quantized; the metric that is lost when only it is quantized, and won when only it stays float. The '
-         'layers that come first are those to give more bits.', f'{SENSITIVITY}{NOT_MEASURED}{SENSITIVITY_END}'),
+         'layers that come first are those to give more bits.', _later('sensitivity')),
+        ('deployed', 'Deployed', 'The exported files in a runtime: whether they compute what this page measured, how '
+         'much of the work is integer, sizes and latency.', _later('deployed')),
         ('roundings', 'Roundings', 'Share of weights that reconstruction rounded away from the nearest level. Grey: '
          'nearest rounding was better on held-out images and was kept.',
          _warning(undecided_text(run.units)) + get('flipped_roundings', '')),
@@ -186,11 +201,12 @@ def _layer_table(run: Run) -> str:
     rows = [(x.name, bits_text(x.w_bits), bits_text(x.a_bits), f'{x.params:,}', f'{x.macs / 1e6:,.2f}',
              errors.weight_sqnr.get(x.name), errors.output_sqnr.get(x.name), x.note) for x in run.cost.layers]
     bad = {(i, 5 + k) for k, name in enumerate(worst) for i, row in enumerate(rows) if row[0] == name}
-    return _table(('layer', 'W bits', 'input bits', 'params', 'MACs (M)', 'weight SQNR (dB)', 'output SQNR (dB)',
+    return html_table(('layer', 'W bits', 'input bits', 'params', 'MACs (M)', 'weight SQNR (dB)', 'output SQNR (dB)',
                    'note'), rows, bad, numeric=range(1, 7))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence], bad=(), numeric: Sequence[int] | None = None) -> str:
+def html_table(columns: Sequence[str], rows: Sequence[Sequence], bad=(), numeric: Sequence[int] | None = None) -> str:
+    """A table; ``bad``: (row, column) of red cells, ``numeric``: columns to align right, default all but the first."""
     numeric = range(1, len(columns)) if numeric is None else numeric
     head = ''.join(f'<th{" class=n" if i in numeric else ""}>{escape(c)}</th>' for i, c in enumerate(columns))
     body = ''.join('<tr>' + ''.join(_cell(x, i in numeric, (k, i) in bad) for i, x in enumerate(row)) + '</tr>'
@@ -204,7 +220,8 @@ def _cell(x, numeric: bool, bad: bool) -> str:
     return f'<td{attribute}>{escape(cell(x))}</td>'
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as SVG text."""
     buffer = io.StringIO()
     with rc_context(draw.STYLE):
         figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})

@@ -12,6 +12,7 @@ from models_for_tests import ResNet, calibrated, images, randomize
 from mmquant.analysis.inspection import Inspection, inspect
 from mmquant.analysis.sensitivity import LayerSensitivity
 from mmquant.models.cost import model_cost
+from mmquant.visualization.deployed import add_deployed, strip_figure
 from mmquant.visualization.figures import sensitivity_figure, to_array
 from mmquant.visualization.report import Run, add_sensitivity, figures_of, scalars_of, write_report
 
@@ -60,8 +61,8 @@ class Outline(html.parser.HTMLParser):
 def test_everything_is_there_and_nothing_is_fetched(page):
     text = open(page, encoding='utf-8').read()
     outline = Outline(text)
-    assert outline.ids == ['accuracy', 'layers', 'sensitivity', 'roundings', 'losses', 'weights', 'activations', 'cost',
-                           'config']
+    assert outline.ids == ['accuracy', 'layers', 'sensitivity', 'deployed', 'roundings', 'losses', 'weights',
+                           'activations', 'cost', 'config']
     assert outline.svgs == len(FIGURES) and outline.fetched == []
     assert not re.search(r'url\((?!#)|@import', text)
     for expected in ('net_w4a4', 'seed 3', '98.00', '41.50', '1.2 min', '1.00 GiB', 'layer2.0.downsample.0',
@@ -91,7 +92,7 @@ def test_what_was_not_measured_is_left_out(run, tmp_path):
     figures = figures_of(bare)
     assert list(figures) == ['cost']
     outline = Outline(open(write_report(str(tmp_path / 'r.html'), bare, figures), encoding='utf-8').read())
-    assert outline.ids == ['layers', 'sensitivity', 'cost', 'config'] and outline.svgs == 1
+    assert outline.ids == ['layers', 'sensitivity', 'deployed', 'cost', 'config'] and outline.svgs == 1
 
 
 def sensitivity(name, sqnr, drop=None, **more):
@@ -103,7 +104,7 @@ def test_sensitivity_is_added_and_exchanged(run, tmp_path):
     assert 'Not measured yet; this adds it: <code>python tools/analysis_tools/sensitivity.py' in open(path).read()
     assert add_sensitivity(path, [sensitivity('old.layer', 3.0)])
     alone = open(path).read()
-    assert 'old.layer' in alone and 'Not measured' not in alone and '<th class=n>drop</th>' not in alone
+    assert 'old.layer' in alone and alone.count('Not measured') == 1 and '<th class=n>drop</th>' not in alone
     rows = [sensitivity('fc', 12.25, 7.5), sensitivity('conv1', 30.0, 0.25), sensitivity('silent', None, 0.0)]
     assert add_sensitivity(path, rows)
     text = open(path).read()
@@ -160,3 +161,21 @@ def test_stages_without_metrics(run, tmp_path, values):
     text = open(write_report(str(tmp_path / 'r.html'), part, figures), encoding='utf-8').read()
     lost = [n for n, v in values.items() if v is None]
     assert len(re.findall('<b>nothing found</b>', text)) == len(lost) and 'packed; float' in text
+
+
+def test_deployed_is_added_and_exchanged(run, tmp_path):
+    path = write_report(str(tmp_path / 'r.html'), run, {})
+    found = dict(codes=10**6, codes_differing=0, worst_share=3e-5, largest_step=1, agreement=0.995,
+                 metrics={'accuracy/top1': [98.25, 98.5]}, integer_share=0.875, latency_ms=1.25, failures=[],
+                 bytes={'model.onnx': 752978}, islands=[['Softmax', 'Softmax has no integer kernel']],
+                 nodes=[['conv1', 'Conv', True], ['act', 'Softmax', False], ['fc', 'Gemm', True]])
+    assert add_deployed(path, dict(found, failures=['G2: too far']))
+    assert '<p class="bad">G2: too far</p>' in open(path).read()
+    assert add_deployed(path, found)
+    text = open(path).read()
+    for expected in ('All gates are passed', '98.2500 / 98.5000', '87.50%', '0.0030%', '0.753', '1.25',
+                     'Softmax has no integer kernel'):
+        assert expected in text, expected
+    assert 'too far' not in text and Outline(text).svgs == 1
+    bars = [p.get_x() for p in strip_figure(found['nodes']).axes[0].patches]
+    assert bars == pytest.approx([-0.45, 1.55, 0.55])
