@@ -74,8 +74,11 @@ def write_float(model: nn.Module, image: Tensor, path: Path) -> None:
     need('onnx').save(program.model_proto, path)
 
 
-def write_static(float_path: Path, images: Tensor, path: Path) -> None:
-    """ONNX Runtime's static quantizer: QDQ, uint8 activations by min-max, int8 weights with scales by channel."""
+def write_static(float_path: Path, images: Tensor, path: Path, method: str = 'MinMax') -> None:
+    """ONNX Runtime's static quantizer: QDQ, uint8 activations, int8 weights with scales by channel.
+
+    ``method``: how it finds the ranges of activations, ``'MinMax'`` (default), ``'Entropy'`` or ``'Percentile'``.
+    """
     quantization = need('onnxruntime.quantization')
     prepared = path.with_name('prepared.onnx')
     need('onnxruntime.quantization.shape_inference').quant_pre_process(str(float_path), str(prepared))
@@ -91,4 +94,4 @@ def write_static(float_path: Path, images: Tensor, path: Path) -> None:
                                  quant_format=quantization.QuantFormat.QDQ,
                                  activation_type=quantization.QuantType.QUInt8,
                                  weight_type=quantization.QuantType.QInt8,
-                                 calibrate_method=quantization.CalibrationMethod.MinMax)
+                                 calibrate_method=getattr(quantization.CalibrationMethod, method))
