@@ -79,7 +79,7 @@ class CodeFlow:
 def deploy_places(model: nn.Module, flow: DataFlow, plan: Plan, between: bool = True) -> tuple[Place, ...]:
     """Places to add to a plan, so that layers with quantized weights can run in integers; all 8 bits, per tensor.
 
-    ``between``: as of :class:`DeployProfile`. Nothing is added behind layers that read floats, as the plan wants them to.
+    ``between``: as of :class:`DeployProfile`. Nothing is added behind layers that read floats, as the plan has them.
     Tensors that no module returns (sums inside a forward of a pyramid) have no place and stay float.
     """
     if all(place.what == 'weight' for place in plan.places):
