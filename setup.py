@@ -56,7 +56,7 @@ def add_mim_files():
 
 if __name__ == '__main__':
     add_mim_files()
-    extras = {name: requirements(name) for name in ('mminstall', 'optional', 'tests', 'docs')}
+    extras = {name: requirements(name) for name in ('mminstall', 'optional', 'export', 'tests', 'docs')}
     setup(
         name='mmquant',
         version=re.search(r"__version__ = '(.+)'", read('mmquant/version.py')).group(1),

@@ -50,3 +50,22 @@ def test_pins_are_unique():
              for line in file.read_text().splitlines() if line.startswith(('torch', 'onedl-', 'imaug'))]
     assert sorted(names) == ['imaug', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmengine', 'onedl-mmpretrain', 'torch',
                              'torchvision']
+
+
+@pytest.mark.parametrize('given, passed_on, folder', [
+    ('', '', 'work_dirs/resnet18_w2a4_digits'),
+    ('--work-dir x --num-iters 5 --cfg-options a=1 b=2 --amp', ' --work-dir x --cfg-options a=1 b=2', 'x'),
+    ('--resume --work-dir=y --seed 3', ' --work-dir=y --seed 3', 'y'), ('--work-dir z --dry-run', None, None)])
+def test_the_quick_start_exports_what_it_made(tmp_path, given, passed_on, folder):
+    """With programs that only print what they are given."""
+    for name, text in (('tools/setup_env.sh', ''), ('.venv/bin/python', '#!/bin/sh\necho "$@"\n')):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / '.venv/bin/python').chmod(0o755)
+    shutil.copy(ROOT / 'quickstart.sh', tmp_path)
+    done = subprocess.run(['bash', str(tmp_path / 'quickstart.sh'), *given.split()], capture_output=True, text=True)
+    config = 'configs/brecq/resnet18_w2a4_digits.py'
+    lines = [f'tools/ptq.py {config} {given}'.strip()]
+    if folder:
+        lines.append(f'tools/export.py {config} {folder}/quantized.pth --verify{passed_on}')
+    assert done.returncode == 0 and done.stdout.splitlines() == lines, done

@@ -55,6 +55,7 @@ def main() -> None:
         model = runner.model
         meta = model.load(args.checkpoint)
         chunks, samples = runner.train_loop.collect(model)
+        model.architecture.dataset_meta = dict(runner.train_loop.dataloader.dataset.metainfo)  # for the sidecar
         chunks = _of_one_size(chunks, is_detector(model.architecture))
         path = osp.join(cfg.work_dir, 'model.onnx')
         files = export(model, path, chunks, args.profile, args.packed, args.batch, args.allow_float, samples)

@@ -3,7 +3,8 @@
 #
 #   tools/setup_env.sh [run|test]
 #
-#   run   all that classification needs; mmcv without its compiled operators, unless a built wheel is at hand (default)
+#   run   all that classification and the export to ONNX need; mmcv without its compiled operators, unless a built wheel
+#         is at hand (default)
 #   test  also the tests' requirements, mmdet, and mmcv's compiled operators: built once, then reused from the wheel folder
 #
 # A torch that is already in .venv is kept. Read from the environment:
@@ -153,7 +154,7 @@ if up_to_date "$mode"; then exit 0; fi
 make_venv
 refuse_originals
 say "installing the packages that mmcv and mmpretrain build on"
-lists=(-r requirements/runtime.txt -r requirements/stack.txt -r requirements/optional.txt)
+lists=(-r requirements/runtime.txt -r requirements/stack.txt -r requirements/optional.txt -r requirements/export.txt)
 packages=("$(pin onedl-mmengine)" "$(pin onedl-mmpretrain)")
 if [ "$mode" = test ]; then
   lists+=(-r requirements/tests.txt)

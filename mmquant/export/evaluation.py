@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmquant.export.executor.graph_executor import GraphExecutor
 from mmquant.export.files import read_sidecar
 from mmquant.export.parts import Run, in_runtime, padded
 from mmquant.export.runtime import INTEGER_ONLY, RuntimeSession
+from mmquant.export.saturation import cpu_saturates, saturates
 from mmquant.models import QuantizedModel
 
 
@@ -73,12 +76,22 @@ def deployed(model: QuantizedModel, path: str | os.PathLike, provider: str = 'on
         options |= dict(optimize=optimize, disabled_optimizers=about['runtime']['disabled_optimizers'])
     sessions = [IntegerOnly(file) if provider == INTEGER_ONLY else RuntimeSession(file, **options)
                 for file in files_of(path, about)]
+    _warn_of_saturation(provider, files_of(path, about))
     runs, shape = [runner_of(session, _batch(session)) for session in sessions], tuple(about['input']['shape'])
     device = next(model.architecture.parameters()).device
     first = runs[0]
     runs[0] = lambda images: first(padded(images, shape))
     with in_runtime(model, runs, torch.zeros(1, *shape, device=device)):
         yield about
+
+
+def _warn_of_saturation(provider: str, files: list[Path]) -> None:
+    """OpenVINO has no switch for exact sums on x86 without VNNI."""
+    wrong = [name for file in files for name in saturates(file)] if provider == 'openvino' and cpu_saturates() else []
+    if wrong:
+        print_log(f'openvino: this CPU has no VNNI; sums of two products are cut off to 16 bits in {len(wrong)} layers '
+                  f'(first: {wrong[0]}), whose weights leave -64..63. Accuracies are too low here; CPUs with VNNI have '
+                  'no such limit', 'current', logging.WARNING)
 
 
 def _batch(session: RuntimeSession) -> int | None:

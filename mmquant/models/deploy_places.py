@@ -6,7 +6,7 @@ activation whose result is quantized: operands and results of additions, concate
 """
 from torch import nn
 
-from mmquant.models.dataflow import MOVEMENT, DataFlow, Op
+from mmquant.models.dataflow import MOVEMENT, Call, DataFlow, Op
 from mmquant.models.layers import PerCall, QuantizedLayer
 from mmquant.models.plan import Place, Plan
 from mmquant.models.quantizer_index import quantizer_at
@@ -62,6 +62,10 @@ class CodeFlow:
         outputs = op.outputs[:1] if op.name.startswith('max_pool') else op.outputs  # no indices
         return op.name in CLIPS | ON_CODES and len(op.inputs) == 1 and all(map(self.becomes_codes, outputs))
 
+    def reads_codes(self, call: Call) -> bool:
+        """Whether what a layer is given in a call consists of codes."""
+        return call.name in self.reading or self.source(call.inputs[0]) is not None
+
     def input_quantizers(self, name: str) -> list[Quantizer | None]:
         """Of a layer: what makes the codes that each of its calls reads; None where it reads floats."""
         layer = self.model.get_submodule(name)
@@ -75,11 +79,14 @@ class CodeFlow:
 def deploy_places(model: nn.Module, flow: DataFlow, plan: Plan, between: bool = True) -> tuple[Place, ...]:
     """Places to add to a plan, so that layers with quantized weights can run in integers; all 8 bits, per tensor.
 
-    ``between``: as of :class:`DeployProfile`. Tensors that no module returns (sums inside a forward of a pyramid) have
-    no place and stay float.
+    ``between``: as of :class:`DeployProfile`. Nothing is added behind layers that read floats, as the plan has them.
+    Tensors that no module returns (sums inside a forward of a pyramid) have no place and stay float.
     """
+    if all(place.what == 'weight' for place in plan.places):
+        return ()  # weights alone: nothing could run in integers
     codes = CodeFlow(model, flow, plan)
     inputs = _network_inputs(codes)
+    codes.reading.update(name for place in inputs for name in place.readers)
     return (*inputs, *_between(codes)) if between else inputs
 
 
@@ -96,7 +103,7 @@ def _network_inputs(codes: CodeFlow) -> tuple[Place, ...]:
 
 def _between(codes: CodeFlow) -> list[Place]:
     flow, found = codes.flow, {}
-    wanted = {c.outputs[0] for c in codes.calls if c.name in codes.plan.weights
+    wanted = {c.outputs[0] for c in codes.calls if c.name in codes.plan.weights and codes.reads_codes(c)
               and not isinstance(codes.model.get_submodule(c.name), nn.Linear)}
     for op in flow.ops:  # in order, so that what an operation makes counts for the next one
         if op.name in INTEGER and flow.layer_around(op) is None and all(_capable(codes, v, wanted) for v in op.inputs):
@@ -134,6 +141,7 @@ def _returning(codes: CodeFlow, value: int) -> str | None:
     for call in reversed(codes.flow.returned_by.get(value, [])):
         calls = codes.flow.calls_of[call.name]
         layer = call.name in codes.flow.layers
-        if call.bare and call.parent >= 0 and call.name not in taken and (len(calls) == 1 or layer):
+        own = isinstance(codes.model.get_submodule(call.name), Quantizer)
+        if call.bare and call.parent >= 0 and call.name not in taken and not own and (len(calls) == 1 or layer):
             return call.name
     return None

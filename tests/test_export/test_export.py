@@ -213,3 +213,28 @@ def test_missing_extras_say_how_to_get_them(monkeypatch):
     monkeypatch.setattr(_extras, 'import_module', lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ImportError, match=r'pip install -r requirements/export\.txt'):
         _extras.need('onnxscript')
+
+
+def test_weights_alone_stay_weights_alone(tmp_path):
+    """No activation is quantized for the runtime's sake: W4A32 is stored in 4 bits and computed in float."""
+    model, images = quantized(4, None)
+    files = model.export(tmp_path / 'm.onnx', images, packed=True)
+    with torch.no_grad():
+        expected = model.run(images)
+    assert {p.what for p in model.plan.places} == {'weight'}
+    found = RuntimeSession(files.packed[0]).run({'images': images.numpy()})['output0']
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert compare(files.qdq[0], images.numpy()).integer_share == 0
+
+
+def test_float_weights_are_not_quantized_behind_our_back(tmp_path):
+    """Section 8.9: ONNX Runtime would give the float layer 8-bit weights unless an optimizer is off."""
+    model, images = quantized(None, 4, Small(True))
+    files = model.export(tmp_path / 'm.onnx', images)
+    disabled = read_sidecar(files.qdq[0])['runtime']['disabled_optimizers']
+    assert disabled == ['WeightBiasQuantization']
+    feed = {'images': images.numpy()}
+    plain = RuntimeSession(files.qdq[0], optimize=False).run(feed)['output0']
+    ours = RuntimeSession(files.qdq[0], disabled_optimizers=disabled).run(feed)['output0']
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+    assert np.abs(RuntimeSession(files.qdq[0]).run(feed)['output0'] - plain).max() > 1e-4

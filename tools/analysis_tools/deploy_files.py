@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ MIN_MAX = dict(type='mmquant.MinMaxObserver')
 STEPS = [dict(type='mmquant.FoldBatchNorm'), dict(type='mmquant.InsertQuantizers'),
          dict(type='mmquant.InitWeightRange', observer=MIN_MAX),
          dict(type='mmquant.InitActivationRange', observer=MIN_MAX)]
-OURS = dict(w8a8=(8, 8), w4a4=(4, 4), w2a4=(2, 4))
+OURS = MappingProxyType(dict(w8a8=(8, 8), w4a4=(4, 4), w2a4=(2, 4)))
 
 
 class TensorMode(nn.Module):
@@ -30,10 +32,14 @@ class TensorMode(nn.Module):
 
 
 def random_model(name: str, images: Tensor) -> nn.Module:
-    """A model of mmpretrain with random weights and the statistics of ``images`` in its BatchNorm layers."""
+    """A model of mmpretrain with random weights that knows the statistics of ``images``."""
     from mmpretrain import get_model
     torch.manual_seed(0)
-    model = get_model(name, pretrained=False)
+    return with_statistics(get_model(name, pretrained=False), images)
+
+
+def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
+    """The model in evaluation mode, with the statistics of ``images`` in its BatchNorm layers."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
@@ -42,18 +48,20 @@ def random_model(name: str, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def make_files(model: nn.Module, images: Tensor, folder: Path) -> dict[str, Path]:
+def make_files(model: nn.Module, images: Tensor, folder: Path,
+               ours: Mapping[str, tuple[int, int]] = OURS) -> dict[str, Path]:
     """``float``, ``static`` (ONNX Runtime's own quantizer), and ours by bits; those below 8 bits are packed.
 
     Args:
         model (nn.Module): In evaluation mode; it stays as it is.
         images (Tensor): Calibration images (N, C, H, W), the same for all.
         folder (Path): Where the files go.
+        ours (Mapping): Name -> bits of weights and activations. Default: W8A8, W4A4 and W2A4.
     """
     files = dict(float=folder / 'float.onnx', static=folder / 'static.onnx')
     write_float(model, images[:1], files['float'])
     write_static(files['float'], images, files['static'])
-    for label, (w_bits, a_bits) in OURS.items():
+    for label, (w_bits, a_bits) in ours.items():
         quantized = mmquant.quantize(copy.deepcopy(model), [images], STEPS, w_bits, a_bits,
                                      weight=dict(symmetric=True) if w_bits == 8 else None,
                                      overrides=[] if w_bits == 8 else None)
@@ -67,11 +75,12 @@ def write_float(model: nn.Module, image: Tensor, path: Path) -> None:
     from mmquant.export.onnx_graph import OnnxGraph
     from mmquant.export.passes import flatten_to_reshape, pool_globally
     with torch.no_grad():
-        program = torch.onnx.export(TensorMode(model), (image, ), dynamo=True, opset_version=21, verbose=False,
-                                    input_names=['images'], external_data=False)
+        proto = torch.onnx.export(TensorMode(model), (image, ), dynamo=True, opset_version=21, verbose=False,
+                                  input_names=['images'], external_data=False).model_proto
+    graph = OnnxGraph(proto)
     for change in (pool_globally, flatten_to_reshape):
-        change(OnnxGraph(program.model_proto))
-    need('onnx').save(program.model_proto, path)
+        change(graph)
+    need('onnx').save(proto, path)
 
 
 def write_static(float_path: Path, images: Tensor, path: Path, method: str = 'MinMax') -> None:

@@ -1,7 +1,7 @@
 # As scopes.py, for a recipe that corrects biases.
 _base_ = ['./scopes.py']
 
-uncorrected = dict(affines=None, biases=None)
+uncorrected = dict(weights=None, activations=None, biases=None)
 variants = {
     'Nearest': dict(steps=uncorrected),
     'Nearest, backbone and neck only': dict(steps=uncorrected),
