@@ -261,6 +261,13 @@ def test_a_teacher_config_is_read_from_the_package(monkeypatch, tmp_path):
     assert model['teacher_config'] == 'configs/gfl/teacher.py'
 
 
+def test_older_rows_are_named():
+    old, new = dict(config='a.py'), dict(config='b.py', unnamed=0)
+    text = TOOL['older'](dict(mmpretrain=dict(a=old, b=old), mmdet=dict(y=old, x=old, z=new), timm=dict(t=new)))
+    assert text.startswith('\nOf an older measurement are all rows of mmpretrain; of mmdet x, y: its')
+    assert TOOL['older'](dict(timm=dict(t=new))) == ''
+
+
 def test_size_words_order_configs():
     names = ['x-large_8xb16.py', 'x-base_8xb128.py', 'x-tiny.py', 'x_r50.py', 'x_r18.py']
     assert sorted(names, key=TOOL['size_rank']) == ['x-tiny.py', 'x_r18.py', 'x_r50.py', 'x-base_8xb128.py',

@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import os.path as osp
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob
@@ -265,9 +266,8 @@ rounding does to each tensor; with every quantizer off (what folding and other e
 alone; and which tensor makes most of the noise: the SQNR of the outputs if it alone is quantized, that of the tensor
 itself, its largest value in root mean squares, and where calls of a shared layer, which have one grid, differ in size,
 how much. Where random noise does the same, the net with its random weights is that sensitive: products of two
-activations add their relative errors, and what normalizes a small difference of large values enlarges them. A remark
-without such a reason is of an older measurement (all rows of mmpretrain and mmdet), whose reference was the float mode
-of the quantized model and which did not look for parameters that no plan names; `--again all` measures it anew.
+activations add their relative errors, and what normalizes a small difference of large values enlarges them.
+{older}
 
 The raw outputs of a detector are those of mmdet's `mode='tensor'`. For some detectors that mode computes less than
 prediction does: it leaves out the point head of PointRend, and hands the initial queries to every stage of Sparse R-CNN
@@ -285,8 +285,19 @@ PARTS = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
 
 def page(state: dict) -> str:
     """The whole page from the results so far."""
-    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in PARTS
-                              if state.get(scope))
+    return HEADER.replace('{older}', older(state)) + '\n'.join(
+        f'## {title}\n\n' + table(state[scope], first) for title, scope, first in PARTS if state.get(scope))
+
+
+def older(state: dict) -> str:
+    """A paragraph on rows of before parameters that no plan names were looked for; '' without such rows."""
+    found = {scope: sorted(n for n, row in state.get(scope, {}).items() if 'unnamed' not in row)
+             for _, scope, _ in PARTS}
+    parts = [f'all rows of {scope}' if len(names) == len(state[scope]) else f'of {scope} {", ".join(names)}'
+             for scope, names in found.items() if names]
+    text = (f'Of an older measurement are {"; ".join(parts)}: its reference was the float mode of the quantized model, '
+            'and it did not look for parameters that no plan names. `--again all` measures them anew.')
+    return '\n' + textwrap.fill(text, 120, break_on_hyphens=False) + '\n' if parts else ''
 
 
 def export_page(state: dict) -> str:
