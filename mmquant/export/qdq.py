@@ -111,13 +111,21 @@ def _traced(part: Part, sample: Tensor, batch: int | None, opset: int):
             return torch.onnx.export(part, (sample, ), dynamo=True, opset_version=opset, dynamic_shapes=shapes,
                                      custom_translation_table=translations(), verbose=False, external_data=False)
     except Exception as error:
-        lines = [x for x in str(error).splitlines() if x.strip()]
+        cause = _first_cause(error)
+        lines = [x for x in str(cause).splitlines() if x.strip()]
         raise ExportError(f'torch cannot export {type(part.architecture).__name__} '
                           f'{"with this batch size" if batch else "for any batch size"} '
-                          f'({type(error).__name__}: {(lines or [""])[0][:300]})'
+                          f'({type(cause).__name__}: {(lines or [""])[0][:300]})'
                           + ('' if batch else '; give a fixed one: batch=1, --batch 1')) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong at first: torch's own error only tells which step of the export it was."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _finished(model, input_name: str, opset: int):
