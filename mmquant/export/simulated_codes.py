@@ -14,6 +14,7 @@ from mmquant.export.parts import Part
 from mmquant.models import QuantizedModel
 
 VALUES = 'quantize_dequantize'
+MOVES = ('Reshape', 'Transpose', 'Squeeze', 'Unsqueeze')  # behind a QuantizeLinear, see quantize_before_moves
 NEAR_TIE = 1e-3  # of a step
 
 
@@ -82,8 +83,8 @@ def _codes(executor: GraphExecutor, values: list[tuple[Tensor, Tensor]]) -> dict
         value, near = (x.numpy() for x in values[int(number or 0)])
         codes = (np.rint(value / scale) + zero).astype(zero.dtype)
         made = executor.view.maker[node.inputs[0]]
-        while made.op in ('Reshape', 'Squeeze', 'Unsqueeze'):
+        while made.op in MOVES:
             made = executor.view.maker[made.inputs[0]]
         if made.op in ('QuantizeLinear', 'Clip'):
-            found[made.outputs[0]] = codes, near
+            found[node.inputs[0]] = codes, near
     return found

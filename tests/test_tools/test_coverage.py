@@ -209,13 +209,14 @@ def test_when_an_export_is_not_verified(change, text):
 
 def test_table_of_exports():
     good = Exported(calibrated=True, files=2, batch=1, share=0.995, ties=0.02, kept=1, sqnr=30.0, apart=41.0, seconds=9)
-    rows = dict(B=dict(config='b.py', export=vars(good)), c=dict(config='c.py'),
+    rows = dict(B=dict(config='b.py', export=vars(good)), c=dict(config='c.py', layers=3), d=dict(config='d', layers=0),
                 a=dict(config='a.py', export=dict(vars(Exported(reason='x | y')), sqnr=None)))
     lines = table(rows, 'Family').splitlines()
-    assert lines[0] == '1 of 2 (50.0%) are exported, 1 (50.0%) also verified.'
+    assert lines[0] == '1 of 3 (33.3%) are exported, 1 (33.3%) also verified. 1 more are not tried yet.'
     assert lines[4] == '| a | `a.py` | - | - | - | - | - | 0 | x / y |'
     assert lines[5] == ('| B | `b.py` | 2 | yes | 99.5% | 30.0 | 41.0 | 9 | 1 layers stay float; fixed batch size 1; '
                         '2.0% of a tensor at ties |')
+    assert lines[6] == '| d | `d` | - | - | - | - | - | 0 | not quantized:  |'
     assert exported_of(rows['a']['export']).reason == 'x | y'
 
 

@@ -174,12 +174,13 @@ TABLE = ('| {0} | Config | Files | Verified | Integer share | SQNR (dB) | Runtim
 
 
 def table(rows: dict[str, dict], first: str) -> str:
-    """Markdown table of the rows that hold an export, and the percentages."""
-    found = {name: (row['config'], exported_of(row['export'])) for name, row in rows.items() if row.get('export')}
+    """Markdown table of the rows that hold an export or could not be quantized at all, and the percentages."""
+    found = {name: (row['config'], _result(row)) for name, row in rows.items() if _result(row)}
     total, written = max(1, len(found)), sum(x.files > 0 for _, x in found.values())
     good = sum(x.files > 0 and not x.failures() for _, x in found.values())
     lines = [f'{written} of {len(found)} ({written / total:.1%}) are exported, {good} ({good / total:.1%}) also '
-             'verified.', '', TABLE.format(first)]
+             f'verified.{f" {len(rows) - len(found)} more are not tried yet." if len(found) < len(rows) else ""}', '',
+             TABLE.format(first)]
     for name, (path, x) in sorted(found.items(), key=lambda item: item[0].lower()):
         remarks = [*x.failures(), f'{x.kept} layers stay float' if x.kept else '',
                    f'fixed batch size {x.batch}' if x.batch else '',
@@ -190,6 +191,12 @@ def table(rows: dict[str, dict], first: str) -> str:
         lines.append(f'| {name} | `{path}` | {x.files or "-"} | {"-" if x.failures() else "yes"} | {figures} | '
                      f'{x.seconds:.0f} | {remark} |')
     return '\n'.join(lines) + '\n'
+
+
+def _result(row: dict) -> Exported | None:
+    if row.get('export'):
+        return exported_of(row['export'])
+    return None if row.get('layers') else Exported(reason=f'not quantized: {row.get("reason", "")}')
 
 
 def exported_of(row: dict) -> Exported:
