@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmquant.export.packed import pack
-from mmquant.export.parts import parts_of
+from mmquant.export.parts import REGION_HEADS, Regions, parts_of
 from mmquant.export.preparation import float_stand_ins, prepare
 from mmquant.export.qdq import export_qdq
 from mmquant.export.sidecar import FORMAT, sidecar
@@ -42,7 +43,8 @@ def export(model: QuantizedModel, path: str | os.PathLike, images: Tensor | Sequ
     Args:
         model (QuantizedModel): With ranges.
         path (str | PathLike): ``model.onnx``; a detector of two stages becomes ``model_features.onnx`` and
-            ``model_regions.onnx``, packed files end in ``_packed.onnx``.
+            ``model_regions.onnx``, of several heads ``model_bbox_head_0.onnx``, ...; packed files end in
+            ``_packed.onnx``.
         images (Tensor | Sequence[Tensor]): Preprocessed calibration images (N, C, H, W) of the size that the file shall
             take; chunks of them.
         profile (str): Name of a :class:`DeployProfile`. Default ``'ort_cpu'``.
@@ -67,7 +69,7 @@ def export(model: QuantizedModel, path: str | os.PathLike, images: Tensor | Sequ
     with float_stand_ins(model), torch.no_grad():
         for part in parts_of(model):
             proto = export_qdq(model, part, part.example(model, chunks[0][:2]), profile,
-                               None if part.title == 'regions' else batch, kept if allow_float else None)
+                               None if isinstance(part, Regions) else batch, kept if allow_float else None)
             qdq.append(_write(_named(path, part.title), proto))
             if packed:
                 tiny = pack(proto, find_profile(profile).smallest_packed)
@@ -95,7 +97,7 @@ def read_sidecar(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     stems = [path.stem.removesuffix('_packed')]
-    stems += [stems[0].removesuffix(f'_{title}') for title in ('features', 'regions')]
+    stems.append(re.sub(rf'_(features|regions|({"|".join(REGION_HEADS)})(_\d+)?)$', '', stems[0]))
     found = next((p for stem in stems if (p := path.with_name(f'{stem}.json')).is_file()), None)
     if found is None:
         raise ExportError(f'{path} has no sidecar: expected {path.with_name(stems[-1] + ".json")}, which '

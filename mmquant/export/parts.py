@@ -105,23 +105,43 @@ class Features(Part):
 
 
 class Regions(Part):
-    """Second stage of a detector: the box head on pooled features (R, C, H, W) of any number of regions."""
-    title, input_name = 'regions', 'regions'
+    """A head of the later stages of a detector, on pooled features (R, C, H, W) of any number of regions.
+
+    Args:
+        model (QuantizedModel): Of the detector.
+        name (str): Of the head inside ``roi_head``. Default ``'bbox_head'``.
+        title (str): Default ``'regions'``.
+    """
+    input_name = 'regions'
+
+    def __init__(self, model: QuantizedModel, name: str = 'bbox_head', title: str = 'regions') -> None:
+        super().__init__(model)
+        self.name, self.title = name, title
+
+    @property
+    def head(self) -> nn.Module:
+        """The module itself."""
+        return self.architecture.roi_head.get_submodule(self.name)
 
     def compute(self, x: Tensor):
-        return self.architecture.roi_head.bbox_head(x)
+        return self.head(x)
 
     def example(self, model: QuantizedModel, images: Tensor) -> Tensor:
         seen = []
-        handle = self.architecture.roi_head.bbox_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        handle = self.head.register_forward_pre_hook(lambda _, *given: seen.append(given), with_kwargs=True)
         try:
             model.raw(images)
         finally:
             handle.remove()
-        return seen[0]
+        args, kwargs = seen[0] if seen else ((), {})
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            raise ValueError(f'roi_head.{self.name} ({type(self.head).__name__}) '
+                             + (f'takes {len(args) + len(kwargs)} inputs' if seen else 'is not called in tensor mode')
+                             + '; only heads that take the pooled features alone can be exported')
+        return args[0]
 
     def plug(self, stack: contextlib.ExitStack, run: Run) -> None:
-        instead(stack, self.architecture.roi_head.bbox_head, 'forward', lambda x: self.restored(run(x)))
+        instead(stack, self.head, 'forward', lambda x: self.restored(run(x)))
 
 
 def instead(stack: contextlib.ExitStack, module: nn.Module, name: str, function: Callable) -> None:
@@ -155,16 +175,40 @@ def padding(model: QuantizedModel, shape: tuple[int, ...]):
         yield
 
 
+REGION_HEADS = ('shared_head', 'bbox_head', 'mask_head')
+
+
 def parts_of(model: QuantizedModel) -> list[Part]:
-    """One part, or two of a detector with regions."""
+    """One part, or of a detector with regions: the features, and each head of its later stages.
+
+    Raises:
+        ValueError: Layers of a detector with regions that are in none of these, which would stay behind.
+    """
     architecture = model.architecture
-    if is_detector(architecture) and getattr(architecture, 'roi_head', None) is not None:
-        several = isinstance(architecture.roi_head.bbox_head, nn.ModuleList)
-        if several or getattr(architecture, 'rpn_head', None) is None:
-            raise ValueError(f'{type(architecture).__name__} has more than two stages, or no region proposal network '
-                             'of its own: only detectors of one or two stages can be exported')
-        return [Features(model), Regions(model)]
-    return [Whole(model)]
+    roi_head = getattr(architecture, 'roi_head', None) if is_detector(architecture) else None
+    if roi_head is None:
+        return [Whole(model)]
+    if getattr(architecture, 'rpn_head', None) is None:
+        raise ValueError(f'{type(architecture).__name__} has no region proposal network of its own: only detectors '
+                         'that have one, and detectors of one stage, can be exported')
+    heads = []
+    for name in REGION_HEADS:
+        head = getattr(roi_head, name, None)
+        heads += [f'{name}.{i}' for i in range(len(head))] if isinstance(head, nn.ModuleList) else \
+            [] if head is None else [name]
+    _check_complete(model, heads)
+    titles = ['regions'] if heads == ['bbox_head'] else [x.replace('.', '_') for x in heads]
+    return [Features(model), *(Regions(model, *x) for x in zip(heads, titles))]
+
+
+def _check_complete(model: QuantizedModel, heads: list[str]) -> None:
+    """All quantized layers lie in one of the parts of a detector with regions."""
+    inside = tuple(f'{x}.' for x in ('backbone', 'neck', 'rpn_head', *(f'roi_head.{head}' for head in heads)))
+    outside = [n for n in model.quantized_layers() if not n.startswith(inside)]
+    if outside:
+        raise ValueError(f'{type(model.architecture).__name__} has {len(outside)} layers between or beside its stages, '
+                         f'first {outside[0]}: only backbone, neck, rpn_head and {", ".join(REGION_HEADS)} of roi_head '
+                         'can be exported')
 
 
 @contextlib.contextmanager

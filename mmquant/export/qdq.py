@@ -19,6 +19,8 @@ from mmquant.models import QuantizedModel
 from mmquant.models.deploy_profiles import find_profile
 from mmquant.models.layers import use_channels_last, use_plain_memory
 
+LARGEST_NOISE = 0.01
+"""Share of an output's power by which one and the same network may differ: codes flip."""
 IR_VERSIONS = {21: 10, 25: 13}
 """IR version that an opset needs; newer ones are refused by older runtimes."""
 
@@ -56,6 +58,8 @@ def export_qdq(model: QuantizedModel, part: Part, example: Tensor, profile: str 
         _check_equal(reference, part(sample))
         with _plain_memory(model):
             program = _traced(part, sample, batch, target.opset)
+            if batch is None:
+                _check_any_batch(part, program.exported_program, sample)
     return _finished(program.model_proto, part.input_name, target.opset)
 
 
@@ -66,6 +70,21 @@ def _check_equal(reference: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> 
             raise ExportError(f'the traceable form computes another output {i} (largest difference '
                               f'{(expected - found).abs().max():.4g}): a module reads a quantizer in a way that the '
                               'exporter does not know')
+
+
+def _check_any_batch(part: Part, program: torch.export.ExportedProgram, sample: Tensor) -> None:
+    """A batch of another size must not come out worse: torch takes sizes that went through floats for constants."""
+    shares = []
+    for x in (sample, sample[:1]):
+        try:
+            pairs = list(zip(part(x), program.module()(x), strict=True))
+            power = sum(float(a.double().square().sum()) for a, _ in pairs)
+            shares.append(sum(float((a.double() - b).square().sum()) for a, b in pairs) / max(power, 1e-30))
+        except Exception:  # a guard, or sizes that do not fit
+            shares.append(float('inf'))
+    if shares[1] > max(LARGEST_NOISE, 10 * shares[0]):
+        raise ExportError(f'torch exports {type(part.architecture).__name__} for a batch of {len(sample)} alone: it '
+                          'computes with the batch size as a number; give a fixed one: batch=1, --batch 1')
 
 
 @contextlib.contextmanager

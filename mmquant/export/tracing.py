@@ -6,7 +6,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from mmquant.export.operators import dequantize_weight, quantize_dequantize
+from mmquant.export.operators import dequantize_weight, quantize_dequantize, traceable_deform_conv
 from mmquant.models import QuantizedModel
 from mmquant.models.integer_weights import IntegerWeight, NotInteger, integer_weight
 from mmquant.quantizers import Quantizer
@@ -87,7 +87,8 @@ def traceable(model: QuantizedModel, largest: int = 127, float_layers: dict[str,
             layer._parameters['weight'] = nn.Parameter(torch.zeros(()).expand(weight.shape), False)
         for name, forward in activations.items():
             quantizers[name].__dict__['forward'] = forward
-        yield
+        with traceable_deform_conv():
+            yield
     finally:
         for name, layer in layers.items():
             layer.weight_quantizer, layer.adapters, layer._parameters['weight'] = before[name]

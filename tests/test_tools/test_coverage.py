@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from export_coverage import Exported, exported_of, measure_export, table
 from model_coverage import (
     W8A8,
     Coverage,
@@ -162,6 +163,79 @@ def test_table():
         '| SQNR below 20 dB; 1 layers read no data; 1 layers are used by function, float |')
 
 
+class Square(nn.Module):
+    """A batch size that went through a float, which torch's exporter takes for a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x).relu().permute(0, 2, 3, 1).reshape(-1, 6, 4)
+        x = x.view(int(x.shape[0] / 6.0), 6, 6, -1).permute(0, 3, 1, 2)
+        return self.last(x)
+
+
+def test_an_export_is_compared():
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    found = measure_export(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), SHAPE)
+    assert not found.failures() and found.calibrated and (found.files, found.batch, found.share) == (1, 0, 1.0)
+    assert found.codes > 100 and found.sqnr > 20 and found.apart > 30
+    fixed = measure_export(Square, SHAPE)
+    assert not fixed.failures() and (fixed.files, fixed.batch) == (1, 1)
+
+
+def test_a_failed_export_is_a_row():
+    pytest.importorskip('onnxscript')
+    found = measure_export(lambda: nn.Conv2d(4, 4, 3), SHAPE)
+    assert not found.calibrated and found.reason.startswith('RuntimeError: ') and not found.files
+
+
+@pytest.mark.parametrize('change, text', [
+    (dict(reason='no kernel'), 'no kernel'),
+    (dict(codes=9, differing=3, behind=2), 'G1: 1 of 9 codes in front'),
+    (dict(worst=0.002), 'G2: an operation alone gives 0.20% other codes'),
+    (dict(step=2), 'by up to 2'),
+    (dict(apart=19.0), 'outputs 19.0 dB from the simulation'),
+    (dict(apart=float('nan')), 'outputs nan dB'),
+])
+def test_when_an_export_is_not_verified(change, text):
+    good = dict(calibrated=True, files=1, codes=9, differing=2, behind=2, worst=0.001, step=1, sqnr=30.0, apart=25.0)
+    assert not Exported(**good).failures() and not Exported(**good | dict(sqnr=5.0, apart=6.0)).failures()
+    (reason, ) = Exported(**good | change).failures()
+    assert text in reason
+
+
+def test_table_of_exports():
+    good = Exported(calibrated=True, files=2, batch=1, share=0.995, ties=0.02, kept=1, sqnr=30.0, apart=41.0, seconds=9)
+    rows = dict(B=dict(config='b.py', export=vars(good)), c=dict(config='c.py'),
+                a=dict(config='a.py', export=dict(vars(Exported(reason='x | y')), sqnr=None)))
+    lines = table(rows, 'Family').splitlines()
+    assert lines[0] == '1 of 2 (50.0%) are exported, 1 (50.0%) also verified.'
+    assert lines[4] == '| a | `a.py` | - | - | - | - | - | 0 | x / y |'
+    assert lines[5] == ('| B | `b.py` | 2 | yes | 99.5% | 30.0 | 41.0 | 9 | 1 layers stay float; fixed batch size 1; '
+                        '2.0% of a tensor at ties |')
+    assert exported_of(rows['a']['export']).reason == 'x | y'
+
+
+def test_exports_continue_from_rows(monkeypatch):
+    tried, saved = [], []
+
+    def exported(build, shape, limit):
+        tried.append(shape[1])
+        return Exported(calibrated=shape[1] == 224, reason='no' if shape[1] == 64 else '')
+
+    measure = TOOL['measure_exports']
+    monkeypatch.setitem(measure.__globals__, 'export_apart', exported)
+    row = dict(vars(Coverage(1, 1)), config='b.py')
+    rows = dict(new=dict(row), done=dict(row, export=dict(files=1)), failed=dict(row, layers=0))
+    measure('mmengine', {n: [('a.py', {}), ('b.py', {})] for n in (*rows, 'other')}, (64, 224, 256), 5, rows,
+            saved.append)
+    assert tried == [64, 224] and saved == ['new'] and rows['new']['export']['calibrated']
+    assert TOOL['coverage_of'](rows['new']).quantized == 1
+
+
 def test_few_proposals():
     model = dict(test_cfg=dict(rpn=dict(max_per_img=1000), rcnn=dict(max_per_img=100)))
     few = TOOL['prepared'](model, 'mmdet')
@@ -187,6 +261,13 @@ def test_a_teacher_config_is_read_from_the_package(monkeypatch, tmp_path):
     assert model['teacher_config'] == 'configs/gfl/teacher.py'
 
 
+def test_older_rows_are_named():
+    old, new = dict(config='a.py'), dict(config='b.py', unnamed=0)
+    text = TOOL['older'](dict(mmpretrain=dict(a=old, b=old), mmdet=dict(y=old, x=old, z=new), timm=dict(t=new)))
+    assert text.startswith('\nOf an older measurement are all rows of mmpretrain; of mmdet x, y: its')
+    assert TOOL['older'](dict(timm=dict(t=new))) == ''
+
+
 def test_size_words_order_configs():
     names = ['x-large_8xb16.py', 'x-base_8xb128.py', 'x-tiny.py', 'x_r50.py', 'x_r18.py']
     assert sorted(names, key=TOOL['size_rank']) == ['x-tiny.py', 'x_r18.py', 'x_r50.py', 'x-base_8xb128.py',
@@ -197,3 +278,4 @@ def test_the_page_is_what_the_records_give():
     folder = ROOT / 'docs/en/notes'
     state = TOOL['read_state'](str(folder / 'zoo_coverage.json'))
     assert (folder / 'zoo_coverage.md').read_text() == TOOL['page'](state)
+    assert (folder / 'zoo_export.md').read_text() == TOOL['export_page'](state)

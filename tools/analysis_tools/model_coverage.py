@@ -1,6 +1,7 @@
 """How much of a model can be quantized as it is: layers, units, output error, or the reason of a failure."""
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os.path as osp
@@ -9,6 +10,7 @@ import resource
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -82,51 +84,63 @@ def measure_coverage(build, shape: tuple[int, int, int], seed: int = 0) -> Cover
     started = time.process_time()
     try:
         with torch.no_grad():
-            found = _merged_or_not(build, shape, seed)
+            found = merged_or_not(build, shape, seed, _measure)
     except Exception as error:  # whatever a model of the zoo may raise: it goes into the table
-        text = re.sub(r'/[^\s\'"]*/', '.../', ' '.join(str(error).split()))  # folders of this machine
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f'{type(error).__name__}: {text[:160]} ({place.name}, {osp.basename(place.filename)})'
-        return Coverage(seconds=time.process_time() - started, reason=reason)
+        return Coverage(seconds=time.process_time() - started, reason=told(error))
     return Coverage(seconds=time.process_time() - started, **found)
 
 
-def measure_apart(build, shape: tuple[int, int, int], limit: float) -> Coverage:
-    """As :func:`measure_coverage` with one thread, in a process of its own.
+def told(error: Exception, most: int = 160) -> str:
+    """An error in one line: its type, its text, and where it happened, without folders of this machine."""
+    text = re.sub(r'/[^\s\'"]*/', '.../', ' '.join(str(error).split()))
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f'{type(error).__name__}: {text[:most]} ({place.name}, {osp.basename(place.filename)})'
+
+
+def apart(measure: Callable, build, shape: tuple[int, int, int], limit: float, failed: Callable):
+    """``measure(build, shape)`` with one thread, in a process of its own.
 
     A model that hangs, crashes or runs out of memory costs its own row only. The process is forked, so that packages
     imported before need not be imported again.
 
     Args:
+        measure (Callable): Returns a result, also of a model that fails.
         build, shape: See :func:`measure_coverage`.
         limit (float): Seconds of processor time after which the process is ended, however busy the machine is; five
             times as many by the clock end it too.
+        failed (Callable): What to return where there is no result, from ``seconds`` and ``reason``.
     """
     forks = multiprocessing.get_context('fork')
     receiver, sender = forks.Pipe(duplex=False)
-    process = forks.Process(target=_measure_and_send, args=(sender, build, shape, limit), daemon=True)
+    process = forks.Process(target=_measure_and_send, args=(sender, measure, build, shape, limit), daemon=True)
     process.start()
     sender.close()
     try:
         if receiver.poll(5 * limit):
             return receiver.recv()
-        return Coverage(reason=f'took longer than {5 * limit:g} s')
+        return failed(reason=f'took longer than {5 * limit:g} s')
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGXCPU:
-            return Coverage(seconds=limit, reason=f'took longer than {limit:g} s of processor time')
-        return Coverage(reason=f'its process ended with exit code {process.exitcode} (-9: out of memory)')
+            return failed(seconds=limit, reason=f'took longer than {limit:g} s of processor time')
+        return failed(reason=f'its process ended with exit code {process.exitcode} (-9: out of memory)')
     finally:
         process.kill()
         process.join()
         receiver.close()
 
 
-def _measure_and_send(sender, build, shape, limit: float) -> None:
+def measure_apart(build, shape: tuple[int, int, int], limit: float) -> Coverage:
+    """:func:`measure_coverage` in a process of its own, see :func:`apart`."""
+    return apart(measure_coverage, build, shape, limit, Coverage)
+
+
+def _measure_and_send(sender, measure, build, shape, limit: float) -> None:
     seconds = math.ceil(limit)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     torch.set_num_threads(1)  # threads of the parent process do not live here
-    sender.send(measure_coverage(build, shape))
+    gc.disable()  # the process ends soon, and torch's exporter makes millions of objects that live until then
+    sender.send(measure(build, shape))
 
 
 def spread_weights(model: nn.Module) -> None:
@@ -164,28 +178,38 @@ def fit_normalization(context: CalibrationContext) -> None:
         hook.remove()
 
 
-def _merged_or_not(build, shape: tuple[int, int, int], seed: int) -> dict:
-    """With training-time branches merged; without where the model's own merging fails or changes its outputs."""
+def merged_or_not(build, shape: tuple[int, int, int], seed: int, measure: Callable, recipe: dict = W8A8):
+    """``measure(model, shape, merge)`` of the wrapped model.
+
+    With training-time branches merged; without where the model's own merging fails or changes its outputs.
+    """
     for merge in (True, False):
         torch.manual_seed(seed)
-        model = QuantizedModel(build(), W8A8, 'random')
+        model = QuantizedModel(build(), recipe, 'random')
         merge = merge and bool(reparameterizable(model.architecture))
         try:
-            return _measure(model, shape, merge)
+            return measure(model, shape, merge)
         except Exception:
             if not merge:
                 raise
 
 
-def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) -> dict:
+def calibrated(model: QuantizedModel, shape: tuple[int, int, int], merge: bool, insert: tuple = (InsertQuantizers(), )
+               ) -> tuple[CalibrationContext, object]:
+    """Random weights, one random image, quantizers with min-max ranges; and what the float model returned before."""
     spread_weights(model.architecture)
-    total = sum(is_layer(m) for m in model.architecture.modules())
     context = CalibrationContext(model, [torch.randn(1, *shape)])
     fit_normalization(context)
     reference = tree_map_only(torch.Tensor, torch.clone, context.run(0))  # of the original, before the first change
-    for step in (*((Reparameterize(),) if merge else ()), FoldBatchNorm(), InsertQuantizers(),
+    for step in (*((Reparameterize(),) if merge else ()), FoldBatchNorm(), *insert,
                  InitWeightRange(MIN_MAX), InitActivationRange(MIN_MAX)):
         step.run(context)
+    return context, reference
+
+
+def _measure(model: QuantizedModel, shape: tuple[int, int, int], merge: bool) -> dict:
+    total = sum(is_layer(m) for m in model.architecture.modules())
+    context, reference = calibrated(model, shape, merge)
     with model.frozen(*model.ready):
         quantized = context.run(0)
     sqnr = sqnr_db(*powers(reference, quantized))  # infinite for equal outputs

@@ -9,10 +9,13 @@ import importlib.util
 import itertools
 import os.path as osp
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob
 
+import export_coverage
+from export_coverage import export_apart
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -203,6 +206,26 @@ def measure(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: 
         save(name)
 
 
+def measure_exports(scope: str, models: dict, sides: tuple[int, ...], limit: int, rows: dict, save) -> None:
+    """Export every measured model that has no export yet, from its row's config, at the first size that it takes."""
+    if scope not in ('torchvision', 'timm'):
+        init_default_scope(scope)
+    for name, choices in models.items():
+        if name not in rows or rows[name].get('export') or not rows[name]['layers']:
+            continue
+        tried = []
+        for (path, model), side in itertools.product(choices, sides):
+            if path != rows[name]['config']:
+                continue
+            build = model if callable(model) else partial(_build, model, scope)
+            tried.append(export_apart(build, shape_of(model, side), limit))
+            if tried[-1].calibrated or not tried[-1].reason:
+                break
+        if tried:
+            rows[name]['export'] = vars(tried[-1] if tried[-1].calibrated else tried[0])
+            save(name)
+
+
 def table(rows: dict, first: str) -> str:
     """Markdown table of some rows and its percentage."""
     found = {n: (r['config'], coverage_of(r)) for n, r in rows.items()}
@@ -243,9 +266,8 @@ rounding does to each tensor; with every quantizer off (what folding and other e
 alone; and which tensor makes most of the noise: the SQNR of the outputs if it alone is quantized, that of the tensor
 itself, its largest value in root mean squares, and where calls of a shared layer, which have one grid, differ in size,
 how much. Where random noise does the same, the net with its random weights is that sensitive: products of two
-activations add their relative errors, and what normalizes a small difference of large values enlarges them. A remark
-without such a reason is of an older measurement (all rows of mmpretrain and mmdet), whose reference was the float mode
-of the quantized model and which did not look for parameters that no plan names; `--again all` measures it anew.
+activations add their relative errors, and what normalizes a small difference of large values enlarges them.
+{older}
 
 The raw outputs of a detector are those of mmdet's `mode='tensor'`. For some detectors that mode computes less than
 prediction does: it leaves out the point head of PointRend, and hands the initial queries to every stage of Sparse R-CNN
@@ -255,14 +277,34 @@ them. CLRNet fails because that mode of it reads a dict of images, while its own
 '''
 
 
+PARTS = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
+         ('Detector families of mmdet', 'mmdet', 'Family'),
+         ('Classifier families of torchvision', 'torchvision', 'Family'),
+         ('Classifier families of timm', 'timm', 'Family'))
+
+
 def page(state: dict) -> str:
     """The whole page from the results so far."""
-    parts = (('Classification backbones of mmpretrain', 'mmpretrain', 'Backbone'),
-             ('Detector families of mmdet', 'mmdet', 'Family'),
-             ('Classifier families of torchvision', 'torchvision', 'Family'),
-             ('Classifier families of timm', 'timm', 'Family'))
-    return HEADER + '\n'.join(f'## {title}\n\n' + table(state[scope], first) for title, scope, first in parts
-                              if state.get(scope))
+    return HEADER.replace('{older}', older(state)) + '\n'.join(
+        f'## {title}\n\n' + table(state[scope], first) for title, scope, first in PARTS if state.get(scope))
+
+
+def older(state: dict) -> str:
+    """A paragraph on rows of before parameters that no plan names were looked for; '' without such rows."""
+    found = {scope: sorted(n for n, row in state.get(scope, {}).items() if 'unnamed' not in row)
+             for _, scope, _ in PARTS}
+    parts = [f'all rows of {scope}' if len(names) == len(state[scope]) else f'of {scope} {", ".join(names)}'
+             for scope, names in found.items() if names]
+    text = (f'Of an older measurement are {"; ".join(parts)}: its reference was the float mode of the quantized model, '
+            'and it did not look for parameters that no plan names. `--again all` measures them anew.')
+    return '\n' + textwrap.fill(text, 120, break_on_hyphens=False) + '\n' if parts else ''
+
+
+def export_page(state: dict) -> str:
+    """The page of exports from the results so far."""
+    return export_coverage.HEADER + '\n'.join(
+        f'## {title}\n\n' + export_coverage.table(state[scope], first) for title, scope, first in PARTS
+        if any(row.get('export') for row in state.get(scope, {}).values()))
 
 
 def parse_args() -> argparse.Namespace:
@@ -270,6 +312,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default='docs/en/notes/zoo_coverage.md', help='markdown file to write')
     parser.add_argument('--state', default='docs/en/notes/zoo_coverage.json', help='results so far; a run adds to them')
+    parser.add_argument('--export', action='store_true',
+                        help='export what is measured, too')
+    parser.add_argument('--export-out', default='docs/en/notes/zoo_export.md', help='its markdown file')
     parser.add_argument('--limit', type=int, default=120, help='seconds of processor time a model; default 120')
     parser.add_argument('--only', help='regular expression: measure only these names')
     parser.add_argument('--source', '--scope', dest='scope', choices=ZOOS,
@@ -287,7 +332,7 @@ def read_state(path: str) -> dict:
 
 def coverage_of(row: dict) -> Coverage:
     """The result that a row of the JSON file holds, which has null for an SQNR that is none."""
-    return Coverage(**{k: v for k, v in row.items() if k != 'config' and v is not None})
+    return Coverage(**{k: v for k, v in row.items() if k not in ('config', 'export') and v is not None})
 
 
 def main() -> None:
@@ -309,7 +354,10 @@ def main() -> None:
             continue
         rows = state[scope]
         for name in set(models) & set(rows) if args.again else ():
-            if args.again == 'all' or not coverage_of(rows[name]).ok:
+            if args.export:
+                if args.again == 'all' or export_coverage.exported_of(rows[name].get('export', {})).failures():
+                    rows[name].pop('export', None)
+            elif args.again == 'all' or not coverage_of(rows[name]).ok:
                 del rows[name]
 
         def save(name, rows=rows):
@@ -317,9 +365,18 @@ def main() -> None:
             found = coverage_of(rows[name])
             logger.info(f'{name}: {found.quantized} of {found.layers} layers, {found.seconds:.1f} s {found.reason}')
 
+        def save_export(name, rows=rows):
+            write_json(args.state, state, sort_keys=True)
+            found = export_coverage.exported_of(rows[name]['export'])
+            logger.info(f'{name}: {found.files} files, {found.seconds:.1f} s {"; ".join(found.failures())}')
+
         measure(scope, models, sides, args.limit, rows, save)
+        if args.export:
+            measure_exports(scope, models, sides, args.limit, rows, save_export)
     if not args.list:
         write_text(args.out, page(state))
+        if args.export:
+            write_text(args.export_out, export_page(state))
 
 
 if __name__ == '__main__':

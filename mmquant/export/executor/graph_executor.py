@@ -19,7 +19,7 @@ from mmquant.export.executor.arithmetic import Arithmetic
 from mmquant.export.executor.graph_view import GraphView
 from mmquant.export.executor.moved import MARK
 from mmquant.export.executor.one_node import OneNode
-from mmquant.export.executor.plan import KERNELS, PRODUCTS, Planner, Step
+from mmquant.export.executor.plan import FLOAT_PRODUCTS, KERNELS, PRODUCTS, Planner, Step
 from mmquant.export.executor.pointwise import requantize
 from mmquant.export.executor.requantize import MODES
 from mmquant.export.executor.values import Quantized, Target, code_range
@@ -70,7 +70,7 @@ class GraphExecutor:
 
     @property
     def integer_share(self) -> float:
-        """Share of the multiplications of Conv, Gemm and MatMul that are done in integers; of the last run."""
+        """Share of the multiplications of convolutions and matrix products done in integers; of the last run."""
         macs = self.arithmetic.macs
         total = sum(macs.values())
         return sum(macs.get(s.node.name, 0) for s in self.steps if s.kind == 'kernel') / total if total else 1.0
@@ -128,9 +128,8 @@ class GraphExecutor:
                                           self.arithmetic)]
         arrays = [None if v is None else array_from(v) for v in values]
         results = [r if r is None else tensor_of(r) for r in self.nodes[id(step)](arrays)]
-        if step.node.op in PRODUCTS:
-            per_output = prod(arrays[1].shape[1:]) if step.node.op == 'Conv' else arrays[0].shape[-1]
-            self.arithmetic.macs[step.node.name] = results[0].numel() * per_output
+        if step.node.op in (*PRODUCTS, *FLOAT_PRODUCTS):
+            self.arithmetic.macs[step.node.name] = _macs(step.node.op, arrays, results[0])
         return results
 
     def _quantize(self, value: Any, target: Target) -> Tensor:
@@ -172,6 +171,12 @@ class GraphExecutor:
         grid = Quantized(torch.arange(low, high + 1), x.scale, x.zero).dequantize().numpy()
         outputs, = self.nodes[id(step)]([grid, *(None if v is None else array_from(v) for v in rest)])
         return step.target.quantize(tensor_of(outputs))[x.codes.long() - low]
+
+
+def _macs(op: str, arrays: list[np.ndarray], result: Tensor) -> int:
+    if op == 'ConvTranspose':
+        return arrays[0].size * prod(arrays[1].shape[1:])
+    return result.numel() * (arrays[0].shape[-1] if op in ('Gemm', 'MatMul') else prod(arrays[1].shape[1:]))
 
 
 def check_inputs(expected: list[Any], inputs: dict[str, np.ndarray]) -> None:

@@ -18,6 +18,7 @@ from mmquant.export.executor.values import Target, code_range
 KERNELS = dict(Conv=conv, Gemm=gemm, MatMul=gemm, Add=add, Mul=mul, Concat=concat, AveragePool=average_pool,
                GlobalAveragePool=global_average_pool)
 PRODUCTS = ('Conv', 'Gemm', 'MatMul')
+FLOAT_PRODUCTS = ('ConvTranspose', 'DeformConv')
 # ONNX Runtime has tables for the first two; other functions of one tensor it computes in float
 TABLES = {'Sigmoid', 'LeakyRelu'}
 MORE_TABLES = {'Relu', 'Clip', 'Tanh', 'HardSigmoid', 'HardSwish', 'Gelu', 'Elu', 'Erf', 'Exp', 'Softplus', 'Mish',
