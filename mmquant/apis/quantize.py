@@ -110,9 +110,9 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
             ``'nearest'`` trains nothing and takes seconds.
         w_bits, a_bits (int | None): Bits of weights and activations; None: float. Default 4.
         weight, activation (dict | None): Quantizers, such as ``dict(type='mmquant.APoTQuantizer')``; ``bits`` are
-            ``w_bits`` and ``a_bits`` if not given. Default: ``UniformAffineQuantizer``, weights per output channel;
-            a dict without ``type`` changes these.
-        overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer affine at 8 bits.
+            ``w_bits`` and ``a_bits`` if not given. Default: ``UniformAffineQuantizer``, weights per output channel,
+            symmetric at 8 bits, as integer kernels take them; a dict without ``type`` changes these.
+        overrides (list[dict] | None): See :class:`QuantizerPolicy`. Default: first and last layer uniform at 8 bits.
         settings: ``num_iters``, ``batch_size``, ``lr``, ``seed``, ``block_types``, ...: see :class:`Settings`.
 
     Returns:
@@ -126,7 +126,7 @@ def quantize(model: nn.Module, calib_loader: Iterable, recipe: str | dict | list
     check_keys(settings, Settings.__dataclass_fields__, 'quantize')
     check_types(settings, Settings, 'quantize')
     chosen = Settings(**settings)
-    spec = dict(weight={'bits': w_bits, **merged_config(AFFINE_WEIGHT, weight or {})},
+    spec = dict(weight={'bits': w_bits, **merged_config(_weight(w_bits), weight or {})},
                 activation={'bits': a_bits, **merged_config(AFFINE, activation or {})},
                 **{key: getattr(chosen, key) for key in OF_QUANTIZER})
     spec['overrides'] = _first_and_last(spec) if overrides is None else overrides
@@ -163,11 +163,16 @@ def _check_eager(model) -> None:
         raise ConfigError(f'model must be a torch.nn.Module with its weights loaded, got {type(model).__name__}')
 
 
+def _weight(bits: int | None) -> dict:
+    """The default quantizer of weights; at 8 bits without zero points, which integer kernels do not take."""
+    return dict(AFFINE_WEIGHT, **({'bits': 8, 'symmetric': True} if bits == 8 else {}))
+
+
 def _first_and_last(spec: dict) -> list[dict]:
-    """Affine quantizers of 8 bits at both ends, whatever the others are; what is float stays so."""
+    """Uniform quantizers of 8 bits at both ends, whatever the others are; what is float stays so."""
     first, last = dict(position='first'), dict(position='last')
     if spec['weight']['bits']:
-        first['weight'] = last['weight'] = dict(AFFINE_WEIGHT, bits=8)
+        first['weight'] = last['weight'] = _weight(8)
     if spec['activation']['bits']:
         first['output'] = last['input'] = dict(AFFINE, bits=8)
     return [first, last]

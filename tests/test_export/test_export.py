@@ -152,7 +152,8 @@ def test_a_layer_called_twice_shares_its_weight(tmp_path):
 
 
 def test_8_bit_zero_points_become_symmetric(tmp_path):
-    model, images = quantized(8, 8)
+    model, images = quantized(8, 8, weight=dict(symmetric=False), overrides=[])
+    assert not any(p.quantizer['symmetric'] for p in model.plan.weights.values())
     with torch.no_grad():
         before = model.run(images)
     files = model.export(tmp_path / 'm.onnx', images)
