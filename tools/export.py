@@ -84,7 +84,7 @@ def main() -> None:
 
 def publish(config: str, seed: int, files, verdict) -> None:
     """Store the runtime's metrics in the published record, and make the tables anew."""
-    facts = asdict(verdict)
+    facts = {key: value for key, value in asdict(verdict).items() if key != 'nodes'}
     simulated, ran = ({name: pair[i] for name, pair in verdict.metrics.items()} for i in (0, 1))
     sizes = dict(qdq=sum(map(osp.getsize, files.qdq)), packed=sum(map(osp.getsize, files.packed)) or None)
     publish_deployed(config, seed, dict(facts, metrics=ran), simulated, sizes)
