@@ -30,8 +30,8 @@ def test_files_and_report(work_dir, tmp_path):
     drops = [float(row['drop']) for row in rows]
     assert drops == sorted(drops, reverse=True) and all(row['gain'] and row['sqnr'] for row in rows)
     text = page.read_text()
-    section = text[text.index('<section id="sensitivity">'):text.index('<section id="weights">')]
-    assert 'Not measured yet' not in text and '>drop<' in section
+    section = text[text.index('<section id="sensitivity">'):text.index('<section id="deployed">')]
+    assert 'Not measured yet' not in section and '>drop<' in section
     assert all(f'<td>{name}</td>' in section for name in names)
     assert (tmp_path / 'sensitivity.png').stat().st_size > 5000
 

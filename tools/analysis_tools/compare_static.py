@@ -9,7 +9,6 @@ import argparse
 import copy
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -53,21 +52,11 @@ def write_float(model, shape: tuple[int, ...], path: Path) -> None:
     need('onnx').save(program.model_proto, path)
 
 
-def evaluate(runner, model, path: Path, shape: tuple[int, ...]) -> tuple[float, float]:
-    """(first metric of the test loop, milliseconds an image of it)."""
-    session = RuntimeSession(path)
-    run, spent, images = runner_of(session, None), [0.0], [0]
-
-    def timed(x):
-        started = time.perf_counter()
-        outputs = run(padded(x, shape))
-        spent[0] += time.perf_counter() - started
-        images[0] += len(x)
-        return outputs
-
-    with in_runtime(model, [timed], torch.zeros(1, *shape)):
-        metrics = runner.test()
-    return float(next(iter(metrics.values()))), spent[0] / max(images[0], 1) * 1e3
+def evaluate(runner, model, path: Path, shape: tuple[int, ...]) -> float:
+    """First metric of the test loop."""
+    run = runner_of(RuntimeSession(path), None)
+    with in_runtime(model, [lambda x: run(padded(x, shape))], torch.zeros(1, *shape)):
+        return float(next(iter(runner.test().values())))
 
 
 def main() -> None:
@@ -92,11 +81,9 @@ def main() -> None:
         with deployed(model, args.exported):
             pass  # it is whole, and of one part
         for label, path in files.items():
-            metric, ms = evaluate(runner, model, path, shape)
-            rows.append((label, metric, os.path.getsize(path) / 1e6, ms))
-            print(label, metric, ms, flush=True)
+            rows.append((label, evaluate(runner, model, path, shape), os.path.getsize(path) / 1e6))
     title = f'{Path(args.config).stem} beside the static quantizer of ONNX Runtime, {len(images)} calibration images'
-    print(show(title, ['metric', 'MB', 'ms an image'], rows, torch.device('cpu'), args.out))
+    print(show(title, ['file', 'metric', 'MB'], rows, torch.device('cpu'), args.out))
 
 
 if __name__ == '__main__':
