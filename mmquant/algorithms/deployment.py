@@ -120,7 +120,6 @@ class RoundBiases(Step):
             try:
                 change = round_bias(layer, scales.pop(), self.profile.largest_code)
             except NotInteger as error:
-                left.append(name)
                 print_log(f'the bias of {name} stays as it is: {error}', 'current', logging.WARNING)
                 continue
             context.records.append(dict(kind='bias', layer=name, shift=change, kept='rounded'))

@@ -14,13 +14,11 @@ class DeployProfile:
             are added, concatenated, pooled or returned; else only inputs of layers.
         largest_code (int): Bound for low-bit weights that are shifted up, see :func:`integer_weight`.
         smallest_packed (int): Fewest bits in which a packed file stores a weight.
-        zero_points (bool): Whether activations may have them.
     """
     opset: ClassVar[int] = 21
     between: ClassVar[bool] = True
     largest_code: ClassVar[int] = 127
     smallest_packed: ClassVar[int] = 2
-    zero_points: ClassVar[bool] = True
 
 
 @PROFILES.register_module(name=['ort_cpu', 'OrtCpu'])

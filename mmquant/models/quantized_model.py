@@ -84,7 +84,8 @@ class QuantizedModel(BaseModel):
         """
         if EXPORTING():
             raise NotImplementedError('quantized models cannot be exported by torch.export: their kernels are no '
-                                      'operators of torch. Use .save(path) and mmquant.load(model, path)')
+                                      'operators of torch. Use .export(path, images) for ONNX files, .save(path) and '
+                                      'mmquant.load(model, path) to keep it')
         was_plain = self.plain_memory  # another thread may lay it out meanwhile
         try:
             return self._forward(inputs, data_samples, mode)
