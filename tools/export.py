@@ -70,6 +70,7 @@ def main() -> None:
             return
         verdict = verify(model, files, chunks, args.num_images, classifier=not is_detector(model.architecture))
         verdict.metrics = deployed_metrics(model, files, runner)
+        verdict.evaluated = len(runner.test_loop.dataloader.dataset)
         note_verdict(cfg.work_dir, files, verdict)
         report = osp.join(cfg.work_dir, 'report.html')
         if osp.isfile(report):

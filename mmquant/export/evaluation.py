@@ -77,7 +77,7 @@ def deployed(model: QuantizedModel, path: str | os.PathLike, provider: str = 'on
     sessions = [IntegerOnly(file) if provider == INTEGER_ONLY else RuntimeSession(file, **options)
                 for file in files_of(path, about)]
     _warn_of_saturation(provider, files_of(path, about))
-    runs, shape = [runner_of(session, _batch(session)) for session in sessions], tuple(about['input']['shape'])
+    runs, shape = [runner_of(session, fixed_batch(session)) for session in sessions], tuple(about['input']['shape'])
     device = next(model.architecture.parameters()).device
     first = runs[0]
     runs[0] = lambda images: first(padded(images, shape))
@@ -94,7 +94,7 @@ def _warn_of_saturation(provider: str, files: list[Path]) -> None:
                   'no such limit', 'current', logging.WARNING)
 
 
-def _batch(session: RuntimeSession) -> int | None:
+def fixed_batch(session: RuntimeSession) -> int | None:
     """Fixed first size of a file's input."""
     first = session.inputs[0].type.tensor_type.shape.dim[0]
     return first.dim_value if first.HasField('dim_value') else None

@@ -54,12 +54,16 @@ def test_the_optimized_graph_is_integer(digits):
 
 
 def test_gates(digits):
-    verdict = verify(digits.model, digits.files, [digits.images], 32)
+    verdict = verify(digits.model, digits.files, [digits.images[:32]], 32)
     assert verdict.codes > 5e6 and verdict.codes_differing == 0 and verdict.integer_share == 1
     assert verdict.largest_step <= 1 and verdict.worst_share < 1e-3 and verdict.agreement >= 0.99
     assert verdict.packed_equal and not verdict.failures() and not verdict.islands
     verdict.worst_share = 0.01
     assert 'G2' in verdict.failures()[0]
+    verdict.worst_share, verdict.metrics, verdict.evaluated = 0, {'accuracy/top1': (99.2, 99.0)}, 500
+    assert not verdict.failures()  # one image of 500
+    verdict.evaluated = 1000
+    assert 'G3: accuracy/top1 99.2 in simulation, 99 in the runtime' in verdict.failures()
 
 
 def test_packed_file_computes_the_same(digits):
